@@ -1,0 +1,31 @@
+//! The agent of Loden: keeps this node's subnet lease in etcd, programs the kernel's overlay for every peer
+//! as flannel does, and loads the eBPF programs that carry the packets past it.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`cli`], [`config`] | flags and environment, flannel's and our own; the validated configuration |
+//! | [`network`], [`subnet`], [`lease`] | the network config, the choice of a subnet, the lease: pure |
+//! | [`registry`] | the only user of etcd-client: claim, keep alive, watch |
+//! | [`uplink`], [`subnet_file`] | the interface that carries the overlay; the contract file `subnet.env` |
+//! | [`kernel`] | the only user of rtnetlink: devices, routes, neighbours, FDB, and their events |
+//! | [`overlay`] | desired minus actual kernel state for all peers: pure |
+//! | [`firewall`] | forward and masquerade rules |
+//! | [`dataplane`] | the only user of aya: loads, pins, attaches, fills and reads maps |
+//! | [`endpoints`] | which local pod sits behind which veth: pure |
+//! | [`reconcile`] | the loop that brings all of them together |
+
+pub mod cli;
+pub mod config;
+pub mod dataplane;
+pub mod endpoints;
+pub mod firewall;
+pub mod kernel;
+pub mod lease;
+pub mod network;
+pub mod overlay;
+pub mod reconcile;
+pub mod registry;
+pub mod subnet;
+pub mod subnet_file;
+pub mod telemetry;
+pub mod uplink;
