@@ -107,6 +107,22 @@ pub struct Peer {
     pub pad: [u8; 3],
 }
 
+impl FlowKey {
+    /// A key from addresses and ports in host order.
+    #[inline(always)]
+    #[must_use]
+    pub fn new(protocol: u8, (local, local_port): (u32, u16), (remote, remote_port): (u32, u16)) -> Self {
+        Self {
+            local: local.to_be_bytes(),
+            remote: remote.to_be_bytes(),
+            local_port: local_port.to_be_bytes(),
+            remote_port: remote_port.to_be_bytes(),
+            protocol,
+            pad: [0; 3],
+        }
+    }
+}
+
 impl Peer {
     /// Whether no lease covers this slot.
     #[inline(always)]
@@ -134,7 +150,9 @@ pub struct Endpoint {
 }
 
 /// A flow as this node sees it: local pod first. ICMP echo has its identifier in both ports.
-#[repr(C)]
+///
+/// Aligned, because the programs build it on their stack, where the verifier allows no misaligned store.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// Address of the local pod.
@@ -180,7 +198,7 @@ pub struct Counter {
 }
 
 /// An address of the own subnet that a pod's veth was seen to send from, without being its endpoint.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SightingKey {
     /// Interface index of the host side of the veth.
@@ -190,7 +208,7 @@ pub struct SightingKey {
 }
 
 /// The rest of a sighting.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sighting {
     /// Source MAC of the packet.

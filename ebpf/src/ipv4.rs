@@ -145,16 +145,17 @@ pub fn encapsulate_ecn(inner_tos: u8) -> u8 {
 /// The first eight bytes of a TCP, UDP or ICMP header.
 pub type NextHeader = [u8; 8];
 
-/// Source and destination port, network order; an ICMP echo has its identifier in both.
+/// Source and destination port, host order; an ICMP echo has its identifier in both.
 ///
 /// `None` where the flow gate has nothing to go by: other protocols, and ICMP that is not echo.
 #[inline(always)]
 #[must_use]
-pub fn ports(protocol: u8, next: &NextHeader) -> Option<([u8; 2], [u8; 2])> {
+pub fn ports(protocol: u8, next: &NextHeader) -> Option<(u16, u16)> {
+    let word = |at: usize| u16::from_be_bytes([next[at], next[at + 1]]);
     match protocol {
-        TCP | UDP => Some(([next[0], next[1]], [next[2], next[3]])),
+        TCP | UDP => Some((word(0), word(2))),
         // Type 8 is a request, 0 its reply (RFC 792).
-        ICMP if next[0] == 8 || next[0] == 0 => Some(([next[4], next[5]], [next[4], next[5]])),
+        ICMP if next[0] == 8 || next[0] == 0 => Some((word(4), word(4))),
         _ => None,
     }
 }
@@ -233,10 +234,10 @@ mod tests {
 
     #[test]
     fn an_echo_has_its_identifier_in_both_ports_and_other_icmp_has_none() {
-        assert_eq!(ports(ICMP, &[8, 0, 1, 2, 7, 9, 0, 1]), Some(([7, 9], [7, 9])));
-        assert_eq!(ports(ICMP, &[0, 0, 1, 2, 7, 9, 0, 1]), Some(([7, 9], [7, 9])));
+        assert_eq!(ports(ICMP, &[8, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 0x0709)));
+        assert_eq!(ports(ICMP, &[0, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 0x0709)));
         assert_eq!(ports(ICMP, &[3, 4, 1, 2, 7, 9, 0, 1]), None);
         assert_eq!(ports(132, &[0, 1, 0, 2, 0, 0, 0, 0]), None, "SCTP");
-        assert_eq!(ports(UDP, &[0, 53, 1, 2, 0, 0, 0, 0]), Some(([0, 53], [1, 2])));
+        assert_eq!(ports(UDP, &[0, 53, 1, 2, 0, 0, 0, 0]), Some((53, 0x0102)));
     }
 }

@@ -129,14 +129,8 @@ fn flow_key(skb: &Skb, ip: &ipv4::Header) -> Option<(FlowKey, u8)> {
     let protocol = ipv4::protocol(ip);
     let (local_port, remote_port) = ipv4::ports(protocol, skb.bytes(next)?)?;
     let tcp_flags = if protocol == ipv4::TCP { skb.bytes::<1>(next + 13)?[0] } else { 0 };
-    let key = FlowKey {
-        local: ipv4::source(ip).to_be_bytes(),
-        remote: ipv4::destination(ip).to_be_bytes(),
-        local_port,
-        remote_port,
-        protocol,
-        pad: [0; 3],
-    };
+    let key =
+        FlowKey::new(protocol, (ipv4::source(ip), local_port), (ipv4::destination(ip), remote_port));
     Some((key, tcp_flags))
 }
 
@@ -151,7 +145,7 @@ fn foreign_source(skb: &Skb, frame: &ethernet::Header, source: u32, is_anothers:
     // Told once: the agent forgets a sighting that it wants to hear of again.
     if maps::SIGHTINGS.insert(key, &sighting, u64::from(BPF_NOEXIST)).is_ok() {
         // A full ring is no harm: the agent lists the sightings on its tick too.
-        let _ = maps::NEW_SIGHTINGS.output(&key, 0);
+        let _ = maps::NEW_SIGHTINGS.output_untyped::<SightingKey>(key, 0);
     }
     if is_anothers && globals::DROP_FORGED.load() == 1 {
         return Verdict::Drop(Reason::DropForgedPodSource);

@@ -138,14 +138,8 @@ fn flow_key(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(F
         // Nothing inside would show damage that the outer checksum does.
         return Err(Reason::PassWireChecksum.into());
     }
-    let key = FlowKey {
-        local: ipv4::destination(ip).to_be_bytes(),
-        remote: ipv4::source(ip).to_be_bytes(),
-        local_port,
-        remote_port,
-        protocol,
-        pad: [0; 3],
-    };
+    let key =
+        FlowKey::new(protocol, (ipv4::destination(ip), local_port), (ipv4::source(ip), remote_port));
     Ok((key, tcp_flags))
 }
 

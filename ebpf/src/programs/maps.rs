@@ -37,7 +37,7 @@ pub(super) static COUNTERS: PerCpuArray<Counter, COUNT> = PerCpuArray::new();
 pub(super) static SIGHTINGS: LruHashMap<SightingKey, Sighting, SIGHTINGS_MAX> = LruHashMap::new();
 
 #[btf_map]
-pub(super) static NEW_SIGHTINGS: RingBuf<SightingKey, 65_536> = RingBuf::new();
+pub(super) static NEW_SIGHTINGS: RingBuf<(), 65_536> = RingBuf::new();
 
 /// Counts one packet of `len` bytes.
 #[inline(always)]

@@ -53,10 +53,11 @@ pub(super) fn read(skb: &mut Skb, direction: Direction) -> Option<(ipv4::Header,
     let protocol = ipv4::protocol(&ip);
     let (source_port, destination_port) = ipv4::ports(protocol, skb.bytes(next)?)?;
     let tcp_flags = if protocol == ipv4::TCP { skb.bytes::<1>(next + 13)?[0] } else { 0 };
-    let (source, destination) = (ipv4::source(&ip).to_be_bytes(), ipv4::destination(&ip).to_be_bytes());
-    let (local, remote, local_port, remote_port) = match direction {
-        Direction::Outbound => (source, destination, source_port, destination_port),
-        Direction::Inbound => (destination, source, destination_port, source_port),
+    let source = (ipv4::source(&ip), source_port);
+    let destination = (ipv4::destination(&ip), destination_port);
+    let (local, remote) = match direction {
+        Direction::Outbound => (source, destination),
+        Direction::Inbound => (destination, source),
     };
-    Some((ip, FlowKey { local, remote, local_port, remote_port, protocol, pad: [0; 3] }, tcp_flags))
+    Some((ip, FlowKey::new(protocol, local, remote), tcp_flags))
 }
