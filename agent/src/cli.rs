@@ -131,7 +131,7 @@ pub fn parse(
         Some(_) => matches(args, None),
         None => {
             let rest = words::normalise(args.split_off(1), &top).map_err(Exit::error)?;
-            args.extend(rest.into_iter().map(|word| word.text));
+            args.extend(rest.into_iter().filter_map(|word| word.text));
             matches(args, None)
         }
     }
@@ -145,7 +145,10 @@ fn matches(args: Vec<OsString>, origin: Option<&str>) -> Result<Command, Exit> {
         .try_get_matches_from(args)
         .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
     found.map(|cli| cli.command).map_err(|error| match error.kind() {
-        clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion => {
+        clap::error::ErrorKind::DisplayVersion => {
+            Exit { text: concat!("loden ", env!("CARGO_PKG_VERSION")).to_owned(), code: 0 }
+        }
+        clap::error::ErrorKind::DisplayHelp => {
             Exit { text: error.render().to_string().trim_end().to_owned(), code: 0 }
         }
         clap::error::ErrorKind::MissingSubcommand

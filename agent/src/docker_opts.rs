@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -70,11 +71,19 @@ pub fn run(args: &DockerOptsArgs, environment: Variables) -> Result<(), DockerOp
         variables.extend(assignments(&content));
     }
     let content = render(args, &variables)?;
-    subnet_file::replace(&args.docker_file, content.as_bytes())
+    write(&args.docker_file, content.as_bytes())
         .map_err(|source| SubnetFileError::Write { path: args.docker_file.clone(), source })?;
     match subnet(&variables)? {
         Some(subnet) => refuse_foreign_route(subnet, Path::new("/proc/net/route")),
         None => Ok(()),
+    }
+}
+
+/// Writes through what is no regular file, as the script's `>` does: `-d /dev/stdout` prints.
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => fs::write(path, content),
+        _ => subnet_file::replace(path, content),
     }
 }
 

@@ -120,14 +120,17 @@ pub(crate) fn read(path: &Path) -> Result<Option<String>, SubnetFileError> {
     Ok(Some(String::from_utf8_lossy(&content).into_owned()))
 }
 
-/// Puts `content` at `path` with a rename, mode 0644.
+/// Puts `content` at `path` with a rename, mode 0644. Refuses to take the place of a device, pipe or directory.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
+        return Err(io::Error::other("it is there and is not a regular file"));
+    }
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-    let mut temporary = tempfile::Builder::new().prefix(".subnet.env.").tempfile_in(directory)?;
+    let mut temporary = tempfile::Builder::new().prefix(".loden.").tempfile_in(directory)?;
     temporary.write_all(content)?;
     temporary.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
     temporary.as_file().sync_all()?;

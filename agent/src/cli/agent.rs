@@ -153,7 +153,7 @@ pub struct UplinkArgs {
     pub iface: Vec<String>,
 
     /// Take the first interface whose address or name matches, if no --iface does; may be repeated
-    #[arg(long, value_name = "REGEX")]
+    #[arg(long, value_name = "REGEX", value_parser = flag_value::regex)]
     pub iface_regex: Vec<Regex>,
 
     /// Take the interface by which this address is reached, if no --iface or --iface-regex matches

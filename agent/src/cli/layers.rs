@@ -34,7 +34,7 @@ pub(super) struct Layer {
 impl Layer {
     /// The words for clap: those that set a flag to nothing are left out.
     pub(super) fn words(&self) -> Vec<OsString> {
-        self.words.iter().filter(|word| !word.is_unset()).map(|word| word.text.clone()).collect()
+        self.words.iter().filter_map(|word| word.text.clone()).collect()
     }
 }
 

@@ -13,6 +13,8 @@ use crate::config::flag_value::boolean;
 enum Takes {
     /// A value, after `=` or as the next word.
     Value,
+    /// The same, and an empty one is as good as none: flannel's default is empty.
+    ValueOrNothing,
     /// `true` or `false` after `=`, or nothing, which is `true`.
     Boolean,
     /// Nothing: help and version.
@@ -38,6 +40,7 @@ impl Flags {
                     Takes::Nothing
                 }
                 _ if arg.get_num_args().is_some_and(|range| range.min_values() == 0) => Takes::Boolean,
+                _ if arg.get_default_values().is_empty() => Takes::ValueOrNothing,
                 _ => Takes::Value,
             };
             flags.takes.insert(long.to_owned(), takes);
@@ -63,8 +66,9 @@ impl Flags {
 pub(super) struct Word {
     /// The flag, without dashes, that this word sets; `None` for a word that is no known flag.
     pub(super) flag: Option<String>,
-    /// `--flag=value`, or the word as it was. Empty words stand for nothing: see [`Word::is_unset`].
-    pub(super) text: OsString,
+    /// `--flag=value`, or the word as it was. `None` if the flag is given and set to nothing: it then counts as given,
+    /// so that no later place sets it, and clap is not told.
+    pub(super) text: Option<OsString>,
 }
 
 impl Word {
@@ -72,14 +76,11 @@ impl Word {
     pub(super) fn set(flag: &str, value: &OsStr) -> Self {
         let mut text = OsString::from(format!("--{flag}="));
         text.push(value);
-        Self { flag: Some(flag.to_owned()), text }
+        Self { flag: Some(flag.to_owned()), text: Some(text) }
     }
 
-    /// Whether the word gives its flag an empty value, which flannel takes as "not set".
-    pub(super) fn is_unset(&self) -> bool {
-        self.flag.is_some()
-            && self.text.as_bytes().ends_with(b"=")
-            && self.text.as_bytes().iter().filter(|byte| **byte == b'=').count() == 1
+    fn other(text: impl Into<OsString>) -> Self {
+        Self { flag: None, text: Some(text.into()) }
     }
 }
 
@@ -98,24 +99,24 @@ pub(super) fn normalise(words: Vec<OsString>, flags: &Flags) -> Result<Vec<Word>
                 let word = word.display();
                 return Err(format!("unexpected word '{word}' after --{flag}; write --{flag}={word}"));
             }
-            normalised.push(Word { flag: None, text: word });
+            normalised.push(Word::other(word));
             continue;
         };
         let value = value.map(OsStr::from_bytes);
         let known = flags.takes(name).zip(std::str::from_utf8(name).ok());
         match (known, value) {
-            (Some((Takes::Nothing, name)), None) => normalised.push(bare(name)),
+            (Some((Takes::Nothing, name)), None) => normalised.push(Word::other(format!("--{name}"))),
             (Some((Takes::Nothing, name)), Some(value)) => {
                 if boolean(&value.to_string_lossy()).map_err(|reason| invalid(value, name, &reason))? {
-                    normalised.push(bare(name));
+                    normalised.push(Word::other(format!("--{name}")));
                 }
             }
             (Some((Takes::Boolean, name)), None) => {
                 boolean_before = Some(name.to_owned());
                 normalised.push(Word::set(name, OsStr::new("true")));
             }
-            (Some((_, name)), Some(value)) => normalised.push(Word::set(name, value)),
-            (Some((Takes::Value, name)), None) => {
+            (Some((takes, name)), Some(value)) => normalised.push(set(takes, name, value)),
+            (Some((takes @ (Takes::Value | Takes::ValueOrNothing), name)), None) => {
                 let is_flag = |word: &OsString| {
                     split_flag(word.as_bytes()).is_some_and(|(name, _)| flags.takes(name).is_some())
                 };
@@ -127,23 +128,26 @@ pub(super) fn normalise(words: Vec<OsString>, flags: &Flags) -> Result<Vec<Word>
                              write --{name}=VALUE"
                         ));
                     }
-                    Some(next) => normalised.push(Word::set(name, &next)),
+                    Some(next) => normalised.push(set(takes, name, &next)),
                     None => return Err(format!("--{name} needs a value; write --{name}=VALUE")),
                 }
             }
             (None, _) if name.len() > 1 => {
                 let mut text = OsString::from("--");
                 text.push(OsStr::from_bytes(name));
-                normalised.push(Word { flag: None, text });
+                normalised.push(Word::other(text));
             }
-            (None, _) => normalised.push(Word { flag: None, text: word }),
+            (None, _) => normalised.push(Word::other(word)),
         }
     }
     Ok(normalised)
 }
 
-fn bare(name: &str) -> Word {
-    Word { flag: None, text: format!("--{name}").into() }
+fn set(takes: Takes, name: &str, value: &OsStr) -> Word {
+    match takes {
+        Takes::ValueOrNothing if value.is_empty() => Word { flag: Some(name.to_owned()), text: None },
+        _ => Word::set(name, value),
+    }
 }
 
 fn invalid(value: &OsStr, name: &str, reason: &str) -> String {

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use regex::Regex;
+
 /// The shortest TTL of a lease. etcd itself grants nothing below its election timeout (1 s by default, rounded up to
 /// 2 s), and a keep-alive goes out every third of the TTL: below 5 s one change of etcd's leader would lose the lease.
 pub const SHORTEST_LEASE: Duration = Duration::from_secs(5);
@@ -103,6 +105,15 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         rest = &rest[digits + 1..];
     }
     if smallest == u64::MAX { Err(RIGHT.into()) } else { Ok(Duration::from_secs(seconds)) }
+}
+
+/// A regular expression.
+pub fn regex(text: &str) -> Result<Regex, String> {
+    Regex::new(text).map_err(|error| {
+        let error = error.to_string();
+        let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        format!("must be a regular expression, such as ^eth[0-9]+$ ({reason})")
+    })
 }
 
 /// Directives of `tracing`'s filter.
