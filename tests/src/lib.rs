@@ -3,6 +3,7 @@
 //! Everything made here is removed when its value is dropped, in the order in which a person would: processes
 //! by their id, then namespaces. Names start with `ld` and carry the process id, so that suites run side by side.
 
+pub mod bpffs;
 pub mod etcd;
 pub mod netns;
 pub mod process;
