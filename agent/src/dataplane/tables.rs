@@ -1,6 +1,9 @@
 //! What the maps hold: compared with what they should, and read for people.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use aya::maps::{MapData, MapError, RingBuf};
 use ipnet::Ipv4Net;
@@ -34,6 +37,23 @@ impl Dataplane {
             }
         }
         Ok(())
+    }
+
+    /// Removes the slots that none of these peers covers; the others stay as they are. Returns how many went.
+    ///
+    /// # Errors
+    ///
+    /// Where the map cannot be written; what was written stays.
+    pub fn retain_peers(&mut self, paths: &[PeerPath]) -> Result<usize, DataplaneError> {
+        let (network, subnet_len) = (self.settings.network, self.settings.subnet_len);
+        let wanted: BTreeSet<u32> =
+            paths.iter().flat_map(|path| slots_of(path.subnet, network, subnet_len)).collect();
+        let gone: Vec<u32> = self.peers_held.keys().filter(|slot| !wanted.contains(slot)).copied().collect();
+        for slot in &gone {
+            self.peers.set(*slot, Peer::default(), 0).map_err(at(map::PEERS))?;
+            self.peers_held.remove(slot);
+        }
+        Ok(gone.len())
     }
 
     /// Makes these the peers. Subnets that the grid cannot hold are left to the kernel.
