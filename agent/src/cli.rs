@@ -111,6 +111,8 @@ pub fn parse(
     if Path::new(&args[0]).file_name().is_some_and(|name| name == "flanneld") {
         args.insert(1, "agent".into());
     }
+    // Help and usage speak of the program by its own name, whatever it was called as.
+    args[0] = "loden".into();
     let mut command = Cli::command();
     command.build();
     let top = words::Flags::of(&command);
