@@ -129,8 +129,7 @@ fn flow_key(skb: &Skb, ip: &ipv4::Header) -> Option<(FlowKey, u8)> {
     let protocol = ipv4::protocol(ip);
     let (local_port, remote_port) = ipv4::ports(protocol, skb.bytes(next)?)?;
     let tcp_flags = if protocol == ipv4::TCP { skb.bytes::<1>(next + 13)?[0] } else { 0 };
-    let key =
-        FlowKey::new(protocol, (ipv4::source(ip), local_port), (ipv4::destination(ip), remote_port));
+    let key = FlowKey::new(protocol, (ipv4::source(ip), local_port), (ipv4::destination(ip), remote_port));
     Some((key, tcp_flags))
 }
 

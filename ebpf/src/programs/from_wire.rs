@@ -138,8 +138,7 @@ fn flow_key(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(F
         // Nothing inside would show damage that the outer checksum does.
         return Err(Reason::PassWireChecksum.into());
     }
-    let key =
-        FlowKey::new(protocol, (ipv4::destination(ip), local_port), (ipv4::source(ip), remote_port));
+    let key = FlowKey::new(protocol, (ipv4::destination(ip), local_port), (ipv4::source(ip), remote_port));
     Ok((key, tcp_flags))
 }
 
