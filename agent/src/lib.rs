@@ -17,6 +17,7 @@
 pub mod cli;
 pub mod config;
 pub mod dataplane;
+pub mod docker_opts;
 pub mod endpoints;
 pub mod firewall;
 pub mod kernel;
