@@ -77,7 +77,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// Where the directory cannot be made, or the agent is not built.
+    /// Where the directory cannot be made.
     pub fn new(
         name: &str,
         netns: Netns,
@@ -85,9 +85,9 @@ impl Node {
         etcd: String,
         directory: PathBuf,
         bpffs: PathBuf,
+        binary: PathBuf,
     ) -> Result<Self> {
         fs::create_dir_all(directory.join("run")).with_context(|| directory.display().to_string())?;
-        let binary = binary()?;
         Ok(Self {
             agent: None,
             netns,

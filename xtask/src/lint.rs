@@ -20,7 +20,7 @@ pub(crate) fn run() -> Result<()> {
         ("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
         ("clippy for BPF", clippy_bpf()),
         ("documentation", documentation()),
-        ("licences and duplicates", cargo(&["deny", "--offline", "check", "bans", "licenses", "sources"])),
+        ("licences and duplicates", cargo(&["deny", "check", "bans", "licenses", "sources"])),
     ];
     let mut failed = Vec::new();
     for (name, mut command) in checks {

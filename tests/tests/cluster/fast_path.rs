@@ -57,5 +57,5 @@ fn without_the_programs_bulk_tcp_arrives_and_nothing_is_counted() {
     let (stream, share) = Share::during(&cluster.nodes, &[a, b], work).unwrap();
     assert_eq!(stream.bytes, 200_000_000);
     assert!(share.sent > 1000, "{share:?}");
-    assert_eq!((share.encapsulated, share.decapsulated), (0, 0));
+    assert_eq!((share.encapsulated, share.delivered), (0, 0));
 }
