@@ -114,7 +114,7 @@ fn route(desired: &Desired, peer: &OverlayPeer) -> Route {
 /// the same destination, metric and TOS (`NLM_F_REPLACE`), so that one need not be deleted.
 fn route_ops(desired: &Desired, target: &Target, actual: &Actual) -> (Vec<Route>, Vec<Route>) {
     let mut there: BTreeMap<Ipv4Net, Vec<&Route>> = BTreeMap::new();
-    for route in &actual.routes {
+    for route in actual.routes.iter().filter(|route| route.table == TABLE_MAIN) {
         there.entry(route.dst).or_default().push(route);
     }
     let mut set = Vec::new();
