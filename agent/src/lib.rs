@@ -16,7 +16,9 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod dataplane;
+pub mod docker_opts;
 pub mod endpoints;
 pub mod firewall;
 pub mod kernel;
@@ -25,6 +27,7 @@ pub mod network;
 pub mod overlay;
 pub mod reconcile;
 pub mod registry;
+pub mod run;
 pub mod subnet;
 pub mod subnet_file;
 pub mod telemetry;

@@ -1,3 +1,30 @@
-fn main() {
-    println!("{}", include_bytes!(concat!(env!("OUT_DIR"), "/loden-programs")).len());
+//! `loden`: parse, check, run.
+
+use std::process::ExitCode;
+
+use loden_agent::cli::{self, Command, Exit};
+use loden_agent::config::Config;
+use loden_agent::docker_opts;
+
+fn main() -> ExitCode {
+    match cli::parse(std::env::args_os(), &|name| std::env::var(name).ok()).and_then(run) {
+        Ok(code) => code,
+        Err(exit) => exit.report(),
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Exit> {
+    match command {
+        Command::Agent(args) => {
+            let _config = Config::from_args(args).map_err(Exit::error)?;
+            Err(Exit::error("the agent is not part of this build"))
+        }
+        Command::Cleanup(args) => {
+            let _config = Config::from_args(args.agent).map_err(Exit::error)?;
+            Err(Exit::error("cleanup is not part of this build"))
+        }
+        Command::DockerOpts(args) => docker_opts::run(&args, docker_opts::process_variables())
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|error| Exit { code: 1, ..Exit::error(error) }),
+    }
 }

@@ -1,1 +1,155 @@
-//! (in the making)
+//! `subnet.env`, the contract file: what dockerd, CNI plugins and scripts read to learn this node's subnet, and what the
+//! next agent, or flannel, reads to take the same subnet again.
+//!
+//! Written as flannel writes it, byte for byte; replaced by a rename, so that a reader sees the old or the new file and
+//! never half of one. What is read back may have been written by anybody.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+
+/// More than any `subnet.env`; what is larger is not one.
+const LARGEST: u64 = 64 * 1024;
+
+/// The content of `subnet.env`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubnetFile {
+    /// The overlay network, of which each node has a subnet.
+    pub network: Ipv4Net,
+    /// This node's subnet; host bits are ignored.
+    pub subnet: Ipv4Net,
+    /// MTU for containers, in bytes.
+    pub mtu: u16,
+    /// Whether the agent masquerades; dockerd must then not.
+    pub ip_masq: bool,
+}
+
+impl fmt::Display for SubnetFile {
+    /// The subnet is given with its first host address, which is the bridge's (`dockerd --bip`).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bridge = Ipv4Addr::from(u32::from(self.subnet.network()).saturating_add(1));
+        writeln!(f, "FLANNEL_NETWORK={}", self.network.trunc())?;
+        writeln!(f, "FLANNEL_SUBNET={bridge}/{}", self.subnet.prefix_len())?;
+        writeln!(f, "FLANNEL_MTU={}", self.mtu)?;
+        writeln!(f, "FLANNEL_IPMASQ={}", self.ip_masq)
+    }
+}
+
+impl SubnetFile {
+    /// Writes the file (mode 0644) and its directory (mode 0755), unless the file already says the same.
+    /// Answers whether it was written.
+    ///
+    /// # Errors
+    ///
+    /// [`SubnetFileError::Write`]; the file is then as it was.
+    pub fn write(&self, path: &Path) -> Result<bool, SubnetFileError> {
+        let content = self.to_string();
+        if matches!(read(path), Ok(Some(current)) if current == content) {
+            return Ok(false);
+        }
+        replace(path, content.as_bytes())
+            .map_err(|source| SubnetFileError::Write { path: path.into(), source })?;
+        Ok(true)
+    }
+}
+
+/// The subnet that the file at `path` gives, without host bits; `None` if there is no file or no subnet in it.
+///
+/// # Errors
+///
+/// [`SubnetFileError`] if the file cannot be read or its subnet cannot be understood. The caller goes on without
+/// a previous subnet.
+pub fn previous_subnet(path: &Path) -> Result<Option<Ipv4Net>, SubnetFileError> {
+    previous(path, "FLANNEL_SUBNET")
+}
+
+/// The overlay network that the file at `path` gives; like [`previous_subnet`].
+///
+/// # Errors
+///
+/// As [`previous_subnet`].
+pub fn previous_network(path: &Path) -> Result<Option<Ipv4Net>, SubnetFileError> {
+    previous(path, "FLANNEL_NETWORK")
+}
+
+fn previous(path: &Path, key: &'static str) -> Result<Option<Ipv4Net>, SubnetFileError> {
+    let Some(content) = read(path)? else { return Ok(None) };
+    let Some(value) = entry(&content, key) else { return Ok(None) };
+    match value.parse::<Ipv4Net>() {
+        Ok(net) => Ok(Some(net.trunc())),
+        Err(_) => {
+            let value = value.chars().take(64).flat_map(char::escape_default).collect();
+            Err(SubnetFileError::Value { path: path.into(), key, value })
+        }
+    }
+}
+
+/// The last value of `key` among `KEY=VALUE` lines, without quotes around it; `None` if it is missing or empty.
+pub(crate) fn entry<'a>(content: &'a str, key: &str) -> Option<&'a str> {
+    let value = content.lines().rev().find_map(|line| {
+        let line = line.trim();
+        let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
+        line.strip_prefix(key)?.strip_prefix('=')
+    })?;
+    let value = value.trim();
+    let unquoted = ['"', '\''].iter().find_map(|&quote| value.strip_prefix(quote)?.strip_suffix(quote));
+    Some(unquoted.unwrap_or(value)).filter(|value| !value.is_empty())
+}
+
+/// The content of the file, or `None` if there is none. Never blocks: a named pipe is refused, not waited for.
+pub(crate) fn read(path: &Path) -> Result<Option<String>, SubnetFileError> {
+    let failed = |source| SubnetFileError::Read { path: path.into(), source };
+    let file = match OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let is_file = file.metadata().map_err(failed)?.is_file();
+    let mut content = Vec::new();
+    if is_file {
+        file.take(LARGEST + 1).read_to_end(&mut content).map_err(failed)?;
+    }
+    if !is_file || content.len() as u64 > LARGEST {
+        return Err(SubnetFileError::NotASubnetFile { path: path.into() });
+    }
+    Ok(Some(String::from_utf8_lossy(&content).into_owned()))
+}
+
+/// Puts `content` at `path` with a rename, mode 0644. Refuses to take the place of a device, pipe or directory.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
+        return Err(io::Error::other("it is there and is not a regular file"));
+    }
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    let mut temporary = tempfile::Builder::new().prefix(".loden.").tempfile_in(directory)?;
+    temporary.write_all(content)?;
+    temporary.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    File::open(directory)?.sync_all()
+}
+
+/// The contract file cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SubnetFileError {
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} is not a file of at most 64 KiB, so no subnet.env", path.display())]
+    NotASubnetFile { path: PathBuf },
+    #[error("{}: {key}={value} must be an IPv4 address and prefix length, such as 10.5.72.1/24", path.display())]
+    Value { path: PathBuf, key: &'static str, value: String },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,59 @@
-//! (in the making)
+//! Logging: `tracing` to standard error, as text or as JSON.
+//!
+//! Standard error because that is where flannel logs (klog with `logtostderr`) and where systemd and the kubelet listen.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogConfig, LogFormat};
+
+/// Sets logging up for the whole process.
+///
+/// # Errors
+///
+/// If the directives cannot be understood, or logging has been set up already.
+pub fn init(config: &LogConfig) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(directives(config))?;
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
+    match config.format {
+        LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).try_init(),
+    }
+    .map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))
+}
+
+/// What is logged: the directives that were given, or those that klog's verbosity stands for.
+fn directives(config: &LogConfig) -> &str {
+    match (&config.directives, config.verbosity) {
+        (Some(directives), _) => directives,
+        (None, ..=0) => "info",
+        (None, 1..=4) => "info,loden_agent=debug,loden=debug",
+        (None, 5..) => "debug,loden_agent=trace,loden=trace",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(verbosity: i32, directives: Option<&str>) -> LogConfig {
+        LogConfig { format: LogFormat::Human, verbosity, directives: directives.map(str::to_owned) }
+    }
+
+    #[test]
+    fn verbosity_stands_for_directives_that_the_filter_takes() {
+        for verbosity in [i32::MIN, -1, 0, 1, 4, 5, 10, i32::MAX] {
+            EnvFilter::try_new(directives(&with(verbosity, None))).unwrap();
+        }
+        assert_eq!(directives(&with(0, None)), "info");
+        assert!(directives(&with(2, None)).contains("loden_agent=debug"));
+        assert!(directives(&with(9, None)).contains("loden_agent=trace"));
+    }
+
+    #[test]
+    fn directives_overrule_the_verbosity() {
+        assert_eq!(directives(&with(9, Some("warn"))), "warn");
+    }
+}
