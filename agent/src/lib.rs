@@ -12,6 +12,8 @@
 //! | [`firewall`] | forward and masquerade rules |
 //! | [`dataplane`] | the only user of aya: loads, pins, attaches, fills and reads maps |
 //! | [`endpoints`] | which local pod sits behind which veth: pure |
+//! | [`telemetry`], [`health`], [`service`] | logging; `/healthz` and `/readyz`; what the service manager is told |
+//! | [`docker_opts`] | dockerd's options from `subnet.env` |
 //! | [`reconcile`] | the loop that brings all of them together |
 
 pub mod cli;
@@ -20,12 +22,14 @@ pub mod dataplane;
 pub mod docker_opts;
 pub mod endpoints;
 pub mod firewall;
+pub mod health;
 pub mod kernel;
 pub mod lease;
 pub mod network;
 pub mod overlay;
 pub mod reconcile;
 pub mod registry;
+pub mod service;
 pub mod subnet;
 pub mod subnet_file;
 pub mod telemetry;
