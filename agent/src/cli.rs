@@ -37,12 +37,20 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// How the help tells of `cli/layers.rs`.
+const ENVIRONMENT: &str = "\
+Flags may be written with one dash or two, as flannel's. A flag that is not on the command line is taken from \
+FLANNEL_OPTIONS (a line of flags), then from its own variable (--etcd-prefix from FLANNELD_ETCD_PREFIX, --gate \
+from LODEN_GATE), then from FLANNEL_ETCD_ENDPOINTS or FLANNEL_ETCD and FLANNEL_ETCD_PREFIX or FLANNEL_ETCD_KEY.";
+
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the agent: keep this node's subnet lease, and carry packets to and from every other node
+    #[command(after_help = ENVIRONMENT)]
     Agent(AgentArgs),
     /// Remove from this node what the agent has left in place, and nothing else
+    #[command(after_help = ENVIRONMENT)]
     Cleanup(CleanupArgs),
     /// Write dockerd's options from subnet.env, as flannel's mk-docker-opts.sh does
     DockerOpts(DockerOptsArgs),

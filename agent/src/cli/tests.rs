@@ -195,6 +195,13 @@ fn a_value_may_begin_with_a_dash_unless_it_is_a_flag() {
 }
 
 #[test]
+fn two_dashes_alone_end_the_flags_and_nothing_may_follow() {
+    let env = [("FLANNELD_IFACE", "eth1")];
+    assert_eq!(agent_with(&["-ip-masq", "--"], &env).uplink.iface, ["eth1"]);
+    assert_eq!(refused(&["--", "-ip-masq"]), "loden: unexpected word '-ip-masq' after --");
+}
+
+#[test]
 fn values_may_hold_equals_signs() {
     assert_eq!(agent(&["-etcd-password=a=b="]).etcd.etcd_password.unwrap().expose(), "a=b=");
 }

@@ -94,6 +94,12 @@ pub(super) fn normalise(words: Vec<OsString>, flags: &Flags) -> Result<Vec<Word>
     let mut boolean_before: Option<String> = None;
     while let Some(word) = words.next() {
         let previous = boolean_before.take();
+        if word == "--" {
+            match words.next() {
+                None => break,
+                Some(next) => return Err(format!("unexpected word '{}' after --", next.display())),
+            }
+        }
         let Some((name, value)) = split_flag(word.as_bytes()) else {
             if let Some(flag) = previous.filter(|_| word.to_str().is_some_and(|word| boolean(word).is_ok())) {
                 let word = word.display();
