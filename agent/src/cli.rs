@@ -19,7 +19,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use agent::{AgentArgs, EtcdArgs, FlannelOnlyArgs, UplinkArgs};
 
-use crate::docker_opts::DockerOptsArgs;
+use crate::{docker_opts::DockerOptsArgs, status::StatusArgs};
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -49,6 +49,8 @@ pub enum Command {
     /// Run the agent: keep this node's subnet lease, and carry packets to and from every other node
     #[command(after_help = ENVIRONMENT)]
     Agent(AgentArgs),
+    /// Show what the running agent knows and does
+    Status(StatusArgs),
     /// Remove from this node what the agent has left in place, and nothing else
     #[command(after_help = ENVIRONMENT)]
     Cleanup(CleanupArgs),

@@ -1,1 +1,167 @@
-//! (in the making)
+//! The eBPF side of the data path: loading, pinning, attaching, and the maps. The only user of aya.
+//!
+//! Links and maps are pinned below `<bpffs-dir>/v<ABI_VERSION>/`, so they outlive the agent: a restart adopts the
+//! maps and swaps the programs in place ([`hooks`]), and no packet finds a hook without a program. What the
+//! maps should hold is compared with what they hold; nothing is replayed.
+//!
+//! It never decides which peer or endpoint belongs in a map: it is told.
+
+mod hooks;
+mod load;
+mod pins;
+mod tables;
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
+};
+use ipnet::Ipv4Net;
+use loden_ebpf::{
+    abi::{Counter, Endpoint, Peer, Sighting, SightingKey},
+    reason::Reason,
+};
+
+pub use self::{
+    hooks::{Direction, Hook, Program},
+    load::{Settings, probe},
+    pins::{Pins, detach_all},
+};
+
+/// What can go wrong between the agent and the kernel's BPF side.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The pin directory is not in a BPF file system and none could be mounted there.
+    #[error(
+        "{path}: no BPF file system there, and mounting one failed: {source}; mount it: mount -t bpf bpf {path}"
+    )]
+    Bpffs {
+        /// Where the pins would be.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A file operation on a pin.
+    #[error("pin {path}: {source}")]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The network does not fit the maps.
+    #[error(
+        "{what} has {size} slots and the fast path can hold {max}: run with --datapath=kernel or a larger SubnetLen unit"
+    )]
+    TooLarge {
+        /// The network or the own subnet.
+        what: &'static str,
+        /// What it would need.
+        size: u64,
+        /// What there is.
+        max: u32,
+    },
+    /// The kernel refused the object, a map or a program.
+    #[error("loading the programs: {0:#}")]
+    Load(#[source] anyhow::Error),
+    /// A program could not be attached.
+    #[error("attaching {program} to {interface}: {source:#}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        source: anyhow::Error,
+    },
+    /// A map could not be read or written.
+    #[error("map {map}: {source}")]
+    Map {
+        /// The map's name.
+        map: &'static str,
+        /// What the kernel said.
+        source: aya::maps::MapError,
+    },
+}
+
+/// The loaded programs and their maps.
+pub struct Dataplane {
+    ebpf: Ebpf,
+    settings: Settings,
+    pins: Pins,
+    hooks: BTreeMap<Hook, hooks::Attached>,
+    peers: Array<MapData, Peer>,
+    vteps: HashMap<MapData, [u8; 4], u32>,
+    endpoints: Array<MapData, Endpoint>,
+    epoch: Array<MapData, u32>,
+    counters: PerCpuArray<MapData, Counter>,
+    sightings: HashMap<MapData, SightingKey, Sighting>,
+    new_sightings: Option<RingBuf<MapData>>,
+    /// What PEERS holds, by slot; read back from the map at start and on each tick.
+    peers_held: BTreeMap<u32, Peer>,
+    /// What ENDPOINTS holds, by address, without the programs' own field.
+    endpoints_held: BTreeMap<Ipv4Addr, Endpoint>,
+}
+
+/// What changed in a map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Entries that are new.
+    pub added: usize,
+    /// Entries that have another value.
+    pub changed: usize,
+    /// Entries that are gone.
+    pub removed: usize,
+}
+
+impl Changes {
+    /// Whether nothing had to be done.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Whether something that packets may have relied on is no longer so.
+    #[must_use]
+    pub fn invalidates(self) -> bool {
+        self.changed + self.removed > 0
+    }
+}
+
+/// A peer as the fast path needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerPath {
+    /// The peer's subnet.
+    pub subnet: Ipv4Net,
+    /// The peer's VTEP address.
+    pub vtep: Ipv4Addr,
+    /// MAC of its VXLAN device.
+    pub vtep_mac: [u8; 6],
+    /// The way there, where the fast path may use it.
+    pub underlay: Option<Underlay>,
+}
+
+/// The way to a VTEP over the underlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// Interface index of the uplink.
+    pub uplink: u32,
+    /// The neighbour that gets the packets.
+    pub next_hop: Ipv4Addr,
+    /// Source of the outer packets.
+    pub source: Ipv4Addr,
+    /// Largest outer IP packet, in bytes.
+    pub mtu: u16,
+}
+
+/// Packets and bytes by reason, summed over the CPUs.
+pub type Counters = BTreeMap<Reason, Counter>;
+
+impl Dataplane {
+    /// What the programs were loaded with.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+}

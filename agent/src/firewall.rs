@@ -1,1 +1,88 @@
-//! (in the making)
+//! The two things that the host's firewall must do for the overlay: masquerade what leaves it, and let it
+//! be forwarded.
+//!
+//! *Masquerade* is an nft table of our own, `table ip loden`, with the meaning of flannel's iptables rules
+//! (not of its nft rules, whose fourth hides the sixth). It is replaced as a whole in one transaction.
+//! *Forward* cannot be a table of our own: an accept ends only the chain that it is in, and where another
+//! chain at the same hook drops (Docker sets the policy of iptables' `FORWARD` to DROP) the packet is gone. So
+//! an iptables chain `LODEN-FWD` accepts the network, jumped to from the head of `FORWARD`, behind Docker's
+//! `DOCKER-USER` alone, where operators put rules of their own. Without iptables on the host nobody can have
+//! set that policy, and there is nothing to do. br_netfilter is not needed.
+
+mod forward;
+mod masquerade;
+mod tool;
+
+use ipnet::Ipv4Net;
+
+use self::{forward::Forward, masquerade::Masquerade};
+pub use self::{masquerade::render, tool::FirewallError};
+
+/// What this module returns.
+pub type Result<T, E = FirewallError> = std::result::Result<T, E>;
+
+/// What the firewall is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirewallSpec {
+    /// The whole network.
+    pub network: Ipv4Net,
+    /// The subnet of this node.
+    pub subnet: Ipv4Net,
+    /// Masquerade what leaves the network (`--ip-masq`).
+    pub masquerade: bool,
+    /// Choose the source ports of masqueraded connections at random
+    /// (not `--ip-masq-fully-random-disable`): two nodes' connections collide less in the connection table.
+    pub fully_random: bool,
+    /// Let the network be forwarded (`--iptables-forward-rules`).
+    pub forward: bool,
+}
+
+/// The firewall rules of this node.
+#[derive(Debug)]
+pub struct Firewall {
+    spec: FirewallSpec,
+    masquerade: Masquerade,
+    forward: Forward,
+}
+
+impl Firewall {
+    /// The rules for a node; nothing is touched yet.
+    #[must_use]
+    pub fn new(spec: FirewallSpec) -> Self {
+        Self { spec, masquerade: Masquerade::default(), forward: Forward::default() }
+    }
+
+    /// What the rules are to do from the next [`Self::ensure`] on.
+    pub fn set_spec(&mut self, spec: FirewallSpec) {
+        self.spec = spec;
+    }
+
+    /// Sees to it that the rules are there, once each and in the right place, and says whether anything had to
+    /// be done. Rules that are right are only read.
+    ///
+    /// # Errors
+    ///
+    /// [`FirewallError`], where `nft` is needed and missing, or a tool says no. The other half is done all the
+    /// same.
+    pub async fn ensure(&mut self) -> Result<bool> {
+        let masquerade = self.masquerade.ensure(&self.spec).await;
+        let forward = self.forward.ensure(&self.spec).await;
+        Ok(masquerade? | forward?)
+    }
+
+    /// Whether the rules are as [`Self::ensure`] left them. `false` before the first time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ensure`].
+    pub async fn is_current(&self) -> Result<bool> {
+        Ok(self.masquerade.is_current(&self.spec).await? && self.forward.is_current(&self.spec).await?)
+    }
+
+    /// Removes all rules of ours, also those of an earlier run, and nothing else; goes on after a failure and
+    /// returns all of them.
+    pub async fn remove() -> Vec<FirewallError> {
+        let (masquerade, forward) = (masquerade::remove().await, forward::remove().await);
+        [masquerade, forward].into_iter().filter_map(Result::err).collect()
+    }
+}

@@ -1,1 +1,286 @@
-//! (in the making)
+//! The kernel's network objects over rtnetlink: links, addresses, routes, neighbours, FDB entries, and their
+//! events.
+//!
+//! The only module that uses rtnetlink and its packet types; nothing of them is visible outside. It reads
+//! and writes what it is told to; what ought to be there is decided in [`crate::overlay`]. A dump that the
+//! kernel marks as interrupted (something changed while it was read) is read again, so that a caller sees
+//! one state and not a mix of two. Everything here is IPv4.
+
+mod address;
+mod event;
+mod link;
+mod neighbour;
+mod peers;
+mod route;
+pub mod sysctl;
+mod vxlan;
+
+use std::{io, sync::Arc, time::Duration};
+
+use futures::StreamExt as _;
+use nix::errno::Errno;
+use rtnetlink::{
+    Handle,
+    packet_core::{
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+        NetlinkMessage, NetlinkPayload,
+    },
+    packet_route::RouteNetlinkMessage,
+};
+use tokio::{
+    sync::Mutex,
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
+
+pub(crate) use self::route::PROTOCOL_BOOT;
+pub use self::{
+    address::{Address, AddressScope},
+    event::{Change, Events, KernelEvent},
+    link::{Link, LinkKind, VxlanAttrs},
+    neighbour::{FdbEntry, FdbOf, Neighbour, NeighbourState},
+    peers::{OpError, Removed},
+    route::{ROUTE_PROTOCOL, Route, RouteKind, RouteTo, TABLE_MAIN},
+    vxlan::{DEFAULT_PORT, VxlanDevice, VxlanSpec},
+};
+
+/// What all functions here return.
+pub type Result<T, E = KernelError> = std::result::Result<T, E>;
+
+/// How long one answer of the kernel may take. It answers at once; only a lost message can take longer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a dump is tried that changes while it is read.
+const DUMP_TRIES: u32 = 20;
+
+/// How long the rest of a dump that nobody waits for may keep the socket.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// Why the kernel did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No netlink socket.
+    #[error("a netlink socket cannot be opened: {0}")]
+    Connect(#[source] io::Error),
+    /// The kernel said no.
+    #[error("{what}: {source}")]
+    Refused {
+        /// What was asked, in words.
+        what: String,
+        /// The kernel's errno.
+        source: io::Error,
+    },
+    /// The connection has ended: a bug or a dead runtime.
+    #[error("{what}: the netlink connection is closed")]
+    Closed {
+        /// What was asked, in words.
+        what: String,
+    },
+    /// No answer within ten seconds.
+    #[error("{what}: the kernel has not answered within {} s", ANSWER_LIMIT.as_secs())]
+    Silent {
+        /// What was asked, in words.
+        what: String,
+    },
+    /// The objects changed each time while they were listed.
+    #[error("{what}: the list changed {DUMP_TRIES} times while it was read")]
+    Restless {
+        /// What was asked, in words.
+        what: String,
+    },
+    /// A link that ought to be there is not.
+    #[error("there is no link {0}")]
+    NoLink(String),
+    /// Another device has the VNI and port that are wanted.
+    #[error(
+        "{name} cannot be created: {other} has VNI {vni} on UDP port {port} already; \
+         remove it, or choose another VNI or Port in the network config"
+    )]
+    VniTaken {
+        /// The device that was to be created.
+        name: String,
+        /// The device that is in the way.
+        other: String,
+        /// The VXLAN network identifier, 0 to 2^24-1.
+        vni: u32,
+        /// The UDP port.
+        port: u16,
+    },
+    /// The link's name is longer than the kernel takes (15 bytes), or empty.
+    #[error("link name {0:?} must have 1 to 15 bytes, none of them a slash or a blank")]
+    BadName(String),
+    /// A MAC address was set and something (systemd's MACAddressPolicy, for one) changes it again and again.
+    #[error("the MAC address of {name} does not stay: it was set to {wanted}, it is {found}")]
+    MacChanged {
+        /// The device.
+        name: String,
+        /// The address that was set.
+        wanted: String,
+        /// The address that was read back.
+        found: String,
+    },
+    /// A sysctl could not be read or written.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::SysctlError),
+}
+
+impl KernelError {
+    /// The errno with which the kernel refused, where it did.
+    #[must_use]
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            _ => None,
+        }
+    }
+}
+
+/// One rtnetlink connection, in the network namespace of the thread that made it. Clones share it; it ends
+/// with the last one.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    handle: Handle,
+    /// One socket carries one dump at a time; the kernel answers EBUSY to a second.
+    dumping: Arc<Mutex<()>>,
+    _connection: Arc<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection(AbortHandle);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Kernel {
+    /// Opens a connection. Must be called inside a tokio runtime, which carries it from then on.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Connect`] where the kernel grants no netlink socket.
+    pub fn connect() -> Result<Self> {
+        let (mut connection, handle, _) =
+            rtnetlink::new_connection_with_strict_check().map_err(KernelError::Connect)?;
+        // Seen here, an end of a dump and an acknowledgement tell a whole answer from a dead connection.
+        connection.set_forward_done(true);
+        connection.set_forward_ack(true);
+        let connection = Arc::new(Connection(tokio::spawn(connection).abort_handle()));
+        Ok(Self { handle, dumping: Arc::default(), _connection: connection })
+    }
+
+    /// Lists objects; the kernel filters by what `message` says where it can.
+    async fn dump(&self, what: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
+        let _one = self.dumping.lock().await;
+        for _ in 0..DUMP_TRIES {
+            let request = with_flags(message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+            match self.try_dump(what, request).await {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                // Whoever waited for the dump before has gone away, and its rest is still on the way.
+                Err(error) if error.errno() == Some(Errno::EBUSY) => sleep(BUSY_PAUSE).await,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(KernelError::Restless { what: what.to_owned() })
+    }
+
+    /// One reading; `None` where it was interrupted by a change.
+    async fn try_dump(
+        &self,
+        what: &str,
+        request: NetlinkMessage<RouteNetlinkMessage>,
+    ) -> Result<Option<Vec<RouteNetlinkMessage>>> {
+        let closed = || KernelError::Closed { what: what.to_owned() };
+        let mut answers = self.handle.clone().request(request).map_err(|_| closed())?;
+        let mut found = Vec::new();
+        let mut interrupted = false;
+        loop {
+            let answer = timeout(ANSWER_LIMIT, answers.next())
+                .await
+                .map_err(|_| KernelError::Silent { what: what.to_owned() })?
+                .ok_or_else(closed)?;
+            interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(message) => found.push(message),
+                NetlinkPayload::Done(done) if done.code == 0 => return Ok((!interrupted).then_some(found)),
+                NetlinkPayload::Done(done) => return Err(refused(what, done.code)),
+                NetlinkPayload::Error(error) => return Err(refused(what, error.raw_code())),
+                _ => return Ok(None),
+            }
+        }
+    }
+
+    /// Asks for one object.
+    async fn get(&self, what: &str, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage> {
+        let closed = || KernelError::Closed { what: what.to_owned() };
+        let request = with_flags(message, NLM_F_REQUEST);
+        let mut answers = self.handle.clone().request(request).map_err(|_| closed())?;
+        let answer = timeout(ANSWER_LIMIT, answers.next())
+            .await
+            .map_err(|_| KernelError::Silent { what: what.to_owned() })?
+            .ok_or_else(closed)?;
+        match answer.payload {
+            NetlinkPayload::InnerMessage(message) => Ok(message),
+            NetlinkPayload::Error(error) => Err(refused(what, error.raw_code())),
+            _ => Err(closed()),
+        }
+    }
+
+    /// Changes one object and waits for the kernel's acknowledgement. Requests are sent in the order in
+    /// which their futures are first polled, so several may be under way at once.
+    async fn change(&self, what: impl Fn() -> String, message: RouteNetlinkMessage, how: How) -> Result<()> {
+        let request = with_flags(message, NLM_F_REQUEST | NLM_F_ACK | how.flags());
+        let closed = || KernelError::Closed { what: what() };
+        let mut answers = self.handle.clone().request(request).map_err(|_| closed())?;
+        loop {
+            let answer = timeout(ANSWER_LIMIT, answers.next())
+                .await
+                .map_err(|_| KernelError::Silent { what: what() })?
+                .ok_or_else(closed)?;
+            match answer.payload {
+                NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
+                NetlinkPayload::Error(error) => return Err(refused(&what(), error.raw_code())),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What becomes of an object that is there, and of one that is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// It must not be there yet.
+    Create,
+    /// Made, or put in the place of the one that is there.
+    Replace,
+    /// Changed or deleted: it must be there.
+    Existing,
+}
+
+impl How {
+    fn flags(self) -> u16 {
+        match self {
+            Self::Create => NLM_F_CREATE | NLM_F_EXCL,
+            Self::Replace => NLM_F_CREATE | NLM_F_REPLACE,
+            Self::Existing => 0,
+        }
+    }
+}
+
+fn with_flags(message: RouteNetlinkMessage, flags: u16) -> NetlinkMessage<RouteNetlinkMessage> {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = flags;
+    request
+}
+
+fn refused(what: &str, code: i32) -> KernelError {
+    KernelError::Refused { what: what.to_owned(), source: io::Error::from_raw_os_error(code.abs()) }
+}
+
+/// A MAC address in the form in which it is written everywhere: lower case, colons.
+#[must_use]
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}

@@ -1,1 +1,30 @@
-//! (in the making)
+//! A lease: which node holds which subnet, as one key and one value in etcd.
+//!
+//! Keys and values are flannel's to the byte (`pkg/subnet/etcd`, `pkg/lease`), because flannel nodes read ours
+//! and write theirs. Everything read is hostile until parsed. This agent holds IPv4 leases only, but reads the
+//! dual-stack ones of others and understands their IPv4 half.
+
+mod attrs;
+mod key;
+
+use ipnet::Ipv4Net;
+
+pub use self::{
+    attrs::{AttrsError, LeaseAttrs, VtepData},
+    key::{KeyError, LeaseKey},
+};
+
+/// A subnet and the node that holds it, as etcd had it at `mod_revision`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lease {
+    /// The node's subnet, host bits cleared. The IPv4 half of [`Self::key`].
+    pub subnet: Ipv4Net,
+    /// The last segment of the key in etcd; it holds an IPv6 subnet as well where the lease is dual-stack.
+    pub key: LeaseKey,
+    /// Where the node is and how to reach it.
+    pub attrs: LeaseAttrs,
+    /// The etcd lease that the key lives by; `None`: a reservation, which does not run out.
+    pub etcd_lease: Option<i64>,
+    /// etcd's revision of the last write to the key.
+    pub mod_revision: i64,
+}

@@ -1,1 +1,185 @@
-//! (in the making)
+//! Which routes, neighbours and FDB entries carry the overlay, and what must change for them to be there:
+//! desired minus actual. Pure: it reads and writes nothing.
+//!
+//! As flannel does, a peer's subnet is routed to the base of the subnet on the VXLAN device (`onlink`), the
+//! base is a permanent neighbour with the peer's VTEP MAC address, and the FDB knows behind which VTEP that
+//! MAC address is. A direct peer is a plain route by its public address. Every route carries Loden's own
+//! protocol number; a route in flannel's form on the VXLAN device is adopted: replaced in place.
+//!
+//! What is ours, and so may be removed: on the VXLAN device, routes with our protocol number or in flannel's
+//! form, permanent neighbours inside the network, and permanent unicast FDB entries; on other links, routes
+//! into the network with our protocol number. Everything else is foreign and stays.
+
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+
+pub use self::plan::plan;
+use crate::kernel::{FdbEntry, Neighbour, Route, mac_text};
+
+/// Another node, as its lease describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverlayPeer {
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// Its public address, where its VXLAN device listens.
+    pub vtep: Ipv4Addr,
+    /// The MAC address of its VXLAN device. Not used for a direct peer.
+    pub vtep_mac: [u8; 6],
+    /// It is on the same link and packets go to it as they are, without encapsulation.
+    pub direct: bool,
+}
+
+/// The overlay as it ought to be on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// The whole network, of which every subnet is a part.
+    pub network: Ipv4Net,
+    /// The subnet of this node.
+    pub own: Ipv4Net,
+    /// The index of the VXLAN device.
+    pub device: u32,
+    /// The index of the uplink, by which direct peers are reached.
+    pub uplink: u32,
+    /// The peers by their subnets.
+    pub peers: BTreeMap<Ipv4Net, OverlayPeer>,
+}
+
+/// What the kernel has, as it says; see [`crate::kernel::Kernel::overlay_actual`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Actual {
+    /// The routes on the VXLAN device, and those with our protocol number anywhere.
+    pub routes: Vec<Route>,
+    /// The neighbours on the VXLAN device.
+    pub neighbours: Vec<Neighbour>,
+    /// The FDB of the VXLAN device.
+    pub fdb: Vec<FdbEntry>,
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Frames to this MAC address go to this VTEP.
+    SetFdb {
+        /// The VXLAN device.
+        device: u32,
+        /// The peer's VTEP MAC address.
+        mac: [u8; 6],
+        /// The peer's public address.
+        dst: Ipv4Addr,
+    },
+    /// Packets to this next hop go to this MAC address.
+    SetNeighbour {
+        /// The VXLAN device.
+        device: u32,
+        /// The base of the peer's subnet.
+        address: Ipv4Addr,
+        /// The peer's VTEP MAC address.
+        mac: [u8; 6],
+    },
+    /// The route to a peer's subnet, made or put in the place of another.
+    SetRoute(Route),
+    /// A route that leads to nobody any more.
+    DelRoute(Route),
+    /// A neighbour of no peer.
+    DelNeighbour {
+        /// The VXLAN device.
+        device: u32,
+        /// Its address.
+        address: Ipv4Addr,
+    },
+    /// An FDB entry of no peer.
+    DelFdb {
+        /// The VXLAN device.
+        device: u32,
+        /// The MAC address.
+        mac: [u8; 6],
+        /// The VTEP behind which it was.
+        dst: Ipv4Addr,
+    },
+}
+
+impl Op {
+    /// Whether it takes something away.
+    #[must_use]
+    pub fn is_removal(&self) -> bool {
+        matches!(self, Self::DelRoute(_) | Self::DelNeighbour { .. } | Self::DelFdb { .. })
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetFdb { mac, dst, .. } => write!(f, "FDB {} to {dst}", mac_text(*mac)),
+            Self::SetNeighbour { address, mac, .. } => write!(f, "neighbour {address} at {}", mac_text(*mac)),
+            Self::SetRoute(route) => write!(f, "route {}", Way(route)),
+            Self::DelRoute(route) => write!(f, "no more route {}", Way(route)),
+            Self::DelNeighbour { address, .. } => write!(f, "no more neighbour {address}"),
+            Self::DelFdb { mac, dst, .. } => write!(f, "no more FDB {} to {dst}", mac_text(*mac)),
+        }
+    }
+}
+
+struct Way<'a>(&'a Route);
+
+impl fmt::Display for Way<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Route { dst, gateway, ifindex, .. } = self.0;
+        write!(f, "{dst}")?;
+        if let Some(gateway) = gateway {
+            write!(f, " via {gateway}")?;
+        }
+        match ifindex {
+            Some(ifindex) => write!(f, " on link {ifindex}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The steps that make the actual state the desired one.
+///
+/// Whatever is set comes before whatever is removed, in the order FDB, neighbour, route (flannel sets the
+/// neighbour first; this way round a peer's new MAC address is known to the FDB before a packet carries it),
+/// and removals come in the reverse order: no packet finds a route that leads nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// The steps, in order.
+    pub ops: Vec<Op>,
+    /// The peers that cannot be served, and why.
+    pub refused: Vec<(OverlayPeer, Refusal)>,
+}
+
+impl Plan {
+    /// Whether everything is as it ought to be.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+}
+
+/// Why a peer gets no route: its lease is wrong, or contradicts another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The subnet is not a part of the network.
+    #[error("its subnet is outside the network")]
+    OutsideNetwork,
+    /// It would take packets that are for this node.
+    #[error("its subnet overlaps this node's own")]
+    OverlapsOwn,
+    /// The MAC address is zero or a group's.
+    #[error("its VtepMAC is not a unicast address")]
+    BadMac,
+    /// The public address is none of a host.
+    #[error("its public address is not a unicast address")]
+    BadVtep,
+    /// Two peers with one MAC address behind different VTEPs: the one with the lower subnet is served.
+    #[error("its VtepMAC is that of {0} too, at another public address")]
+    MacOf(Ipv4Net),
+    /// Two subnets with the same base: the shorter prefix is served.
+    #[error("its subnet has the same base as {0}")]
+    BaseOf(Ipv4Net),
+}

@@ -1,1 +1,15 @@
-#![no_std]
+//! What the eBPF programs and the agent share: the map ABI, and packet code that is pure.
+//!
+//! Everything here is `no_std`, free of helpers and of maps, and is unit-tested on the host. The programs
+//! (`src/main.rs`) only fetch bytes, ask this library, and store bytes.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod abi;
+pub mod checksum;
+pub mod ethernet;
+pub mod flow;
+pub mod grid;
+pub mod ipv4;
+pub mod reason;
+pub mod vxlan;

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use crate::{
     netns::{self, Netns},
     process::{Process, wait_for},
+    remains,
 };
 
 /// A single etcd with a data directory of its own.
@@ -46,7 +47,7 @@ impl Etcd {
     }
 
     fn start(netns: Option<String>, address: Ipv4Addr, client_port: u16, peer_port: u16) -> Result<Self> {
-        let data = tempfile::tempdir()?;
+        let data = remains::directory("etcd")?;
         let mut etcd = Self { process: None, data, address, client_port, peer_port, netns };
         etcd.restart()?;
         Ok(etcd)

@@ -3,6 +3,15 @@
 //! Everything made here is removed when its value is dropped, in the order in which a person would: processes
 //! by their id, then namespaces. Names start with `ld` and carry the process id, so that suites run side by side.
 
+pub mod bpffs;
+pub mod cluster;
+pub mod container;
+pub mod counters;
 pub mod etcd;
+pub mod flannel;
 pub mod netns;
+pub mod node;
 pub mod process;
+pub mod remains;
+pub mod traffic;
+pub mod underlay;

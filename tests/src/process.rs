@@ -1,6 +1,7 @@
 //! A child process that ends with its owner.
 
 use std::{
+    os::unix::process::CommandExt as _,
     process::{Child, Command, ExitStatus},
     thread,
     time::{Duration, Instant},
@@ -19,13 +20,14 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the command.
+    /// Starts the command, in a process group of its own: Ctrl-C reaches only us, and we end it in good order.
     ///
     /// # Errors
     ///
     /// Where the program is missing.
     pub fn start(command: &mut Command) -> Result<Self> {
-        let child = command.spawn().with_context(|| format!("{command:?} cannot be started"))?;
+        let child =
+            command.process_group(0).spawn().with_context(|| format!("{command:?} cannot be started"))?;
         Ok(Self { child })
     }
 

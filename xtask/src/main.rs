@@ -1,1 +1,57 @@
-fn main() {}
+//! The jobs around the code: `cargo xtask setup | build-ebpf | demo | test | lint`.
+//!
+//! Progress goes to standard error, results to standard output. Nothing here depends on the agent's crate:
+//! setup must run before that can compile.
+
+mod build;
+mod demo;
+mod ebpf;
+mod interrupt;
+mod lint;
+mod progress;
+mod setup;
+mod table;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The jobs around the code of Loden.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    job: Job,
+}
+
+#[derive(Debug, Subcommand)]
+enum Job {
+    /// Install what building and testing need; says what it does, and does nothing where all is there
+    Setup,
+    /// Compile the eBPF programs, load them, and print their sizes
+    BuildEbpf,
+    /// Three nodes, six containers, one etcd on this machine: show that they reach each other, and how fast
+    Demo(demo::Options),
+    /// Run the rings of tests
+    Test(test::Options),
+    /// Check format, clippy for host and BPF, documentation, licences
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().job {
+        Job::Setup => setup::run(),
+        Job::BuildEbpf => setup::run().and_then(|()| ebpf::run()),
+        Job::Demo(options) => demo::run(&options),
+        Job::Test(options) => setup::run().and_then(|()| test::run(&options)),
+        Job::Lint => setup::run().and_then(|()| lint::run()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Attaching: one program per hook, swapped in place when it is there already.
+
+use std::{collections::BTreeSet, mem};
+
+use anyhow::{Context as _, Result};
+use aya::programs::{
+    LinkOrder, SchedClassifier, TcAttachType,
+    links::{FdLink, PinnedLink},
+    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+};
+use loden_ebpf::abi::program;
+
+use super::{Dataplane, DataplaneError, pins::Pins};
+
+/// Priority of our filters on kernels without TCX (before 6.6), where a hook is a number on a clsact qdisc.
+const CLSACT_PRIORITY: u16 = 1;
+/// Handle of our filters there.
+const CLSACT_HANDLE: u32 = 0x10de;
+
+/// Side of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// What the interface receives.
+    Ingress,
+    /// What it sends.
+    Egress,
+}
+
+/// A program, and with it the side of the interface on which it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Program {
+    /// Ingress of a pod's veth.
+    FromPod,
+    /// Egress of a pod's veth.
+    ToPod,
+    /// Ingress of an uplink.
+    FromWire,
+    /// Ingress of the VXLAN device.
+    FromOverlay,
+    /// Egress of the VXLAN device.
+    ToOverlay,
+}
+
+impl Program {
+    /// Every program.
+    pub const ALL: &'static [Self] =
+        &[Self::FromPod, Self::ToPod, Self::FromWire, Self::FromOverlay, Self::ToOverlay];
+
+    /// Its name in the object and in the kernel.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FromPod => program::FROM_POD,
+            Self::ToPod => program::TO_POD,
+            Self::FromWire => program::FROM_WIRE,
+            Self::FromOverlay => program::FROM_OVERLAY,
+            Self::ToOverlay => program::TO_OVERLAY,
+        }
+    }
+
+    /// The side on which it runs.
+    #[must_use]
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::FromPod | Self::FromWire | Self::FromOverlay => Direction::Ingress,
+            Self::ToPod | Self::ToOverlay => Direction::Egress,
+        }
+    }
+}
+
+/// A place where a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hook {
+    /// What runs.
+    pub program: Program,
+    /// Interface index.
+    pub ifindex: u32,
+}
+
+impl Hook {
+    /// The hook that a pin's file name stands for.
+    #[must_use]
+    pub(super) fn from_pin(name: &str) -> Option<Self> {
+        let (program, ifindex) = name.rsplit_once('-')?;
+        let program = *Program::ALL.iter().find(|p| p.name() == program)?;
+        Some(Self { program, ifindex: ifindex.parse().ok()? })
+    }
+}
+
+/// How a program is attached.
+pub(super) enum Attached {
+    /// A TCX link, pinned.
+    Tcx,
+    /// A filter on a clsact qdisc, known by its numbers.
+    Clsact,
+}
+
+impl Dataplane {
+    /// Makes these the hooks that have our programs: attaches what is missing, swaps what an earlier agent
+    /// attached, takes off what is no longer wanted. Goes on past failures and returns them.
+    pub fn set_hooks(&mut self, wanted: &[(Hook, String)]) -> Vec<DataplaneError> {
+        let mut errors = Vec::new();
+        for (hook, interface) in wanted {
+            if self.hooks.contains_key(hook) {
+                continue;
+            }
+            match self.attach(*hook, interface) {
+                Ok(attached) => {
+                    tracing::debug!(program = hook.program.name(), interface, "attached");
+                    self.hooks.insert(*hook, attached);
+                }
+                Err(source) => errors.push(DataplaneError::Attach {
+                    program: hook.program.name(),
+                    interface: interface.clone(),
+                    source,
+                }),
+            }
+        }
+        let keep: BTreeSet<Hook> = wanted.iter().map(|(hook, _)| *hook).collect();
+        for hook in self.pins.pinned_hooks() {
+            if !keep.contains(&hook) {
+                errors.extend(self.detach(hook).err());
+            }
+        }
+        self.hooks.retain(|hook, _| keep.contains(hook));
+        errors
+    }
+
+    /// Forgets what is attached to hooks whose link the kernel no longer has, so that the next
+    /// [`Self::set_hooks`] attaches it again. Returns how many.
+    pub fn check_hooks(&mut self) -> usize {
+        let before = self.hooks.len();
+        let pins = &self.pins;
+        self.hooks.retain(|hook, attached| match attached {
+            Attached::Tcx => pins.link(hook).exists(),
+            Attached::Clsact => true,
+        });
+        before - self.hooks.len()
+    }
+
+    fn attach(&mut self, hook: Hook, interface: &str) -> Result<Attached> {
+        let pin = self.pins.link(&hook);
+        let classifier = self.classifier(hook.program)?;
+        if pin.exists() {
+            match swap(classifier, &pin) {
+                Ok(()) => return Ok(Attached::Tcx),
+                // The pin is of a link whose interface is gone; its number belongs to another one now.
+                Err(error) => {
+                    tracing::debug!(pin = %pin.display(), "a stale link is replaced: {error:#}");
+                    Pins::remove(&pin)?;
+                }
+            }
+        }
+        let side = match hook.program.direction() {
+            Direction::Ingress => TcAttachType::Ingress,
+            Direction::Egress => TcAttachType::Egress,
+        };
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        match classifier.attach_with_options(interface, side, first) {
+            Ok(id) => {
+                let link: FdLink = classifier.take_link(id)?.try_into()?;
+                link.pin(&pin).with_context(|| format!("pinning the link at {}", pin.display()))?;
+                Ok(Attached::Tcx)
+            }
+            Err(tcx) => attach_clsact(classifier, interface, side)
+                .with_context(|| format!("by clsact, after TCX said: {tcx:#}"))
+                .map(|()| Attached::Clsact),
+        }
+    }
+
+    fn detach(&mut self, hook: Hook) -> Result<(), DataplaneError> {
+        Pins::remove(&self.pins.link(&hook))
+    }
+
+    fn classifier(&mut self, program: Program) -> Result<&mut SchedClassifier> {
+        let name = program.name();
+        Ok(self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+    }
+}
+
+/// Puts our program into a pinned link, atomically (`BPF_LINK_UPDATE`).
+fn swap(classifier: &mut SchedClassifier, pin: &std::path::Path) -> Result<()> {
+    let link = FdLink::from(PinnedLink::from_pin(pin)?);
+    let id = classifier.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+    // The pin holds the link; our descriptor of it may go without detaching anything.
+    drop(classifier.take_link(id)?);
+    Ok(())
+}
+
+fn attach_clsact(classifier: &mut SchedClassifier, interface: &str, side: TcAttachType) -> Result<()> {
+    // It may be there already; if it is missing after this, attaching says so.
+    let _ = tc::qdisc_add_clsact(interface);
+    let handle = TcHandle::from(CLSACT_HANDLE);
+    let earlier = SchedClassifierLink::attached(interface, side, CLSACT_PRIORITY, handle, None)?;
+    let id = match classifier.attach_to_link(earlier) {
+        Ok(id) => id,
+        Err(_) => {
+            let options = NlOptions { priority: CLSACT_PRIORITY, handle, classid: None };
+            classifier.attach_with_options(interface, side, TcAttachOptions::Netlink(options))?
+        }
+    };
+    // A filter stays until somebody deletes it; dropping the link would.
+    mem::forget(classifier.take_link(id)?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_name_says_program_and_interface() {
+        assert_eq!(Hook::from_pin("from_pod-17"), Some(Hook { program: Program::FromPod, ifindex: 17 }));
+        for other in ["from_pod", "from_pod-", "from_pod-x", "theirs-3", "", "-1"] {
+            assert_eq!(Hook::from_pin(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Loading: constants, map sizes, and the maps of an earlier agent.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+
+use anyhow::Context as _;
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapInfo, PerCpuArray, RingBuf},
+    programs::SchedClassifier,
+};
+use ipnet::Ipv4Net;
+use loden_ebpf::{
+    abi::{self, ENDPOINTS_MAX, PEERS_MAX, global, map},
+    reason,
+};
+
+use super::{
+    Dataplane, DataplaneError, Program,
+    pins::{PINNED_MAPS, Pins},
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/loden-programs"));
+
+/// What is constant while the programs are loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The cluster's network.
+    pub network: Ipv4Net,
+    /// Prefix length of the subnets.
+    pub subnet_len: u8,
+    /// This node's subnet.
+    pub subnet: Ipv4Net,
+    /// The address at which this node receives VXLAN.
+    pub vtep: Ipv4Addr,
+    /// MAC of the VXLAN device.
+    pub vtep_mac: [u8; 6],
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// Range of UDP source ports.
+    pub source_ports: (u16, u16),
+    /// TTL of outer packets.
+    pub outer_ttl: u8,
+    /// Every flow must qualify before it is fast.
+    pub strict: bool,
+    /// Drop packets with a forged source.
+    pub drop_forged: bool,
+}
+
+impl Settings {
+    /// Slots of the peer map.
+    fn peer_slots(&self) -> Result<u32, DataplaneError> {
+        slots("the network", self.subnet_len.saturating_sub(self.network.prefix_len()), PEERS_MAX)
+    }
+
+    /// Slots of the endpoint map.
+    fn endpoint_slots(&self) -> Result<u32, DataplaneError> {
+        slots("the own subnet", 32 - self.subnet.prefix_len(), ENDPOINTS_MAX)
+    }
+}
+
+fn slots(what: &'static str, bits: u8, max: u32) -> Result<u32, DataplaneError> {
+    let size = 1u64 << bits;
+    match u32::try_from(size) {
+        Ok(slots) if slots <= max => Ok(slots),
+        _ => Err(DataplaneError::TooLarge { what, size, max }),
+    }
+}
+
+/// Loads the programs once and lets them go again: what the kernel says where it cannot.
+///
+/// # Errors
+///
+/// With the kernel's own words for what is missing.
+pub fn probe(settings: &Settings) -> Result<(), DataplaneError> {
+    load(settings, None).map(drop)
+}
+
+impl Dataplane {
+    /// Loads the programs, with the maps that are pinned where they fit. Nothing is attached yet.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel lacks something (it is named), the network is too large for the maps, or pins are refused.
+    pub fn load(settings: &Settings, bpffs_dir: &Path) -> Result<Self, DataplaneError> {
+        let pins = Pins::below(bpffs_dir);
+        pins.prepare(bpffs_dir)?;
+        remove_misfits(&pins, settings)?;
+        let mut ebpf = load(settings, Some(&pins))?;
+        let mut take = |name: &'static str| {
+            ebpf.take_map(name)
+                .with_context(|| format!("the object has no map {name}"))
+                .map_err(DataplaneError::Load)
+        };
+        let error = |map| move |source| DataplaneError::Map { map, source };
+        let mut dataplane = Self {
+            peers: Array::try_from(take(map::PEERS)?).map_err(error(map::PEERS))?,
+            vteps: HashMap::try_from(take(map::VTEPS)?).map_err(error(map::VTEPS))?,
+            endpoints: Array::try_from(take(map::ENDPOINTS)?).map_err(error(map::ENDPOINTS))?,
+            epoch: Array::try_from(take(map::EPOCH)?).map_err(error(map::EPOCH))?,
+            counters: PerCpuArray::try_from(take(map::COUNTERS)?).map_err(error(map::COUNTERS))?,
+            sightings: HashMap::try_from(take(map::SIGHTINGS)?).map_err(error(map::SIGHTINGS))?,
+            new_sightings: Some(
+                RingBuf::try_from(take(map::NEW_SIGHTINGS)?).map_err(error(map::NEW_SIGHTINGS))?,
+            ),
+            ebpf,
+            settings: settings.clone(),
+            pins,
+            hooks: BTreeMap::new(),
+            peers_held: BTreeMap::new(),
+            endpoints_held: BTreeMap::new(),
+        };
+        dataplane.read_back()?;
+        Ok(dataplane)
+    }
+}
+
+fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError> {
+    let network = u32::from(settings.network.network());
+    let network_mask = u32::from(settings.network.netmask());
+    let grid_shift = u32::from(32 - settings.subnet_len);
+    let subnet = u32::from(settings.subnet.network());
+    let subnet_mask = u32::from(settings.subnet.netmask());
+    let vtep = u32::from(settings.vtep);
+    let (strict, drop_forged) = (u8::from(settings.strict), u8::from(settings.drop_forged));
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global(global::NETWORK, &network, true)
+        .override_global(global::NETWORK_MASK, &network_mask, true)
+        .override_global(global::GRID_SHIFT, &grid_shift, true)
+        .override_global(global::SUBNET, &subnet, true)
+        .override_global(global::SUBNET_MASK, &subnet_mask, true)
+        .override_global(global::VTEP, &vtep, true)
+        .override_global(global::VTEP_MAC, &settings.vtep_mac, true)
+        .override_global(global::VNI, &settings.vni, true)
+        .override_global(global::PORT, &settings.port, true)
+        .override_global(global::SOURCE_PORT_MIN, &settings.source_ports.0, true)
+        .override_global(global::SOURCE_PORT_MAX, &settings.source_ports.1, true)
+        .override_global(global::OUTER_TTL, &settings.outer_ttl, true)
+        .override_global(global::STRICT, &strict, true)
+        .override_global(global::DROP_FORGED, &drop_forged, true)
+        .map_max_entries(map::PEERS, settings.peer_slots()?)
+        .map_max_entries(map::ENDPOINTS, settings.endpoint_slots()?);
+    if let Some(pins) = pins {
+        for name in PINNED_MAPS {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|error| DataplaneError::Load(error.into()))?;
+    for program in Program::ALL {
+        load_program(&mut ebpf, *program).map_err(DataplaneError::Load)?;
+    }
+    Ok(ebpf)
+}
+
+fn load_program(ebpf: &mut Ebpf, program: Program) -> anyhow::Result<()> {
+    let name = program.name();
+    let classifier: &mut SchedClassifier =
+        ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
+    classifier.load().with_context(|| format!("the kernel refuses program {name}"))
+}
+
+/// Removes the pins of maps that this agent would misread or that have another size: the programs that still
+/// run keep their maps until they are swapped, and the new ones start with maps of their own.
+fn remove_misfits(pins: &Pins, settings: &Settings) -> Result<(), DataplaneError> {
+    let word = size_of::<u32>() as u32;
+    let expected = [
+        (map::PEERS, word, size_of::<abi::Peer>() as u32, settings.peer_slots()?),
+        (map::VTEPS, word, word, abi::VTEPS_MAX as u32),
+        (map::ENDPOINTS, word, size_of::<abi::Endpoint>() as u32, settings.endpoint_slots()?),
+        (map::FLOWS, size_of::<abi::FlowKey>() as u32, size_of::<abi::Flow>() as u32, abi::FLOWS_MAX as u32),
+        (map::EPOCH, word, word, 1),
+        (map::COUNTERS, word, size_of::<abi::Counter>() as u32, reason::COUNT as u32),
+        (
+            map::SIGHTINGS,
+            size_of::<abi::SightingKey>() as u32,
+            size_of::<abi::Sighting>() as u32,
+            abi::SIGHTINGS_MAX as u32,
+        ),
+    ];
+    for (name, key, value, entries) in expected {
+        let path = pins.map(name);
+        let Ok(info) = MapInfo::from_pin(&path) else { continue };
+        if (info.key_size(), info.value_size(), info.max_entries()) != (key, value, entries) {
+            tracing::info!(map = name, "the pinned map is of another shape and is replaced");
+            Pins::remove(&path)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! The kernel's side of the overlay: reads what [`crate::overlay`] compares, and carries out its plan.
+
+use futures::{StreamExt as _, stream};
+use ipnet::Ipv4Net;
+use nix::errno::Errno;
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    route::{RouteMessage, RouteScope},
+};
+
+use super::{
+    FdbOf, How, Kernel, KernelError, LinkKind, Result, Route,
+    neighbour::{fdb_message, neighbour_message},
+    route::{PROTOCOL_BOOT, route_message},
+};
+use crate::overlay::{Actual, Op, Plan};
+
+/// How many requests are under way at once. The kernel works on them one after the other; what is saved is
+/// the way there and back.
+const UNDER_WAY: usize = 256;
+
+/// A step of a plan that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct OpError {
+    /// The step.
+    pub op: Op,
+    /// Why; it names the step.
+    #[source]
+    pub error: KernelError,
+}
+
+/// What [`Kernel::remove_overlay`] has done.
+#[derive(Debug, Default)]
+pub struct Removed {
+    /// What is gone, one line each.
+    pub done: Vec<String>,
+    /// What could not be removed.
+    pub errors: Vec<KernelError>,
+}
+
+impl Kernel {
+    /// What there is now: the routes, neighbours and FDB entries on the VXLAN device, and the routes on other
+    /// links that carry Loden's protocol number.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel says.
+    pub async fn overlay_actual(&self, device: u32) -> Result<Actual> {
+        let (by_link, own, neighbours, fdb) = tokio::try_join!(
+            self.routes_by_link(device),
+            self.own_routes(),
+            self.neighbours(device),
+            self.fdb(FdbOf::Device(device)),
+        )?;
+        let mut routes = by_link;
+        routes.extend(own.into_iter().filter(|route| route.ifindex != Some(device)));
+        Ok(Actual { routes, neighbours, fdb })
+    }
+
+    /// Carries out a plan, in its order, and goes on after a failure. What is to be deleted and is gone
+    /// already is no failure.
+    pub async fn apply(&self, plan: &Plan) -> Vec<OpError> {
+        stream::iter(&plan.ops)
+            .map(|op| async move {
+                let done = self.apply_one(op).await;
+                done.err().map(|error| OpError { op: op.clone(), error })
+            })
+            .buffered(UNDER_WAY)
+            .filter_map(std::future::ready)
+            .collect()
+            .await
+    }
+
+    async fn apply_one(&self, op: &Op) -> Result<()> {
+        let what = || op.to_string();
+        let (message, how) = match op {
+            Op::SetFdb { device, mac, dst } => {
+                (RouteNetlinkMessage::NewNeighbour(fdb_message(*device, *mac, *dst)), How::Replace)
+            }
+            Op::SetNeighbour { device, address, mac } => {
+                let message = neighbour_message(*device, *address, Some(*mac));
+                (RouteNetlinkMessage::NewNeighbour(message), How::Replace)
+            }
+            Op::SetRoute(route) => (RouteNetlinkMessage::NewRoute(route_message(route)), How::Replace),
+            Op::DelRoute(route) => (RouteNetlinkMessage::DelRoute(deletion(route)), How::Existing),
+            Op::DelNeighbour { device, address } => {
+                let message = neighbour_message(*device, *address, None);
+                (RouteNetlinkMessage::DelNeighbour(message), How::Existing)
+            }
+            Op::DelFdb { device, mac, dst } => {
+                (RouteNetlinkMessage::DelNeighbour(fdb_message(*device, *mac, *dst)), How::Existing)
+            }
+        };
+        match self.change(what, message, how).await {
+            Err(error) if op.is_removal() && is_gone(&error) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Removes the VXLAN device and every route that carries Loden's protocol number, and nothing else; goes
+    /// on after a failure.
+    pub async fn remove_overlay(&self, device: &str) -> Removed {
+        let mut removed = Removed::default();
+        match self.own_routes().await {
+            Ok(routes) => {
+                for route in routes {
+                    match self.apply_one(&Op::DelRoute(route.clone())).await {
+                        Ok(()) => removed.done.push(format!("route {}", route.dst)),
+                        Err(error) => removed.errors.push(error),
+                    }
+                }
+            }
+            Err(error) => removed.errors.push(error),
+        }
+        match self.delete_vxlan(device).await {
+            Ok(true) => removed.done.push(format!("link {device}")),
+            Ok(false) => {}
+            Err(error) => removed.errors.push(error),
+        }
+        removed
+    }
+
+    /// Gives the routes the protocol number that flannel's have, in place: a flanneld that takes the node
+    /// back finds what it would have made itself. Says how many there were.
+    ///
+    /// # Errors
+    ///
+    /// The first that the kernel tells.
+    pub async fn hand_back_routes(&self) -> Result<usize> {
+        let own = self.own_routes().await?;
+        for route in &own {
+            let flannels = Route { protocol: PROTOCOL_BOOT, ..route.clone() };
+            self.apply_one(&Op::SetRoute(flannels)).await?;
+        }
+        Ok(own.len())
+    }
+
+    /// Whether the device is a VXLAN device, up, with exactly the address that it should have of the network:
+    /// the cheap question before [`Self::set_overlay_address`].
+    ///
+    /// # Errors
+    ///
+    /// As the kernel says.
+    pub async fn has_overlay_address(&self, device: u32, subnet: Ipv4Net, network: Ipv4Net) -> Result<bool> {
+        let Some(link) = self.link_by_index(device).await? else { return Ok(false) };
+        let addresses = self.addresses().await?;
+        let mut of_network =
+            addresses.iter().filter(|it| it.ifindex == device && network.contains(&it.address));
+        let only = of_network.next().is_some_and(|it| it.address == subnet.network() && it.prefix_len == 32);
+        Ok(matches!(link.kind, LinkKind::Vxlan(_)) && link.up && only && of_network.next().is_none())
+    }
+}
+
+/// For a deletion the kernel takes the scope "nowhere" as "any".
+fn deletion(route: &Route) -> RouteMessage {
+    let mut message = route_message(route);
+    message.header.scope = RouteScope::NoWhere;
+    message
+}
+
+/// The errno of an object that is not there: ESRCH for a route, ENOENT for a neighbour or an FDB entry,
+/// ENODEV (or ENXIO) where the whole link has gone.
+fn is_gone(error: &KernelError) -> bool {
+    matches!(error.errno(), Some(Errno::ESRCH | Errno::ENOENT | Errno::ENODEV | Errno::ENXIO))
+}

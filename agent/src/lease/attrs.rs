@@ -1,0 +1,268 @@
+//! The value of a lease: flannel's `LeaseAttrs` JSON.
+//!
+//! Written as Go's `encoding/json` writes the struct: fields in its order, `PublicIPv6` always there (`null`),
+//! the others only where they are set, no blanks.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::network::{DEFAULT_VNI, Object, ObjectError};
+
+/// Where a node is and how to reach it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LeaseAttrs {
+    /// The address that peers send to (of the VTEP, with vxlan). Also the node's identity.
+    #[serde(rename = "PublicIP")]
+    pub public_ip: Ipv4Addr,
+    /// The same for IPv6, of dual-stack nodes.
+    #[serde(rename = "PublicIPv6")]
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// `vxlan`, `host-gw`, or another that flannel knows; empty for alloc.
+    #[serde(rename = "BackendType", skip_serializing_if = "String::is_empty")]
+    pub backend_type: String,
+    /// What peers need besides the address; its shape depends on the backend.
+    #[serde(rename = "BackendData", skip_serializing_if = "Option::is_none")]
+    pub backend_data: Option<Value>,
+    /// The same for IPv6.
+    #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
+    pub backend_v6_data: Option<Value>,
+}
+
+/// `BackendData` of the vxlan backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VtepData {
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// The VTEP's MAC address: inner destination of what is sent to the node.
+    pub vtep_mac: [u8; 6],
+}
+
+/// What is wrong with a lease's value.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct AttrsError(String);
+
+impl From<ObjectError> for AttrsError {
+    fn from(error: ObjectError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl LeaseAttrs {
+    /// A lease of the vxlan backend.
+    #[must_use]
+    pub fn vxlan(public_ip: Ipv4Addr, vtep: VtepData) -> Self {
+        Self { backend_data: Some(vtep.to_value()), ..Self::of_type("vxlan", public_ip) }
+    }
+
+    /// A lease of the host-gw backend.
+    #[must_use]
+    pub fn host_gw(public_ip: Ipv4Addr) -> Self {
+        Self::of_type("host-gw", public_ip)
+    }
+
+    /// A lease of the alloc backend.
+    #[must_use]
+    pub fn alloc(public_ip: Ipv4Addr) -> Self {
+        Self::of_type("", public_ip)
+    }
+
+    fn of_type(backend_type: &str, public_ip: Ipv4Addr) -> Self {
+        let backend_type = backend_type.to_owned();
+        Self { public_ip, public_ipv6: None, backend_type, backend_data: None, backend_v6_data: None }
+    }
+
+    /// The JSON text, equal to flannel's for the same lease.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        // Strings, numbers and maps with string keys only: none of them can fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Reads a value from etcd, of any backend.
+    ///
+    /// # Errors
+    ///
+    /// Where it is no JSON object, where `PublicIP` is missing or no address of a host, and where another field
+    /// is not of its type.
+    pub fn parse(value: &[u8]) -> Result<Self, AttrsError> {
+        let text = std::str::from_utf8(value).map_err(|_| AttrsError("not UTF-8".into()))?;
+        let object = Object::parse(text)?;
+        let backend_type = object.string("BackendType")?.unwrap_or_default().to_owned();
+        Ok(Self {
+            public_ip: public_ip(&object)?,
+            public_ipv6: public_ipv6(&object)?,
+            backend_type,
+            backend_data: object.value("BackendData").cloned(),
+            backend_v6_data: object.value("BackendV6Data").cloned(),
+        })
+    }
+
+    /// The VTEP of a vxlan lease.
+    ///
+    /// # Errors
+    ///
+    /// Where the lease is of another backend, or its data is missing or wrong.
+    pub fn vtep(&self) -> Result<VtepData, AttrsError> {
+        if self.backend_type != "vxlan" {
+            return Err(AttrsError(format!("BackendType is {:?}, not \"vxlan\"", self.backend_type)));
+        }
+        match &self.backend_data {
+            Some(Value::Object(data)) => VtepData::read(&Object::new("BackendData.", data.clone())),
+            Some(other) => Err(AttrsError(format!("BackendData must be an object, not {other}"))),
+            None => Err(AttrsError("BackendData is missing".into())),
+        }
+    }
+}
+
+impl VtepData {
+    fn to_value(self) -> Value {
+        let [a, b, c, d, e, f] = self.vtep_mac;
+        json!({ "VNI": self.vni, "VtepMAC": format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}") })
+    }
+
+    fn read(object: &Object) -> Result<Self, AttrsError> {
+        // Leases of old flannels have no VNI.
+        let vni = object.unsigned("VNI", (1 << 24) - 1)?.and_then(|vni| u32::try_from(vni).ok());
+        let text =
+            object.string("VtepMAC")?.ok_or_else(|| AttrsError("BackendData.VtepMAC is missing".into()))?;
+        let vtep_mac = parse_mac(text).ok_or_else(|| {
+            AttrsError(format!(
+                "BackendData.VtepMAC {text:?} is no MAC address of one device such as \"c6:d2:32:6f:8f:44\""
+            ))
+        })?;
+        Ok(Self { vni: vni.unwrap_or(DEFAULT_VNI), vtep_mac })
+    }
+}
+
+fn public_ip(object: &Object) -> Result<Ipv4Addr, AttrsError> {
+    let text = object.string("PublicIP")?.ok_or_else(|| AttrsError("PublicIP is missing".into()))?;
+    text.parse()
+        .ok()
+        .filter(|ip: &Ipv4Addr| !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast())
+        .ok_or_else(|| AttrsError(format!("PublicIP {text:?} is not the IPv4 address of a host")))
+}
+
+fn public_ipv6(object: &Object) -> Result<Option<Ipv6Addr>, AttrsError> {
+    let Some(text) = object.string("PublicIPv6")? else { return Ok(None) };
+    match text.parse() {
+        Ok(ip) => Ok(Some(ip)),
+        Err(_) => Err(AttrsError(format!("PublicIPv6 {text:?} is not an IPv6 address"))),
+    }
+}
+
+/// Six octets in two hexadecimal digits each, parted by colons or hyphens; neither zero nor a group address.
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut octets = text.split(if text.contains('-') { '-' } else { ':' });
+    for byte in &mut mac {
+        let octet = octets.next().filter(|octet| octet.len() == 2 && octet.is_ascii())?;
+        *byte = u8::from_str_radix(octet, 16).ok()?;
+    }
+    (octets.next().is_none() && mac != [0; 6] && mac[0] & 1 == 0).then_some(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const VTEP: VtepData = VtepData { vni: 1, vtep_mac: [0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44] };
+    /// Verbatim from flannel's Documentation/reservations.md.
+    const VXLAN: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+    const DUAL: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"0a:d2:32:6f:8f:45"}}"#;
+
+    fn ip() -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, 64, 3)
+    }
+
+    #[test]
+    fn ours_are_byte_equal_to_flannels() {
+        assert_eq!(LeaseAttrs::vxlan(ip(), VTEP).to_json(), VXLAN);
+        assert_eq!(
+            LeaseAttrs::host_gw(ip()).to_json(),
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#
+        );
+        assert_eq!(LeaseAttrs::alloc(ip()).to_json(), r#"{"PublicIP":"192.168.64.3","PublicIPv6":null}"#);
+    }
+
+    #[test]
+    fn flannels_of_every_backend_are_read_and_written_back_to_the_byte() {
+        for json in [
+            VXLAN,
+            DUAL,
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"host-gw"}"#,
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"bm90IGEga2V5","Port":51820}}"#,
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"extension","BackendData":"a\nb"}"#,
+        ] {
+            assert_eq!(LeaseAttrs::parse(json.as_bytes()).unwrap().to_json(), json);
+        }
+        let dual = LeaseAttrs::parse(DUAL.as_bytes()).unwrap();
+        assert_eq!((dual.vtep().unwrap(), dual.public_ipv6), (VTEP, Some("fd00::3".parse().unwrap())));
+    }
+
+    #[test]
+    fn a_vtep_is_read_in_gos_other_spellings() {
+        let json = r#" {"publicip":"192.168.64.3","backendtype":"vxlan","BACKENDDATA":{"vtepmac":"C6-D2-32-6F-8F-44"}} "#;
+        assert_eq!(LeaseAttrs::parse(json.as_bytes()).unwrap().vtep().unwrap(), VTEP);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let parse = |json: &str| LeaseAttrs::parse(json.as_bytes()).and_then(|attrs| attrs.vtep());
+        for (json, says) in [
+            ("garbage", "not JSON"),
+            ("null", "must be a JSON object, not null"),
+            ("{}", "PublicIP is missing"),
+            (r#"{"PublicIP":"host"}"#, r#"PublicIP "host" is not the IPv4 address of a host"#),
+            (r#"{"PublicIP":"0.0.0.0"}"#, "is not the IPv4 address of a host"),
+            (
+                r#"{"PublicIP":"1.2.3.4","PublicIPv6":"1.2.3.4"}"#,
+                r#"PublicIPv6 "1.2.3.4" is not an IPv6 address"#,
+            ),
+            (r#"{"PublicIP":"1.2.3.4","BackendType":5}"#, "BackendType must be a string, not 5"),
+            (r#"{"PublicIP":"1.2.3.4"}"#, r#"BackendType is "", not "vxlan""#),
+            (r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan"}"#, "BackendData is missing"),
+            (
+                r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":"x"}"#,
+                "BackendData must be an object",
+            ),
+            (
+                r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VNI":1}}"#,
+                "BackendData.VtepMAC is missing",
+            ),
+            (
+                r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"ff:ff:ff:ff:ff:ff"}}"#,
+                r#"BackendData.VtepMAC "ff:ff:ff:ff:ff:ff" is no MAC address"#,
+            ),
+            (
+                r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VNI":16777216,"VtepMAC":"02:00:00:00:00:01"}}"#,
+                "BackendData.VNI must be a whole number of 0 to 16777215, not 16777216",
+            ),
+        ] {
+            let error = parse(json).unwrap_err().to_string();
+            assert!(error.contains(says), "{json}: {error:?} does not say {says:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_vtep_survives_the_way_there_and_back(ip in 1_u32..0xe000_0000, vni in 0_u32..1 << 24, mac in any::<[u8; 6]>()) {
+            let mut vtep_mac = mac;
+            vtep_mac[0] = mac[0] & !1 | 2;
+            let attrs = LeaseAttrs::vxlan(ip.into(), VtepData { vni, vtep_mac });
+            let back = LeaseAttrs::parse(attrs.to_json().as_bytes()).unwrap();
+            prop_assert_eq!(back.vtep().unwrap(), VtepData { vni, vtep_mac });
+            prop_assert_eq!(back, attrs);
+        }
+
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _ = LeaseAttrs::parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Desired minus actual.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+
+use super::{Actual, Desired, Op, OverlayPeer, Plan, Refusal};
+use crate::kernel::{
+    FdbEntry, Neighbour, NeighbourState, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route, RouteKind, TABLE_MAIN,
+};
+
+/// What the kernel must have for all peers, by the keys by which the kernel knows it.
+#[derive(Debug, Default)]
+pub(super) struct Target {
+    pub(super) fdb: BTreeMap<[u8; 6], Ipv4Addr>,
+    pub(super) neighbours: BTreeMap<Ipv4Addr, [u8; 6]>,
+    pub(super) routes: BTreeMap<Ipv4Net, Route>,
+    pub(super) refused: Vec<(OverlayPeer, Refusal)>,
+}
+
+/// The steps from the actual state to the desired one; none where they are the same.
+#[must_use]
+pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
+    let target = target(desired);
+    let device = desired.device;
+    let mut ops = Vec::new();
+
+    // A unicast MAC address has one VTEP: the kernel appends only to group addresses and zero.
+    let fdb: BTreeMap<_, _> = actual.fdb.iter().filter_map(|entry| own_fdb(desired, entry)).collect();
+    let set = target.fdb.iter().filter(|(mac, dst)| fdb.get(*mac) != Some(*dst));
+    ops.extend(set.map(|(&mac, &dst)| Op::SetFdb { device, mac, dst }));
+
+    let neighbours: BTreeMap<_, _> =
+        actual.neighbours.iter().filter_map(|neighbour| own_neighbour(desired, neighbour)).collect();
+    let set = target.neighbours.iter().filter(|(address, mac)| neighbours.get(*address) != Some(*mac));
+    ops.extend(set.map(|(&address, &mac)| Op::SetNeighbour { device, address, mac }));
+
+    let (set, delete) = route_ops(desired, &target, actual);
+    ops.extend(set.into_iter().map(Op::SetRoute));
+    ops.extend(delete.into_iter().map(Op::DelRoute));
+
+    let stale = neighbours.keys().filter(|address| !target.neighbours.contains_key(*address));
+    ops.extend(stale.map(|&address| Op::DelNeighbour { device, address }));
+    let stale = fdb.iter().filter(|(mac, _)| !target.fdb.contains_key(*mac));
+    ops.extend(stale.map(|(&mac, &dst)| Op::DelFdb { device, mac, dst }));
+
+    Plan { ops, refused: target.refused }
+}
+
+/// A peer whose lease is wrong is refused, so that it harms nobody else.
+pub(super) fn target(desired: &Desired) -> Target {
+    let mut target = Target::default();
+    let mut mac_of: BTreeMap<[u8; 6], &OverlayPeer> = BTreeMap::new();
+    let mut base_of: BTreeMap<Ipv4Addr, Ipv4Net> = BTreeMap::new();
+    for peer in desired.peers.values() {
+        let base = peer.subnet.network();
+        let refusal = unusable(desired, peer).or_else(|| {
+            if peer.direct {
+                return None;
+            }
+            if let Some(other) = mac_of.get(&peer.vtep_mac).filter(|other| other.vtep != peer.vtep) {
+                return Some(Refusal::MacOf(other.subnet));
+            }
+            base_of.get(&base).map(|other| Refusal::BaseOf(*other))
+        });
+        if let Some(refusal) = refusal {
+            target.refused.push((*peer, refusal));
+            continue;
+        }
+        target.routes.insert(peer.subnet.trunc(), route(desired, peer));
+        if !peer.direct {
+            mac_of.entry(peer.vtep_mac).or_insert(peer);
+            base_of.insert(base, peer.subnet);
+            target.fdb.insert(peer.vtep_mac, peer.vtep);
+            target.neighbours.insert(base, peer.vtep_mac);
+        }
+    }
+    target
+}
+
+fn unusable(desired: &Desired, peer: &OverlayPeer) -> Option<Refusal> {
+    let OverlayPeer { subnet, vtep, vtep_mac, direct } = peer;
+    if !desired.network.contains(subnet) {
+        Some(Refusal::OutsideNetwork)
+    } else if subnet.contains(&desired.own) || desired.own.contains(subnet) {
+        Some(Refusal::OverlapsOwn)
+    } else if vtep.is_unspecified() || vtep.is_multicast() || vtep.is_broadcast() || vtep.is_loopback() {
+        Some(Refusal::BadVtep)
+    } else if !direct && (vtep_mac[0] & 1 == 1 || *vtep_mac == [0; 6]) {
+        Some(Refusal::BadMac)
+    } else {
+        None
+    }
+}
+
+fn route(desired: &Desired, peer: &OverlayPeer) -> Route {
+    let base = peer.subnet.network();
+    Route {
+        dst: peer.subnet.trunc(),
+        gateway: Some(if peer.direct { peer.vtep } else { base }),
+        ifindex: Some(if peer.direct { desired.uplink } else { desired.device }),
+        onlink: !peer.direct,
+        protocol: ROUTE_PROTOCOL,
+        table: TABLE_MAIN,
+        metric: 0,
+        source: None,
+        multipath: false,
+        kind: RouteKind::Unicast,
+        tos: 0,
+    }
+}
+
+/// The routes to set and those to delete. A set route takes the place of the first one that is there with
+/// the same destination, metric and TOS (`NLM_F_REPLACE`), so that one need not be deleted.
+fn route_ops(desired: &Desired, target: &Target, actual: &Actual) -> (Vec<Route>, Vec<Route>) {
+    let mut there: BTreeMap<Ipv4Net, Vec<&Route>> = BTreeMap::new();
+    for route in &actual.routes {
+        there.entry(route.dst).or_default().push(route);
+    }
+    let mut set = Vec::new();
+    let mut delete = Vec::new();
+    for (dst, wanted) in &target.routes {
+        let there = there.remove(dst).unwrap_or_default();
+        let right = there.iter().position(|route| *route == wanted);
+        let goes = right.or_else(|| there.iter().position(|route| route.metric == 0 && route.tos == 0));
+        if right.is_none() {
+            set.push(wanted.clone());
+        }
+        let others = there.into_iter().enumerate().filter(|(at, _)| Some(*at) != goes);
+        delete.extend(others.map(|(_, route)| route).filter(|route| own_route(desired, route)).cloned());
+    }
+    let stale = there.into_values().flatten().filter(|route| own_route(desired, route));
+    delete.extend(stale.cloned());
+    (set, delete)
+}
+
+fn own_route(desired: &Desired, route: &Route) -> bool {
+    if route.table != TABLE_MAIN || route.kind != RouteKind::Unicast {
+        return false;
+    }
+    if route.ifindex != Some(desired.device) {
+        return route.protocol == ROUTE_PROTOCOL && desired.network.contains(&route.dst);
+    }
+    let flannels =
+        route.protocol == PROTOCOL_BOOT && route.onlink && route.gateway == Some(route.dst.network());
+    route.protocol == ROUTE_PROTOCOL || flannels
+}
+
+fn own_neighbour(desired: &Desired, neighbour: &Neighbour) -> Option<(Ipv4Addr, [u8; 6])> {
+    let own = neighbour.ifindex == desired.device
+        && neighbour.state == NeighbourState::Permanent
+        && desired.network.contains(&neighbour.address);
+    own.then(|| (neighbour.address, neighbour.mac.unwrap_or_default()))
+}
+
+fn own_fdb(desired: &Desired, entry: &FdbEntry) -> Option<([u8; 6], Ipv4Addr)> {
+    let own = entry.ifindex == desired.device && entry.own && entry.permanent && entry.mac != [0; 6];
+    entry.dst.filter(|_| own && entry.mac[0] & 1 == 0).map(|dst| (entry.mac, dst))
+}

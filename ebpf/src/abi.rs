@@ -1,0 +1,249 @@
+//! Keys and values of the maps, and the names under which programs, maps and globals are known.
+//!
+//! Addresses are byte arrays in network order, numbers are in host order, padding is spelled out. There is
+//! one writer per field: the agent, unless a field says otherwise.
+
+/// Version of everything in this file; part of the pin path, so that an agent never adopts maps it would misread.
+pub const ABI_VERSION: u32 = 1;
+
+/// Names of the programs, as `bpftool prog` shows them.
+pub mod program {
+    /// TC ingress of the host side of a pod's veth.
+    pub const FROM_POD: &str = "from_pod";
+    /// TC egress of the host side of a pod's veth.
+    pub const TO_POD: &str = "to_pod";
+    /// TC ingress of an uplink.
+    pub const FROM_WIRE: &str = "from_wire";
+    /// TC ingress of the VXLAN device.
+    pub const FROM_OVERLAY: &str = "from_overlay";
+    /// TC egress of the VXLAN device.
+    pub const TO_OVERLAY: &str = "to_overlay";
+}
+
+/// Names of the maps, as `bpftool map` shows them.
+pub mod map {
+    /// Array of [`Peer`](super::Peer), one slot per subnet of the network: see [`crate::grid`].
+    pub const PEERS: &str = "PEERS";
+    /// Hash of the VTEP addresses (`[u8; 4]`) that may send to us, to the number of their subnets.
+    pub const VTEPS: &str = "VTEPS";
+    /// Array of [`Endpoint`](super::Endpoint), one slot per address of the own subnet.
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// LRU hash of [`FlowKey`](super::FlowKey) to [`Flow`](super::Flow).
+    pub const FLOWS: &str = "FLOWS";
+    /// Array of one `u32`, the epoch: flow entries of another epoch are not fast.
+    pub const EPOCH: &str = "EPOCH";
+    /// Per-CPU array of [`Counter`](super::Counter) by [`Reason`](crate::reason::Reason).
+    pub const COUNTERS: &str = "COUNTERS";
+    /// LRU hash of [`SightingKey`](super::SightingKey) to [`Sighting`](super::Sighting): what pods were seen to send from.
+    pub const SIGHTINGS: &str = "SIGHTINGS";
+    /// Ring buffer that carries each new sighting's key to the agent.
+    pub const NEW_SIGHTINGS: &str = "NEW_SIGHTINGS";
+}
+
+/// Names of the read-only globals that are set when the programs are loaded.
+pub mod global {
+    /// `u32`: the network's address, host order.
+    pub const NETWORK: &str = "NETWORK";
+    /// `u32`: the network's mask, host order.
+    pub const NETWORK_MASK: &str = "NETWORK_MASK";
+    /// `u32`: 32 minus SubnetLen.
+    pub const GRID_SHIFT: &str = "GRID_SHIFT";
+    /// `u32`: the own subnet's address, host order.
+    pub const SUBNET: &str = "SUBNET";
+    /// `u32`: the own subnet's mask, host order.
+    pub const SUBNET_MASK: &str = "SUBNET_MASK";
+    /// `u32`: the address at which this node receives VXLAN, host order.
+    pub const VTEP: &str = "VTEP";
+    /// `[u8; 6]`: MAC of the VXLAN device.
+    pub const VTEP_MAC: &str = "VTEP_MAC";
+    /// `u32`: VXLAN network identifier, 24 bits, host order.
+    pub const VNI: &str = "VNI";
+    /// `u16`: UDP port of VXLAN, host order.
+    pub const PORT: &str = "PORT";
+    /// `u16`: lowest UDP source port (`net.ipv4.ip_local_port_range`).
+    pub const SOURCE_PORT_MIN: &str = "SOURCE_PORT_MIN";
+    /// `u16`: highest UDP source port, as that sysctl says it.
+    pub const SOURCE_PORT_MAX: &str = "SOURCE_PORT_MAX";
+    /// `u8`: TTL of outer packets (`net.ipv4.ip_default_ttl`).
+    pub const OUTER_TTL: &str = "OUTER_TTL";
+    /// `u8`: 1 where every flow must qualify (`--gate=strict`), 0 where only those of gated endpoints must.
+    pub const STRICT: &str = "STRICT";
+    /// `u8`: 1 where packets with a forged source are dropped, 0 where the kernel decides.
+    pub const DROP_FORGED: &str = "DROP_FORGED";
+}
+
+/// Entries of the flow table. At 100 000 flows a third of it is still free for LRU's slack.
+pub const FLOWS_MAX: usize = 131_072;
+/// Entries of the sightings table; a full one forgets the oldest.
+pub const SIGHTINGS_MAX: usize = 1024;
+/// Most VTEPs that a network can have.
+pub const VTEPS_MAX: usize = 65_536;
+/// Most subnets that a network may have for the fast path: 2^20 slots of 32 bytes are 32 MiB.
+pub const PEERS_MAX: u32 = 1 << 20;
+/// Most addresses that the own subnet may have for the fast path.
+pub const ENDPOINTS_MAX: u32 = 1 << 16;
+
+/// How packets reach one peer subnet. An empty slot is all zeroes: see [`Peer::is_empty`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// The peer's VTEP: destination of the outer packet, and the only valid source of what comes from this subnet.
+    pub vtep: [u8; 4],
+    /// Source of the outer packet.
+    pub source: [u8; 4],
+    /// Neighbour on the underlay that gets the outer packet: the VTEP itself or a router.
+    pub next_hop: [u8; 4],
+    /// Interface index of the uplink; 0 where the fast path must not send to this peer.
+    pub uplink: u32,
+    /// MAC of the peer's VXLAN device.
+    pub vtep_mac: [u8; 6],
+    /// Largest outer IP packet towards the peer, in bytes.
+    pub mtu: u16,
+    /// The subnet, for people who read the map.
+    pub subnet: [u8; 4],
+    /// Its prefix length.
+    pub prefix_len: u8,
+    /// Always 0.
+    pub pad: [u8; 3],
+}
+
+impl FlowKey {
+    /// A key from addresses and ports in host order.
+    #[inline(always)]
+    #[must_use]
+    pub fn new(protocol: u8, (local, local_port): (u32, u16), (remote, remote_port): (u32, u16)) -> Self {
+        Self {
+            local: local.to_be_bytes(),
+            remote: remote.to_be_bytes(),
+            local_port: local_port.to_be_bytes(),
+            remote_port: remote_port.to_be_bytes(),
+            protocol,
+            pad: [0; 3],
+        }
+    }
+}
+
+impl Peer {
+    /// Whether no lease covers this slot.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        u32::from_ne_bytes(self.vtep) == 0
+    }
+}
+
+/// A local pod address. An empty slot has interface index 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The pod's address, for people who read the map.
+    pub address: [u8; 4],
+    /// Interface index of the host side of the pod's veth.
+    pub ifindex: u32,
+    /// MAC of the pod's own interface.
+    pub mac: [u8; 6],
+    /// MAC of the pod's gateway: what it sends to, and what it sees as the sender of what we deliver.
+    pub gateway_mac: [u8; 6],
+    /// 1 once the host was seen to translate a flow of this endpoint: from then on its flows must qualify.
+    /// Written by the programs; the agent keeps it when it rewrites the rest.
+    pub gated: u32,
+}
+
+/// A flow as this node sees it: local pod first. ICMP echo has its identifier in both ports.
+///
+/// Aligned, because the programs build it on their stack, where the verifier allows no misaligned store.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Address of the local pod.
+    pub local: [u8; 4],
+    /// Address of the remote pod.
+    pub remote: [u8; 4],
+    /// Port of the local pod.
+    pub local_port: [u8; 2],
+    /// Port of the remote pod.
+    pub remote_port: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Always 0: it is part of the key.
+    pub pad: [u8; 3],
+}
+
+/// What was observed of a flow. Times are `CLOCK_MONOTONIC` in nanoseconds, at tick resolution. Written by the programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// When a packet from the pod was last handed to the host stack.
+    pub outbound_seen: u64,
+    /// Until when packets from the pod may skip the host stack.
+    pub outbound_until: u64,
+    /// When a packet for the pod was last handed to the host stack.
+    pub inbound_seen: u64,
+    /// Until when packets for the pod may skip the host stack.
+    pub inbound_until: u64,
+    /// Epoch in which the flow qualified.
+    pub epoch: u32,
+    /// 1 where the host was seen to translate this flow.
+    pub translated: u32,
+}
+
+/// Packets and bytes of one reason on one CPU. Bytes count the frame as the program saw it first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// Packets; a GSO packet is one.
+    pub packets: u64,
+    /// Bytes, Ethernet header included.
+    pub bytes: u64,
+}
+
+/// An address of the own subnet that a pod's veth was seen to send from, without being its endpoint.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SightingKey {
+    /// Interface index of the host side of the veth.
+    pub ifindex: u32,
+    /// Source address of the packet.
+    pub address: [u8; 4],
+}
+
+/// The rest of a sighting.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sighting {
+    /// Source MAC of the packet.
+    pub mac: [u8; 6],
+    /// Destination MAC of the packet.
+    pub gateway_mac: [u8; 6],
+}
+
+const _: () = {
+    assert!(size_of::<Peer>() == 32);
+    assert!(size_of::<Endpoint>() == 24);
+    assert!(size_of::<FlowKey>() == 16);
+    assert!(size_of::<Flow>() == 40);
+    assert!(size_of::<Counter>() == 16);
+    assert!(size_of::<SightingKey>() == 8);
+    assert!(size_of::<Sighting>() == 12);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use aya::Pod;
+
+    // SAFETY: each is `repr(C)`, made of integers only, valid for every bit pattern and without implicit
+    // padding (the sizes are asserted above to be the sum of their fields).
+    unsafe impl Pod for super::Peer {}
+    // SAFETY: as for Peer.
+    unsafe impl Pod for super::Endpoint {}
+    // SAFETY: as for Peer.
+    unsafe impl Pod for super::FlowKey {}
+    // SAFETY: as for Peer.
+    unsafe impl Pod for super::Flow {}
+    // SAFETY: as for Peer.
+    unsafe impl Pod for super::Counter {}
+    // SAFETY: as for Peer.
+    unsafe impl Pod for super::SightingKey {}
+    // SAFETY: as for Peer.
+    unsafe impl Pod for super::Sighting {}
+}

@@ -1,0 +1,243 @@
+//! IPv4 headers (RFC 791) of 20 bytes, and what the fast path reads of the next header.
+
+use crate::checksum;
+
+/// Length of a header without options, in bytes.
+pub const LEN: usize = 20;
+/// Protocol numbers (IANA).
+pub const ICMP: u8 = 1;
+/// See [`ICMP`].
+pub const TCP: u8 = 6;
+/// See [`ICMP`].
+pub const UDP: u8 = 17;
+/// ECN codepoint: congestion experienced (RFC 3168).
+pub const CE: u8 = 3;
+
+const MORE_FRAGMENTS_AND_OFFSET: u16 = 0x3fff;
+const OFFSET: u16 = 0x1fff;
+
+/// A header as it stands in the packet.
+pub type Header = [u8; LEN];
+
+/// Version 4 and no options.
+#[inline(always)]
+#[must_use]
+pub fn is_plain(header: &Header) -> bool {
+    header[0] == 0x45
+}
+
+/// Length of the header with its options, in bytes; a hostile header may say 0 to 60.
+#[inline(always)]
+#[must_use]
+pub fn header_len(header: &Header) -> usize {
+    usize::from(header[0] & 0xf) * 4
+}
+
+/// DSCP and ECN.
+#[inline(always)]
+#[must_use]
+pub fn tos(header: &Header) -> u8 {
+    header[1]
+}
+
+/// Length of the packet, in bytes.
+#[inline(always)]
+#[must_use]
+pub fn total_len(header: &Header) -> u16 {
+    u16::from_be_bytes([header[2], header[3]])
+}
+
+/// A fragment, first, last or between.
+#[inline(always)]
+#[must_use]
+pub fn is_fragment(header: &Header) -> bool {
+    u16::from_be_bytes([header[6], header[7]]) & MORE_FRAGMENTS_AND_OFFSET != 0
+}
+
+/// A fragment that does not hold the next header.
+#[inline(always)]
+#[must_use]
+pub fn is_later_fragment(header: &Header) -> bool {
+    u16::from_be_bytes([header[6], header[7]]) & OFFSET != 0
+}
+
+/// Hops that are left.
+#[inline(always)]
+#[must_use]
+pub fn ttl(header: &Header) -> u8 {
+    header[8]
+}
+
+/// Number of the next header.
+#[inline(always)]
+#[must_use]
+pub fn protocol(header: &Header) -> u8 {
+    header[9]
+}
+
+/// Source address, host order.
+#[inline(always)]
+#[must_use]
+pub fn source(header: &Header) -> u32 {
+    u32::from_be_bytes([header[12], header[13], header[14], header[15]])
+}
+
+/// Destination address, host order.
+#[inline(always)]
+#[must_use]
+pub fn destination(header: &Header) -> u32 {
+    u32::from_be_bytes([header[16], header[17], header[18], header[19]])
+}
+
+/// Takes one hop off, as a router does, and keeps the checksum right. The TTL must be above 1.
+#[inline(always)]
+pub fn decrement_ttl(header: &mut Header) {
+    let old = u16::from_be_bytes([header[8], header[9]]);
+    replace_word(header, 8, old, old.wrapping_sub(0x0100));
+}
+
+/// Marks the packet as having met congestion and keeps the checksum right.
+#[inline(always)]
+pub fn set_ce(header: &mut Header) {
+    let old = u16::from_be_bytes([header[0], header[1]]);
+    replace_word(header, 0, old, old | u16::from(CE));
+}
+
+#[inline(always)]
+fn replace_word(header: &mut Header, at: usize, old: u16, new: u16) {
+    let sum = checksum::update(u16::from_be_bytes([header[10], header[11]]), old, new);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    header[at..at + 2].copy_from_slice(&new.to_be_bytes());
+}
+
+/// What became of the inner packet's ECN field when the outer header came off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ecn {
+    /// Stays as it is.
+    Keep,
+    /// Becomes CE.
+    SetCe,
+    /// The packet does not know ECN and met congestion: it must be dropped.
+    Drop,
+}
+
+/// Merges the ECN fields on decapsulation, as Linux does (`__INET_ECN_decapsulate`, after RFC 6040).
+#[inline(always)]
+#[must_use]
+pub fn decapsulate_ecn(outer_tos: u8, inner_tos: u8) -> Ecn {
+    match (outer_tos & CE == CE, inner_tos & CE) {
+        (false, _) => Ecn::Keep,
+        (true, 0) => Ecn::Drop,
+        (true, _) => Ecn::SetCe,
+    }
+}
+
+/// The outer ECN field for an inner one, as Linux does (`INET_ECN_encapsulate`: CE becomes ECT(0)).
+#[inline(always)]
+#[must_use]
+pub fn encapsulate_ecn(inner_tos: u8) -> u8 {
+    match inner_tos & CE {
+        CE => 2,
+        other => other,
+    }
+}
+
+/// The first eight bytes of a TCP, UDP or ICMP header.
+pub type NextHeader = [u8; 8];
+
+/// Source and destination port, host order; an ICMP echo has its identifier in both.
+///
+/// `None` where the flow gate has nothing to go by: other protocols, and ICMP that is not echo.
+#[inline(always)]
+#[must_use]
+pub fn ports(protocol: u8, next: &NextHeader) -> Option<(u16, u16)> {
+    let word = |at: usize| u16::from_be_bytes([next[at], next[at + 1]]);
+    match protocol {
+        TCP | UDP => Some((word(0), word(2))),
+        // Type 8 is a request, 0 its reply (RFC 792).
+        ICMP if next[0] == 8 || next[0] == 0 => Some((word(4), word(4))),
+        _ => None,
+    }
+}
+
+/// FIN, SYN or RST among the TCP flags (byte 13 of the header).
+#[inline(always)]
+#[must_use]
+pub fn is_tcp_control(flags: u8) -> bool {
+    flags & 0b0000_0111 != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn header(tos: u8, ttl: u8) -> Header {
+        let mut h = [0x45, tos, 0, 84, 0x12, 0x34, 0x40, 0, ttl, TCP, 0, 0, 10, 5, 1, 2, 10, 5, 2, 3];
+        let sum = verify(&h);
+        h[10..12].copy_from_slice(&(!sum).to_be_bytes());
+        h
+    }
+
+    /// The folded sum, 0xffff for a header whose checksum is right.
+    fn verify(h: &Header) -> u16 {
+        !checksum::finish(h.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum())
+    }
+
+    proptest! {
+        #[test]
+        fn the_checksum_stays_right_when_a_hop_is_taken_off(tos in any::<u8>(), ttl in 2u8..) {
+            let mut h = header(tos, ttl);
+            decrement_ttl(&mut h);
+            prop_assert_eq!(h[8], ttl - 1);
+            prop_assert_eq!(verify(&h), 0xffff);
+        }
+
+        #[test]
+        fn the_checksum_stays_right_when_ce_is_set(tos in any::<u8>(), ttl in any::<u8>()) {
+            let mut h = header(tos, ttl);
+            set_ce(&mut h);
+            prop_assert_eq!(h[1], tos | 3);
+            prop_assert_eq!(verify(&h), 0xffff);
+        }
+    }
+
+    #[test]
+    fn fragments_are_told_apart() {
+        let mut h = header(0, 64);
+        assert!(!is_fragment(&h), "DF alone is no fragment");
+        h[6..8].copy_from_slice(&0x2000u16.to_be_bytes());
+        assert!(is_fragment(&h) && !is_later_fragment(&h), "more to come, offset 0: the first");
+        h[6..8].copy_from_slice(&0x0001u16.to_be_bytes());
+        assert!(is_fragment(&h) && is_later_fragment(&h), "an offset: a later one");
+    }
+
+    #[test]
+    fn ecn_of_the_outer_header_follows_rfc_6040() {
+        assert_eq!([0, 1, 2, 3].map(encapsulate_ecn), [0, 1, 2, 2]);
+        assert_eq!(encapsulate_ecn(0xb8), 0, "DSCP does not reach the outer header");
+    }
+
+    #[test]
+    fn ecn_is_merged_when_the_outer_header_comes_off() {
+        for inner in 0..4 {
+            for outer in 0..3 {
+                assert_eq!(decapsulate_ecn(outer, inner), Ecn::Keep);
+            }
+        }
+        assert_eq!(
+            [0, 1, 2, 3].map(|inner| decapsulate_ecn(3, inner)),
+            [Ecn::Drop, Ecn::SetCe, Ecn::SetCe, Ecn::SetCe]
+        );
+    }
+
+    #[test]
+    fn an_echo_has_its_identifier_in_both_ports_and_other_icmp_has_none() {
+        assert_eq!(ports(ICMP, &[8, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 0x0709)));
+        assert_eq!(ports(ICMP, &[0, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 0x0709)));
+        assert_eq!(ports(ICMP, &[3, 4, 1, 2, 7, 9, 0, 1]), None);
+        assert_eq!(ports(132, &[0, 1, 0, 2, 0, 0, 0, 0]), None, "SCTP");
+        assert_eq!(ports(UDP, &[0, 53, 1, 2, 0, 0, 0, 0]), Some((53, 0x0102)));
+    }
+}

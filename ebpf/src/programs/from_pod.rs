@@ -1,0 +1,188 @@
+//! What a pod sends: checked, encapsulated, sent to the underlay.
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
+use loden_ebpf::{
+    abi::{FlowKey, Peer, Sighting, SightingKey},
+    ethernet,
+    flow::Direction,
+    ipv4,
+    reason::Reason,
+    vxlan::{self, Outer},
+};
+
+use super::{Verdict, gate, globals, lookup, maps, skb::Skb};
+
+/// Where the IP header starts.
+const IP: usize = ethernet::LEN;
+/// Where the next header starts when there are no IP options.
+const NEXT: usize = IP + ipv4::LEN;
+/// Where the IP header stands after encapsulation.
+const INNER_IP: usize = IP + vxlan::ENCAP_LEN;
+
+#[inline(always)]
+pub(super) fn run(skb: &mut Skb) -> Verdict {
+    match decide(skb) {
+        Ok(peer) => encapsulate(skb, peer),
+        Err(verdict) => verdict,
+    }
+}
+
+/// Everything that can be decided, and nothing written.
+#[inline(always)]
+fn decide(skb: &mut Skb) -> Result<&'static Peer, Verdict> {
+    if skb.ether_type() != ethernet::IPV4 || skb.has_vlan() {
+        return Err(Reason::PassPodNotIpv4.into());
+    }
+    if skb.bytes::<{ NEXT + 8 }>(0).is_none() {
+        skb.make_linear((NEXT + 20) as u32);
+    }
+    let malformed = Verdict::Pass(Reason::PassPodMalformed);
+    let Some(frame) = skb.bytes::<ETH>(0) else { return Err(malformed) };
+    let Some(ip) = skb.bytes::<{ ipv4::LEN }>(IP) else { return Err(malformed) };
+
+    let Some(peer) = lookup::peer(ipv4::destination(ip)) else {
+        return Err(Reason::PassPodNoPeer.into());
+    };
+    let source = ipv4::source(ip);
+    let endpoint = match lookup::endpoint(source) {
+        Some(endpoint) if endpoint.ifindex == skb.ifindex() => endpoint,
+        other => return Err(foreign_source(skb, frame, source, other.is_some())),
+    };
+    if ethernet::destination(frame) != endpoint.gateway_mac {
+        return Err(Reason::PassPodNotForGateway.into());
+    }
+
+    // From here on a packet that goes into the host stack is noted, so that point 2 knows it.
+    let Some((key, tcp_flags)) = flow_key(skb, ip) else {
+        return Err(Reason::PassPodProtocol.into());
+    };
+    match may_be_fast(skb, ip, peer, &key, tcp_flags, endpoint) {
+        Ok(()) => Ok(peer),
+        Err(reason) => {
+            gate::enter(&key, Direction::Outbound);
+            Err(reason.into())
+        }
+    }
+}
+
+const ETH: usize = ethernet::LEN;
+
+#[inline(always)]
+fn may_be_fast(
+    skb: &Skb,
+    ip: &ipv4::Header,
+    peer: &Peer,
+    key: &FlowKey,
+    tcp_flags: u8,
+    endpoint: &loden_ebpf::abi::Endpoint,
+) -> Result<(), Reason> {
+    if !ipv4::is_plain(ip) {
+        return Err(Reason::PassPodOptions);
+    }
+    if ipv4::is_fragment(ip) {
+        return Err(Reason::PassPodFragment);
+    }
+    if ipv4::ttl(ip) <= 1 {
+        return Err(Reason::PassPodTtl);
+    }
+    if u32::from(ipv4::total_len(ip)) + ETH as u32 != skb.len() {
+        return Err(Reason::PassPodMalformed);
+    }
+    if peer.uplink == 0 {
+        return Err(Reason::PassPodNoUplink);
+    }
+    if largest_segment(skb, ip) + vxlan::ENCAP_LEN as u32 > u32::from(peer.mtu)
+        || skb.len() + vxlan::ENCAP_LEN as u32 > 0xffff
+    {
+        return Err(Reason::PassPodTooBig);
+    }
+    match gate::ask(endpoint, key, Direction::Outbound, tcp_flags) {
+        gate::Answer::Fast => Ok(()),
+        gate::Answer::Control => Err(Reason::PassPodTcpControl),
+        gate::Answer::NotQualified => Err(Reason::PassPodGate),
+    }
+}
+
+/// Length of the largest IP packet that will be on the wire, before encapsulation, in bytes.
+#[inline(always)]
+fn largest_segment(skb: &Skb, ip: &ipv4::Header) -> u32 {
+    let gso_size = skb.gso_size();
+    if gso_size == 0 {
+        return skb.len() - ETH as u32;
+    }
+    let next_header = if ipv4::protocol(ip) == ipv4::TCP {
+        // Byte 12 of a TCP header holds its length in its upper half, in words.
+        skb.bytes::<1>(NEXT + 12).map_or(60, |b| u32::from(b[0] >> 4) * 4)
+    } else {
+        8
+    };
+    ipv4::LEN as u32 + next_header + gso_size
+}
+
+/// The flow of a packet from a pod, and its TCP flags.
+#[inline(always)]
+fn flow_key(skb: &Skb, ip: &ipv4::Header) -> Option<(FlowKey, u8)> {
+    if ipv4::is_later_fragment(ip) {
+        return None;
+    }
+    let next = if ipv4::is_plain(ip) { NEXT } else { IP + ipv4::header_len(ip) };
+    let protocol = ipv4::protocol(ip);
+    let (local_port, remote_port) = ipv4::ports(protocol, skb.bytes(next)?)?;
+    let tcp_flags = if protocol == ipv4::TCP { skb.bytes::<1>(next + 13)?[0] } else { 0 };
+    let key = FlowKey::new(protocol, (ipv4::source(ip), local_port), (ipv4::destination(ip), remote_port));
+    Some((key, tcp_flags))
+}
+
+/// The source is not this veth's endpoint: another pod's address, or one that the agent does not know yet.
+#[inline(always)]
+fn foreign_source(skb: &Skb, frame: &ethernet::Header, source: u32, is_anothers: bool) -> Verdict {
+    if !lookup::is_own(source) {
+        return Reason::PassPodForeignSource.into();
+    }
+    let key = SightingKey { ifindex: skb.ifindex(), address: source.to_be_bytes() };
+    let sighting = Sighting { mac: ethernet::source(frame), gateway_mac: ethernet::destination(frame) };
+    // Told once: the agent forgets a sighting that it wants to hear of again.
+    if maps::SIGHTINGS.insert(key, &sighting, u64::from(BPF_NOEXIST)).is_ok() {
+        // A full ring is no harm: the agent lists the sightings on its tick too.
+        let _ = maps::NEW_SIGHTINGS.output_untyped::<SightingKey>(key, 0);
+    }
+    if is_anothers && globals::DROP_FORGED.load() == 1 {
+        return Verdict::Drop(Reason::DropForgedPodSource);
+    }
+    Reason::PassPodForeignSource.into()
+}
+
+/// Writes the headers and sends. Only growing the packet can fail without harm, so it comes first.
+#[inline(always)]
+fn encapsulate(skb: &mut Skb, peer: &Peer) -> Verdict {
+    let hash = skb.hash();
+    let inner_len = (skb.len() - ETH as u32) as u16;
+    if !skb.grow() {
+        return Reason::PassPodNoRoom.into();
+    }
+    let lost = Verdict::Drop(Reason::DropRedirect);
+    let Some(inner) = skb.bytes_mut::<{ ipv4::LEN }>(INNER_IP) else { return lost };
+    ipv4::decrement_ttl(inner);
+    let tos = ipv4::encapsulate_ecn(ipv4::tos(inner));
+    let Some(headers) = skb.bytes_mut::<{ vxlan::ENCAP_LEN }>(IP) else { return lost };
+    let outer = Outer {
+        source: peer.source,
+        destination: peer.vtep,
+        tos,
+        ttl: globals::OUTER_TTL.load(),
+        // SAFETY: calls a helper that takes nothing.
+        id: unsafe { bpf_get_prandom_u32() } as u16,
+        source_port: vxlan::source_port(
+            hash,
+            globals::SOURCE_PORT_MIN.load(),
+            globals::SOURCE_PORT_MAX.load(),
+        ),
+        port: globals::PORT.load(),
+        vni: globals::VNI.load(),
+        peer_mac: peer.vtep_mac,
+        own_mac: globals::VTEP_MAC.load(),
+        inner_len,
+    };
+    outer.write(headers);
+    Verdict::Redirect(Reason::FastEncap, skb.redirect_neighbour(peer.uplink, peer.next_hop))
+}

@@ -1,0 +1,180 @@
+//! What arrives from the underlay: VXLAN for this node is checked, decapsulated and delivered into the pod.
+
+use loden_ebpf::{
+    abi::{Endpoint, FlowKey, Peer},
+    ethernet,
+    flow::Direction,
+    ipv4::{self, Ecn},
+    reason::Reason,
+    vxlan,
+};
+
+use super::{Verdict, gate, globals, lookup, skb::Skb};
+
+const ETH: usize = ethernet::LEN;
+/// Where the headers stand, counted from the start of the frame.
+const OUTER_IP: usize = ETH;
+const UDP: usize = OUTER_IP + ipv4::LEN;
+const INNER_ETH: usize = UDP + 16;
+const INNER_IP: usize = INNER_ETH + ETH;
+const INNER_NEXT: usize = INNER_IP + ipv4::LEN;
+
+/// An endpoint, and what to do to the packet on the way to it.
+struct Delivery {
+    endpoint: &'static Endpoint,
+    set_ce: bool,
+}
+
+#[inline(always)]
+pub(super) fn run(skb: &mut Skb) -> Verdict {
+    match decide(skb) {
+        Ok(delivery) => decapsulate(skb, &delivery),
+        Err(verdict) => verdict,
+    }
+}
+
+/// Everything that can be decided, and nothing written.
+#[inline(always)]
+fn decide(skb: &mut Skb) -> Result<Delivery, Verdict> {
+    if skb.ether_type() != ethernet::IPV4 || skb.has_vlan() || !skb.is_for_host() {
+        return Err(Verdict::Ignore);
+    }
+    let Some(outer) = skb.bytes::<{ ipv4::LEN }>(OUTER_IP) else { return Err(Verdict::Ignore) };
+    if ipv4::protocol(outer) != ipv4::UDP || ipv4::destination(outer) != globals::VTEP.load() {
+        return Err(Verdict::Ignore);
+    }
+    if !ipv4::is_plain(outer) || ipv4::is_fragment(outer) {
+        return Err(unusual_outer(skb, outer));
+    }
+    if skb.bytes::<{ INNER_NEXT + 8 }>(0).is_none() {
+        skb.make_linear((INNER_NEXT + 20) as u32);
+    }
+    // `outer` may have moved: from here on every header is fetched again.
+    let Some(udp) = skb.bytes::<8>(UDP) else { return Err(Verdict::Ignore) };
+    if vxlan::port(udp) != globals::PORT.load() {
+        return Err(Verdict::Ignore);
+    }
+    let Some(outer) = skb.bytes::<{ ipv4::LEN }>(OUTER_IP) else { return Err(Verdict::Ignore) };
+    let sender = ipv4::source(outer).to_be_bytes();
+    match inner(skb, outer, sender) {
+        Ok(delivery) => Ok(delivery),
+        // The kernel accepts VXLAN from anybody. Whatever is passed on to it is from a peer.
+        Err(_) if !lookup::is_vtep(sender) => Err(Verdict::Drop(Reason::DropUnknownVtep)),
+        Err(verdict) => Err(verdict),
+    }
+}
+
+#[inline(always)]
+fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, Verdict> {
+    let cut = Verdict::Pass(Reason::PassWireOuter);
+    let Some(headers) = skb.bytes::<16>(UDP) else { return Err(cut) };
+    match vxlan::vni(headers) {
+        None => return Err(Reason::PassWireFlags.into()),
+        Some(vni) if vni != globals::VNI.load() => return Err(Reason::PassWireVni.into()),
+        Some(_) => {}
+    }
+    let Some(frame) = skb.bytes::<ETH>(INNER_ETH) else { return Err(cut) };
+    if ethernet::ether_type(frame) != ethernet::IPV4
+        || ethernet::destination(frame) != globals::VTEP_MAC.load()
+    {
+        return Err(Reason::PassWireInnerFrame.into());
+    }
+    let Some(ip) = skb.bytes::<{ ipv4::LEN }>(INNER_IP) else { return Err(cut) };
+    check_source(ip, sender)?;
+    if !ipv4::is_plain(ip)
+        || ipv4::is_fragment(ip)
+        || u32::from(ipv4::total_len(ip)) + INNER_IP as u32 != skb.len()
+    {
+        return Err(Reason::PassWireInnerPacket.into());
+    }
+    let Some(endpoint) = lookup::endpoint(ipv4::destination(ip)) else {
+        return Err(Reason::PassWireNoEndpoint.into());
+    };
+    if ipv4::ttl(ip) <= 1 {
+        return Err(Reason::PassWireTtl.into());
+    }
+    let set_ce = match ipv4::decapsulate_ecn(ipv4::tos(outer), ipv4::tos(ip)) {
+        Ecn::Keep => false,
+        Ecn::SetCe => true,
+        Ecn::Drop => return Err(Reason::PassWireEcn.into()),
+    };
+    let (key, tcp_flags) = flow_key(skb, ip, headers)?;
+    match gate::ask(endpoint, &key, Direction::Inbound, tcp_flags) {
+        gate::Answer::Fast => Ok(Delivery { endpoint, set_ce }),
+        gate::Answer::Control => Err(Reason::PassWireTcpControl.into()),
+        gate::Answer::NotQualified => Err(Reason::PassWireGate.into()),
+    }
+}
+
+/// The inner source must be in a subnet of the very peer that sent it. One look-up answers that and whether
+/// the sender is a peer at all.
+#[inline(always)]
+fn check_source(ip: &ipv4::Header, sender: [u8; 4]) -> Result<(), Verdict> {
+    let source = ipv4::source(ip);
+    match lookup::peer(source) {
+        Some(Peer { vtep, .. }) if *vtep == sender => Ok(()),
+        // A node's own processes speak to pods from the node's address, which may lie in the network.
+        _ if source.to_be_bytes() == sender => Err(Reason::PassWireForeignSource.into()),
+        // Inside the network and not the peer's: a forged pod address. Outside: a client that the peer
+        // forwards for, which the host decides on.
+        other if globals::DROP_FORGED.load() == 1 && (other.is_some() || lookup::is_own(source)) => {
+            Err(Verdict::Drop(Reason::DropForgedPeerSource))
+        }
+        _ => Err(Reason::PassWireForeignSource.into()),
+    }
+}
+
+#[inline(always)]
+fn flow_key(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(FlowKey, u8), Verdict> {
+    let protocol = ipv4::protocol(ip);
+    let none = Verdict::Pass(Reason::PassWireProtocol);
+    let Some(next) = skb.bytes::<8>(INNER_NEXT) else { return Err(none) };
+    let Some((remote_port, local_port)) = ipv4::ports(protocol, next) else { return Err(none) };
+    let mut tcp_flags = 0;
+    if protocol == ipv4::TCP {
+        let Some(flags) = skb.bytes::<1>(INNER_NEXT + 13) else { return Err(none) };
+        tcp_flags = flags[0];
+    } else if protocol == ipv4::UDP && next[6] | next[7] == 0 && vxlan::udp_checksum(headers) != 0 {
+        // Nothing inside would show damage that the outer checksum does.
+        return Err(Reason::PassWireChecksum.into());
+    }
+    let key = FlowKey::new(protocol, (ipv4::destination(ip), local_port), (ipv4::source(ip), remote_port));
+    Ok((key, tcp_flags))
+}
+
+/// Outer options or a fragment: the kernel's, if a peer sent it; a fragment without ports goes on, since
+/// nothing comes of it when its first one is dropped here.
+#[inline(always)]
+fn unusual_outer(skb: &Skb, outer: &ipv4::Header) -> Verdict {
+    if ipv4::is_later_fragment(outer) {
+        return Verdict::Ignore;
+    }
+    match skb.bytes::<8>(OUTER_IP + ipv4::header_len(outer)) {
+        Some(udp) if vxlan::port(udp) != globals::PORT.load() => Verdict::Ignore,
+        _ if lookup::is_vtep(ipv4::source(outer).to_be_bytes()) => Reason::PassWireOuter.into(),
+        _ => Verdict::Drop(Reason::DropUnknownVtep),
+    }
+}
+
+/// Takes the headers off and delivers. Only shrinking the packet can fail without harm, so it comes first.
+#[inline(always)]
+fn decapsulate(skb: &mut Skb, delivery: &Delivery) -> Verdict {
+    if !skb.shrink() {
+        return Reason::PassWireNoRoom.into();
+    }
+    deliver(skb, delivery.endpoint, delivery.set_ce, Reason::FastDecap)
+}
+
+/// Routes a decapsulated packet into the pod: one hop off, the pod's MACs, the pod's namespace.
+#[inline(always)]
+pub(super) fn deliver(skb: &mut Skb, endpoint: &Endpoint, set_ce: bool, reason: Reason) -> Verdict {
+    let lost = Verdict::Drop(Reason::DropRedirect);
+    let Some(frame) = skb.bytes_mut::<ETH>(0) else { return lost };
+    ethernet::set_macs(frame, endpoint.mac, endpoint.gateway_mac);
+    let Some(ip) = skb.bytes_mut::<{ ipv4::LEN }>(ETH) else { return lost };
+    ipv4::decrement_ttl(ip);
+    if set_ce {
+        ipv4::set_ce(ip);
+    }
+    Verdict::Redirect(reason, skb.redirect_peer(endpoint.ifindex))
+}

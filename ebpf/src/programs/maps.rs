@@ -1,0 +1,58 @@
+//! The maps. Sizes that depend on the network config are set by the agent when it loads the programs.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use loden_ebpf::{
+    abi::{
+        Counter, ENDPOINTS_MAX, Endpoint, FLOWS_MAX, Flow, FlowKey, PEERS_MAX, Peer, SIGHTINGS_MAX, Sighting,
+        SightingKey, VTEPS_MAX,
+    },
+    reason::{COUNT, Reason},
+};
+
+/// `BPF_F_NO_PREALLOC`: memory for entries that exist, not for all that could.
+const NO_PREALLOC: usize = 1;
+
+#[btf_map]
+pub(super) static PEERS: Array<Peer, { PEERS_MAX as usize }> = Array::new();
+
+#[btf_map]
+pub(super) static VTEPS: HashMap<[u8; 4], u32, VTEPS_MAX, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub(super) static ENDPOINTS: Array<Endpoint, { ENDPOINTS_MAX as usize }> = Array::new();
+
+#[btf_map]
+pub(super) static FLOWS: LruHashMap<FlowKey, Flow, FLOWS_MAX> = LruHashMap::new();
+
+#[btf_map]
+pub(super) static EPOCH: Array<u32, 1> = Array::new();
+
+#[btf_map]
+pub(super) static COUNTERS: PerCpuArray<Counter, COUNT> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static SIGHTINGS: LruHashMap<SightingKey, Sighting, SIGHTINGS_MAX> = LruHashMap::new();
+
+#[btf_map]
+pub(super) static NEW_SIGHTINGS: RingBuf<(), 65_536> = RingBuf::new();
+
+/// Counts one packet of `len` bytes.
+#[inline(always)]
+pub(super) fn count(reason: Reason, len: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: the slot is this CPU's own, and TC programs of one CPU do not interrupt one another.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(len);
+        }
+    }
+}
+
+/// The epoch of flow entries.
+#[inline(always)]
+pub(super) fn epoch() -> u32 {
+    EPOCH.get(0).copied().unwrap_or(0)
+}

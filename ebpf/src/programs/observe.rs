@@ -1,0 +1,63 @@
+//! Point 2 of the flow gate: what comes out of the host stack is compared with what went in. Only looks.
+
+use loden_ebpf::{abi::FlowKey, ethernet, flow::Direction, ipv4, reason::Reason};
+
+use super::{Verdict, gate, lookup, skb::Skb};
+
+const IP: usize = ethernet::LEN;
+
+/// Egress of the VXLAN device: from a local pod towards a peer.
+#[inline(always)]
+pub(super) fn outbound(skb: &mut Skb) -> Verdict {
+    let Some((ip, key, _)) = read(skb, Direction::Outbound) else { return Verdict::Ignore };
+    if lookup::peer(ipv4::destination(&ip)).is_none() || lookup::endpoint(ipv4::source(&ip)).is_none() {
+        return Verdict::Ignore;
+    }
+    conclude(&key, Direction::Outbound)
+}
+
+/// Egress of the host side of a pod's veth: from a peer's pod towards the local one.
+#[inline(always)]
+pub(super) fn inbound(skb: &mut Skb) -> Verdict {
+    let Some((ip, key, _)) = read(skb, Direction::Inbound) else { return Verdict::Ignore };
+    if lookup::peer(ipv4::source(&ip)).is_none() || lookup::endpoint(ipv4::destination(&ip)).is_none() {
+        return Verdict::Ignore;
+    }
+    conclude(&key, Direction::Inbound)
+}
+
+#[inline(always)]
+fn conclude(key: &FlowKey, direction: Direction) -> Verdict {
+    if gate::leave(key, direction) {
+        return Verdict::Ignore;
+    }
+    gate::translated(key);
+    lookup::gate_endpoint(u32::from_be_bytes(key.local));
+    Verdict::Pass(Reason::NoteTranslated)
+}
+
+/// Reads the header and the flow of a frame; `None` where the gate has nothing to go by.
+#[inline(always)]
+pub(super) fn read(skb: &mut Skb, direction: Direction) -> Option<(ipv4::Header, FlowKey, u8)> {
+    if skb.ether_type() != ethernet::IPV4 {
+        return None;
+    }
+    if skb.bytes::<{ IP + ipv4::LEN + 8 }>(0).is_none() {
+        skb.make_linear((IP + ipv4::LEN + 20) as u32);
+    }
+    let ip = *skb.bytes::<{ ipv4::LEN }>(IP)?;
+    if ipv4::is_later_fragment(&ip) {
+        return None;
+    }
+    let next = IP + ipv4::header_len(&ip);
+    let protocol = ipv4::protocol(&ip);
+    let (source_port, destination_port) = ipv4::ports(protocol, skb.bytes(next)?)?;
+    let tcp_flags = if protocol == ipv4::TCP { skb.bytes::<1>(next + 13)?[0] } else { 0 };
+    let source = (ipv4::source(&ip), source_port);
+    let destination = (ipv4::destination(&ip), destination_port);
+    let (local, remote) = match direction {
+        Direction::Outbound => (source, destination),
+        Direction::Inbound => (destination, source),
+    };
+    Some((ip, FlowKey::new(protocol, local, remote), tcp_flags))
+}

@@ -1,0 +1,184 @@
+//! The packet: every unsafe access to it, behind a type whose borrows end where the kernel's pointers do.
+//!
+//! Helpers that may move the packet take `&mut self`, so no reference into the packet survives them: what the
+//! verifier checks at load, the borrow checker says at compile time.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    },
+    helpers::{
+        bpf_csum_level, bpf_get_hash_recalc, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+        bpf_skb_change_type, bpf_skb_pull_data,
+    },
+    programs::TcContext,
+};
+use loden_ebpf::{ethernet, vxlan};
+
+/// `BPF_F_ADJ_ROOM_ENCAP_L2(len)`: the length of the inner Ethernet header, in the flags' top byte.
+const ENCAP_L2_ETHERNET: u64 = (ethernet::LEN as u64) << 56;
+/// Grow for VXLAN. FIXED_GSO: segments keep their size (the MTU check has counted the headers). ENCAP_*: the
+/// kernel learns where the inner headers are, so that NICs and GSO can segment and checksum. (Linux 5.13)
+const GROW: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
+    | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64
+    | ENCAP_L2_ETHERNET;
+/// Shrink. Without FIXED_GSO the segments of an aggregate would grow by what is taken off; without
+/// NO_CSUM_RESET a checksum that the NIC has verified would be computed again. (Linux 5.8)
+const SHRINK: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
+/// Addressed to this host: `PACKET_HOST` of linux/if_packet.h.
+const PACKET_HOST: u32 = 0;
+/// AF_INET.
+const AF_INET: u32 = 2;
+
+/// A packet at a TC hook.
+pub(super) struct Skb {
+    raw: *mut __sk_buff,
+}
+
+/// Reads a field of the context. A macro, because each field must be one load at a constant offset.
+macro_rules! field {
+    ($self:ident.$name:ident) => {
+        // SAFETY: the kernel passes a valid context for as long as the program runs.
+        unsafe { (*$self.raw).$name }
+    };
+}
+
+impl Skb {
+    #[inline(always)]
+    pub(super) fn new(ctx: TcContext) -> Self {
+        Self { raw: ctx.as_ptr().cast() }
+    }
+
+    /// Length of the frame, Ethernet header included; of a GSO packet, the whole.
+    #[inline(always)]
+    pub(super) fn len(&self) -> u32 {
+        field!(self.len)
+    }
+
+    /// EtherType behind VLAN tags, as the kernel parsed it; host order.
+    #[inline(always)]
+    pub(super) fn ether_type(&self) -> u16 {
+        u16::from_be(field!(self.protocol) as u16)
+    }
+
+    /// Whether a VLAN tag stands beside the packet.
+    #[inline(always)]
+    pub(super) fn has_vlan(&self) -> bool {
+        field!(self.vlan_present) != 0
+    }
+
+    /// Payload of each segment of a GSO packet, 0 for others.
+    #[inline(always)]
+    pub(super) fn gso_size(&self) -> u32 {
+        field!(self.gso_size)
+    }
+
+    /// The interface at which the program runs.
+    #[inline(always)]
+    pub(super) fn ifindex(&self) -> u32 {
+        field!(self.ifindex)
+    }
+
+    /// Whether the frame's destination is this host, and it alone.
+    #[inline(always)]
+    pub(super) fn is_for_host(&self) -> bool {
+        field!(self.pkt_type) == PACKET_HOST
+    }
+
+    /// `N` bytes of the packet from `offset`, where they are in its linear part.
+    #[inline(always)]
+    pub(super) fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        let start = field!(self.data) as usize + offset;
+        if start + N > field!(self.data_end) as usize {
+            return None;
+        }
+        // SAFETY: the comparison above keeps the range inside the packet (the verifier insists on it), and
+        // the bytes stay there until a helper moves them, which needs `&mut self`.
+        Some(unsafe { &*(start as *const [u8; N]) })
+    }
+
+    /// As [`Self::bytes`], to write.
+    #[inline(always)]
+    pub(super) fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        let start = field!(self.data) as usize + offset;
+        if start + N > field!(self.data_end) as usize {
+            return None;
+        }
+        // SAFETY: as in `bytes`; `&mut self` makes the reference the only one.
+        Some(unsafe { &mut *(start as *mut [u8; N]) })
+    }
+
+    /// Brings the first `len` bytes into the linear part. Some drivers leave only the Ethernet header there.
+    ///
+    /// GSO packets are left alone: pulling into one that was built as a fragment list crashed kernels before
+    /// 6.16, and where it matters their headers are linear anyway.
+    #[inline(always)]
+    pub(super) fn make_linear(&mut self, len: u32) {
+        if self.gso_size() == 0 && self.len() >= len {
+            // SAFETY: the context is valid; no reference into the packet is alive (`&mut self`). A failure
+            // leaves the packet as it is, and the next look at its bytes says so.
+            unsafe { bpf_skb_pull_data(self.raw, len) };
+        }
+    }
+
+    /// The flow hash of the packet, from its socket where it has one; computed where it is missing.
+    #[inline(always)]
+    pub(super) fn hash(&mut self) -> u32 {
+        // SAFETY: the context is valid.
+        unsafe { bpf_get_hash_recalc(self.raw) as u32 }
+    }
+
+    /// Makes room for the outer headers in front of the inner packet. Failing, it has changed nothing.
+    #[inline(always)]
+    pub(super) fn grow(&mut self) -> bool {
+        // SAFETY: the context is valid; no reference into the packet is alive.
+        unsafe { bpf_skb_adjust_room(self.raw, vxlan::ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, GROW) == 0 }
+    }
+
+    /// Takes the outer headers off. Failing, it has changed nothing.
+    #[inline(always)]
+    pub(super) fn shrink(&mut self) -> bool {
+        // SAFETY: as in `grow`. The UDP header that the NIC may have verified is gone with it: one level less.
+        unsafe {
+            let done =
+                bpf_skb_adjust_room(self.raw, -(vxlan::ENCAP_LEN as i32), BPF_ADJ_ROOM_MAC, SHRINK) == 0;
+            if done {
+                bpf_csum_level(self.raw, BPF_CSUM_LEVEL_DEC as u64);
+            }
+            done
+        }
+    }
+
+    /// Sends the packet to a neighbour on the underlay; the kernel resolves it and writes the outer MACs.
+    #[inline(always)]
+    pub(super) fn redirect_neighbour(&mut self, ifindex: u32, next_hop: [u8; 4]) -> i32 {
+        // The union is written whole: the verifier wants every byte of the parameters to have a value.
+        let next_hop = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [u32::from_ne_bytes(next_hop), 0, 0, 0] };
+        let mut params = bpf_redir_neigh { nh_family: AF_INET, __bindgen_anon_1: next_hop };
+        // SAFETY: the parameters are on the stack for the length of the call, which copies them.
+        unsafe { bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+    }
+
+    /// Delivers the packet into the namespace of the veth's other end, as if that had received it.
+    #[inline(always)]
+    pub(super) fn redirect_peer(&mut self, ifindex: u32) -> i32 {
+        // SAFETY: the context is valid. The mark is this host's business, not the pod's.
+        unsafe {
+            (*self.raw).mark = 0;
+            bpf_redirect_peer(ifindex, 0) as i32
+        }
+    }
+
+    /// Tells the stack that the frame is for the host that will get it.
+    #[inline(always)]
+    pub(super) fn set_for_host(&mut self) {
+        // SAFETY: the context is valid.
+        unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
+    }
+}

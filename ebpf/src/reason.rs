@@ -1,0 +1,136 @@
+//! Why a packet went where it went: one enum for every verdict of every program.
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident => $name:literal,)+) => {
+        /// The reason of a verdict, and its index in the map `COUNTERS`. `Fast…` skipped the host stack, `Pass…`
+        /// went on into it unchanged, `Drop…` ended.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name in metrics, logs and `loden status`.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// One sentence for people.
+            #[must_use]
+            pub const fn description(self) -> &'static str {
+                match self {
+                    $(Self::$variant => concat!($($doc,)+),)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// encapsulated at the pod's veth and sent to the uplink
+    FastEncap => "fast_encap",
+    /// decapsulated at the uplink and delivered into the pod
+    FastDecap => "fast_decap",
+    /// decapsulated by the kernel, then delivered into the pod past the host stack
+    FastOverlay => "fast_overlay",
+
+    /// from a pod: not IPv4, or with a VLAN tag
+    PassPodNotIpv4 => "pass_pod_not_ipv4",
+    /// from a pod: the destination is in no peer's subnet (local, external, a service address)
+    PassPodNoPeer => "pass_pod_no_peer",
+    /// from a pod: the source is not this pod's own address
+    PassPodForeignSource => "pass_pod_foreign_source",
+    /// from a pod: the frame is not for the pod's gateway
+    PassPodNotForGateway => "pass_pod_not_for_gateway",
+    /// from a pod: too short, or its lengths disagree
+    PassPodMalformed => "pass_pod_malformed",
+    /// from a pod: IP options
+    PassPodOptions => "pass_pod_options",
+    /// from a pod: a fragment
+    PassPodFragment => "pass_pod_fragment",
+    /// from a pod: the TTL ends here
+    PassPodTtl => "pass_pod_ttl",
+    /// from a pod: a protocol that the flow gate cannot follow (neither TCP, UDP nor ICMP echo)
+    PassPodProtocol => "pass_pod_protocol",
+    /// from a pod: the flow gate has not qualified the flow
+    PassPodGate => "pass_pod_gate",
+    /// from a pod: SYN, FIN or RST of a flow that is gated
+    PassPodTcpControl => "pass_pod_tcp_control",
+    /// from a pod: does not fit the underlay's MTU after encapsulation
+    PassPodTooBig => "pass_pod_too_big",
+    /// from a pod: the kernel could not make room for the headers
+    PassPodNoRoom => "pass_pod_no_room",
+    /// from a pod: the fast path has no way to the peer now
+    PassPodNoUplink => "pass_pod_no_uplink",
+
+    /// from the underlay: outer fragment, IP options or a cut header
+    PassWireOuter => "pass_wire_outer",
+    /// from the underlay: VXLAN flags other than a VNI
+    PassWireFlags => "pass_wire_flags",
+    /// from the underlay: another overlay's VNI
+    PassWireVni => "pass_wire_vni",
+    /// from the underlay: the inner frame is not for our VXLAN device, or not IPv4
+    PassWireInnerFrame => "pass_wire_inner_frame",
+    /// from the underlay: inner IP options, fragment, or lengths that disagree
+    PassWireInnerPacket => "pass_wire_inner_packet",
+    /// from the underlay: the inner source belongs to no subnet of the sending peer
+    PassWireForeignSource => "pass_wire_foreign_source",
+    /// from the underlay: the inner destination is no known local pod
+    PassWireNoEndpoint => "pass_wire_no_endpoint",
+    /// from the underlay: the inner TTL ends here
+    PassWireTtl => "pass_wire_ttl",
+    /// from the underlay: a protocol that the flow gate cannot follow
+    PassWireProtocol => "pass_wire_protocol",
+    /// from the underlay: the flow gate has not qualified the flow
+    PassWireGate => "pass_wire_gate",
+    /// from the underlay: SYN, FIN or RST of a flow that is gated
+    PassWireTcpControl => "pass_wire_tcp_control",
+    /// from the underlay: congestion met by a packet that does not know ECN; the kernel drops it
+    PassWireEcn => "pass_wire_ecn",
+    /// from the underlay: an outer checksum protects an inner packet that has none; the kernel verifies it
+    PassWireChecksum => "pass_wire_checksum",
+    /// from the underlay: the kernel could not take the headers off
+    PassWireNoRoom => "pass_wire_no_room",
+
+    /// from the VXLAN device: handed on to the host stack
+    PassOverlay => "pass_overlay",
+
+    /// from the underlay: VXLAN from an address that is no peer's
+    DropUnknownVtep => "drop_unknown_vtep",
+    /// from the underlay: a peer sent from a pod address that is not its own
+    DropForgedPeerSource => "drop_forged_peer_source",
+    /// from a pod: sent from the address of another local pod
+    DropForgedPodSource => "drop_forged_pod_source",
+    /// the packet was changed already when the kernel refused to redirect it
+    DropRedirect => "drop_redirect",
+
+    /// seen at the VXLAN device or a pod's veth with another tuple than before the host stack: translated
+    NoteTranslated => "note_translated",
+}
+
+/// Number of reasons: the size of the map `COUNTERS`.
+pub const COUNT: usize = Reason::ALL.len();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_indices_and_names_are_unique_and_classed() {
+        let mut names = std::collections::BTreeSet::new();
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert!(names.insert(reason.name()));
+            let class = reason.name().split('_').next().unwrap();
+            assert!(["fast", "pass", "drop", "note"].contains(&class), "{class}");
+            assert!(!reason.description().is_empty());
+        }
+    }
+}

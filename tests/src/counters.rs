@@ -1,0 +1,98 @@
+//! What the agent's programs have counted, read as an operator reads it: `loden status --json`.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::{container::Container, node::Node};
+
+/// Packets encapsulated by the fast path.
+pub const FAST_ENCAP: &str = "fast_encap";
+/// Packets delivered by the fast path: decapsulated by it, or by the kernel just before it.
+pub const FAST_DELIVERED: [&str; 2] = ["fast_decap", "fast_overlay"];
+
+/// A node's counters, by reason, summed over its CPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters(BTreeMap<String, u64>);
+
+impl Counters {
+    /// Reads them; a node without programs has none.
+    ///
+    /// # Errors
+    ///
+    /// Where the agent does not answer.
+    pub fn read(node: &Node) -> Result<Self> {
+        let status = node.status()?;
+        let Some(counters) = status["counters"].as_object() else { return Ok(Self::default()) };
+        let number = |(name, value): (&String, &Value)| {
+            Ok((name.clone(), value.as_u64().with_context(|| format!("counter {name} is {value}"))?))
+        };
+        Ok(Self(counters.iter().map(number).collect::<Result<_>>()?))
+    }
+
+    /// One of them; what was never counted is zero.
+    #[must_use]
+    pub fn get(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    /// What has been counted since an earlier reading.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let grown = |(name, &value): (&String, &u64)| (name.clone(), value.saturating_sub(earlier.get(name)));
+        Self(self.0.iter().map(grown).filter(|(_, value)| *value > 0).collect())
+    }
+
+    /// All of them by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.iter().map(|(name, &value)| (name.as_str(), value))
+    }
+}
+
+/// Which part of the packets that containers sent took the fast path, at each end of the underlay.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Packets that the containers sent, by their own devices' counters: what the others are compared with.
+    pub sent: u64,
+    /// Packets that the programs encapsulated.
+    pub encapsulated: u64,
+    /// Packets that the programs put into the containers at the far end.
+    pub delivered: u64,
+}
+
+impl Share {
+    /// The smaller of both parts, from 0 to 1.
+    #[must_use]
+    pub fn smaller(&self) -> f64 {
+        // Exact below 2^53 packets.
+        self.encapsulated.min(self.delivered) as f64 / self.sent.max(1) as f64
+    }
+
+    /// Counts while `work` runs, which must be the only traffic of these containers, all of it between nodes.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`, and where a counter cannot be read.
+    pub fn during<T>(
+        nodes: &[Node],
+        containers: &[&Container],
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Self)> {
+        let sent = || containers.iter().map(|container| container.packets_sent()).sum::<Result<u64>>();
+        let counters = || nodes.iter().map(Counters::read).collect::<Result<Vec<_>>>();
+        let (sent_before, counters_before) = (sent()?, counters()?);
+        let result = work()?;
+        let (sent_after, counters_after) = (sent()?, counters()?);
+        let grown = |name: &str| -> u64 {
+            let pairs = counters_after.iter().zip(&counters_before);
+            pairs.map(|(after, before)| after.get(name).saturating_sub(before.get(name))).sum()
+        };
+        let share = Self {
+            sent: sent_after - sent_before,
+            encapsulated: grown(FAST_ENCAP),
+            delivered: FAST_DELIVERED.into_iter().map(grown).sum(),
+        };
+        Ok((result, share))
+    }
+}

@@ -1,0 +1,324 @@
+//! A node: a namespace with an uplink, the agent in it, and a bridge for containers as Docker makes it.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use ipnet::Ipv4Net;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::{
+    container::Container,
+    netns::{self, Netns},
+    process::{Process, wait_for},
+};
+
+/// The name of the containers' bridge, as Docker's.
+pub const BRIDGE: &str = "docker0";
+
+/// How long an agent may take to be ready.
+const READY: Duration = Duration::from_secs(20);
+
+/// What an agent promises in `subnet.env`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubnetEnv {
+    /// `FLANNEL_NETWORK`.
+    pub network: Ipv4Net,
+    /// `FLANNEL_SUBNET`: the bridge's address with the length of the subnet.
+    pub subnet: Ipv4Net,
+    /// `FLANNEL_MTU`, bytes.
+    pub mtu: u32,
+    /// The file as it is.
+    pub text: String,
+}
+
+impl SubnetEnv {
+    /// Parses the file's text.
+    ///
+    /// # Errors
+    ///
+    /// Where a line is missing.
+    pub fn parse(text: &str) -> Result<Self> {
+        let value = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            line.with_context(|| format!("subnet.env has no {key}: {text:?}"))
+        };
+        Ok(Self {
+            network: value("FLANNEL_NETWORK")?.parse()?,
+            subnet: value("FLANNEL_SUBNET")?.parse()?,
+            mtu: value("FLANNEL_MTU")?.parse()?,
+            text: text.to_owned(),
+        })
+    }
+}
+
+/// A host of the cluster. Dropping it kills its agent and removes the namespace.
+#[derive(Debug)]
+pub struct Node {
+    agent: Option<Process>,
+    netns: Netns,
+    name: String,
+    address: Ipv4Addr,
+    etcd: String,
+    directory: PathBuf,
+    bpffs: PathBuf,
+    binary: PathBuf,
+    veths: u32,
+}
+
+impl Node {
+    /// Makes a node of a plugged namespace. Its files go below `directory`, its pins below `bpffs`.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory cannot be made.
+    pub fn new(
+        name: &str,
+        netns: Netns,
+        address: Ipv4Addr,
+        etcd: String,
+        directory: PathBuf,
+        bpffs: PathBuf,
+        binary: PathBuf,
+    ) -> Result<Self> {
+        fs::create_dir_all(directory.join("run")).with_context(|| directory.display().to_string())?;
+        Ok(Self {
+            agent: None,
+            netns,
+            name: name.to_owned(),
+            address,
+            etcd,
+            directory,
+            bpffs,
+            binary,
+            veths: 0,
+        })
+    }
+
+    /// Its name in the cluster, `n1` and so on.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its namespace.
+    #[must_use]
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its address on the underlay.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Where its agent pins maps and links.
+    #[must_use]
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// Where its agent has its control socket.
+    #[must_use]
+    pub fn run_directory(&self) -> PathBuf {
+        self.directory.join("run")
+    }
+
+    /// Where its agent writes `subnet.env`.
+    #[must_use]
+    pub fn subnet_file(&self) -> PathBuf {
+        self.directory.join("subnet.env")
+    }
+
+    /// What its agents have logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.directory.join("agent.log")
+    }
+
+    /// Starts the agent with these arguments besides those that tell it apart from other nodes, and waits until
+    /// it is ready.
+    ///
+    /// # Errors
+    ///
+    /// Where it ends, or is not ready in time; the message holds the end of its log.
+    pub fn start_agent(&mut self, args: &[&str]) -> Result<()> {
+        self.launch_agent(args)?;
+        self.wait_until_ready()
+    }
+
+    /// Starts the agent and does not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// Where one runs already, or the binary is missing.
+    pub fn launch_agent(&mut self, args: &[&str]) -> Result<()> {
+        ensure!(self.agent.is_none(), "{} has an agent already", self.name);
+        let log = OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        let mut command = self.netns.command(&self.binary.display().to_string());
+        command
+            .arg("agent")
+            .args(["--etcd-endpoints", &self.etcd])
+            .arg("--subnet-file")
+            .arg(self.subnet_file())
+            .args(self.own_paths())
+            .args(args)
+            .stdin(File::open("/dev/null")?)
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        self.agent = Some(Process::start(&mut command)?);
+        Ok(())
+    }
+
+    /// The flags by which agent and subcommands find this node's files instead of the host's.
+    fn own_paths(&self) -> [String; 4] {
+        let path = |path: &Path| path.display().to_string();
+        ["--run-dir".into(), path(&self.run_directory()), "--bpffs-dir".into(), path(&self.bpffs)]
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let outcome = wait_for("the agent to be ready", READY, || {
+            let running = self.agent.as_mut().is_some_and(|agent| matches!(agent.ended(), Ok(None)));
+            if !running {
+                return Some(Err(anyhow::anyhow!("the agent has ended")));
+            }
+            let ready = self.status().is_ok_and(|status| status["ready"] == true);
+            ready.then_some(Ok(()))
+        });
+        outcome.and_then(|ready| ready).with_context(|| {
+            let log = self.log();
+            let from = log.lines().count().saturating_sub(20);
+            let end: Vec<&str> = log.lines().skip(from).collect();
+            format!("{}; its log ends:\n{}", self.name, end.join("\n"))
+        })
+    }
+
+    /// Asks the agent to stop (SIGTERM) and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none, or it takes more than ten seconds.
+    pub fn stop_agent(&mut self) -> Result<ExitStatus> {
+        let mut agent = self.agent.take().with_context(|| format!("{} has no agent", self.name))?;
+        agent.signal(Signal::SIGTERM)?;
+        agent.wait(Duration::from_secs(10))
+    }
+
+    /// Ends the agent at once (SIGKILL), as a crash does.
+    pub fn kill_agent(&mut self) {
+        self.agent = None;
+    }
+
+    /// Runs `loden` inside the node with these arguments and its own paths.
+    ///
+    /// # Errors
+    ///
+    /// Where it fails; the message holds what it printed.
+    pub fn loden(&self, args: &[&str]) -> Result<String> {
+        netns::output(
+            self.netns.command(&self.binary.display().to_string()).args(args).args(self.own_paths()),
+        )
+    }
+
+    /// `loden status --json`.
+    ///
+    /// # Errors
+    ///
+    /// Where the agent does not answer, or not in JSON.
+    pub fn status(&self) -> Result<Value> {
+        let text = self.loden(&["status", "--json"])?;
+        serde_json::from_str(&text).with_context(|| format!("the status is not JSON: {text}"))
+    }
+
+    /// What `subnet.env` says.
+    ///
+    /// # Errors
+    ///
+    /// Where it is not written yet, or incomplete.
+    pub fn subnet_env(&self) -> Result<SubnetEnv> {
+        let file = self.subnet_file();
+        SubnetEnv::parse(&fs::read_to_string(&file).with_context(|| file.display().to_string())?)
+    }
+
+    /// Makes `docker0` as `dockerd --bip=$FLANNEL_SUBNET --mtu=$FLANNEL_MTU` does.
+    ///
+    /// # Errors
+    ///
+    /// Without `subnet.env`.
+    pub fn make_bridge(&self) -> Result<()> {
+        let env = self.subnet_env()?;
+        self.netns.ip(&format!("link add {BRIDGE} mtu {} type bridge", env.mtu))?;
+        self.netns.ip(&format!("address add {} dev {BRIDGE}", env.subnet))?;
+        self.netns.ip(&format!("link set {BRIDGE} up"))?;
+        Ok(())
+    }
+
+    /// Drops forwarded packets that nobody accepts, as dockerd does (`iptables -P FORWARD DROP`), and accepts
+    /// what leaves the bridge or belongs to such a flow, as it does too.
+    ///
+    /// # Errors
+    ///
+    /// Where iptables is missing.
+    pub fn docker_firewall(&self) -> Result<()> {
+        let established = "-m conntrack --ctstate RELATED,ESTABLISHED";
+        self.netns.exec("iptables -P FORWARD DROP")?;
+        self.netns.exec(&format!("iptables -A FORWARD -o {BRIDGE} {established} -j ACCEPT"))?;
+        self.netns.exec(&format!("iptables -A FORWARD -i {BRIDGE} ! -o {BRIDGE} -j ACCEPT"))?;
+        Ok(())
+    }
+
+    /// Runs a container at the `host`-th address of the node's subnet, from 2 on.
+    ///
+    /// # Errors
+    ///
+    /// Without a bridge, or where the address is not in the subnet.
+    pub fn run_container(&mut self, host: u32) -> Result<Container> {
+        let env = self.subnet_env()?;
+        let address = Ipv4Addr::from(u32::from(env.subnet.network()) + host);
+        ensure!(env.subnet.contains(&address), "{} has no host {host}", env.subnet);
+        self.veths += 1;
+        let veth = format!("veth{}", self.veths);
+        Container::create(&self.netns, BRIDGE, &veth, address, env.subnet, env.mtu)
+    }
+
+    /// Whether the kernel has a route of its own to this subnet, not only the default one.
+    ///
+    /// # Errors
+    ///
+    /// Where `ip` fails.
+    pub fn has_route(&self, subnet: Ipv4Net) -> Result<bool> {
+        Ok(!self.netns.ip(&format!("route show exact {}", subnet.trunc()))?.trim().is_empty())
+    }
+}
+
+/// The built agent: `LODEN_BINARY`, or the one that cargo has put beside the running test.
+///
+/// # Errors
+///
+/// Where there is none.
+pub fn binary() -> Result<PathBuf> {
+    let beside = || {
+        let executable = std::env::current_exe().ok()?;
+        executable
+            .ancestors()
+            .skip(1)
+            .take(2)
+            .map(|directory| directory.join("loden"))
+            .find(|path| path.is_file())
+    };
+    std::env::var_os("LODEN_BINARY")
+        .map(PathBuf::from)
+        .or_else(beside)
+        .context("the agent is not built: cargo build --package loden-agent")
+}

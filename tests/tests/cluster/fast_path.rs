@@ -1,0 +1,61 @@
+//! The programs carry the packets, and the counters prove it.
+
+use std::time::Duration;
+
+use loden_tests::{
+    cluster::{Cluster, Plan},
+    counters::{Counters, Share},
+    traffic::{
+        ping,
+        stream::{self, Until},
+        transactions::{self, Kind},
+    },
+};
+
+use crate::show_logs;
+
+const BULK: Until = Until::Bytes(200_000_000);
+
+#[test]
+fn bulk_tcp_takes_the_fast_path_both_ways() {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    show_logs(&cluster);
+    let (a, b) = (&containers[0], &containers[1]);
+    // The first packets resolve neighbours and make the agents know both containers.
+    ping(a.netns(), b.address(), 20).unwrap();
+    for (from, to) in [(a, b), (b, a)] {
+        let work = || stream::run(from.host(), to.host(), None, BULK);
+        let (stream, share) = Share::during(&cluster.nodes, &[a, b], work).unwrap();
+        assert_eq!(stream.source, from.address());
+        let counters: Vec<_> = cluster.nodes.iter().map(|node| Counters::read(node).unwrap()).collect();
+        assert!(share.smaller() >= 0.99, "{share:?} {counters:?}");
+    }
+}
+
+#[test]
+fn every_kind_of_transaction_takes_the_fast_path() {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    let (a, b) = (&containers[0], &containers[1]);
+    ping(a.netns(), b.address(), 20).unwrap();
+    // With SYN, FIN and RST on the slow path, half of the packets of a short connection are slow ones.
+    for (kind, least) in [(Kind::TcpRr, 0.99), (Kind::UdpRr, 0.99), (Kind::TcpCrr, 0.3)] {
+        let work = || transactions::run(kind, a.host(), b.host(), Duration::from_secs(1));
+        let (rate, share) = Share::during(&cluster.nodes, &[a, b], work).unwrap();
+        assert!(rate.transactions > 100, "{kind:?}: {rate:?}");
+        assert!(share.smaller() >= least, "{kind:?}: {share:?}");
+    }
+}
+
+#[test]
+fn without_the_programs_bulk_tcp_arrives_and_nothing_is_counted() {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &["--datapath=kernel"]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    let (a, b) = (&containers[0], &containers[1]);
+    let work = || stream::run(a.host(), b.host(), None, BULK);
+    let (stream, share) = Share::during(&cluster.nodes, &[a, b], work).unwrap();
+    assert_eq!(stream.bytes, 200_000_000);
+    assert!(share.sent > 1000, "{share:?}");
+    assert_eq!((share.encapsulated, share.delivered), (0, 0));
+}

@@ -1,0 +1,58 @@
+//! `cargo xtask lint`: what a reviewer should not have to say.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::{build, progress::Step, setup};
+
+/// Runs every check, also after one has failed.
+///
+/// # Errors
+///
+/// Where a check fails; its own output is above.
+pub(crate) fn run() -> Result<()> {
+    if !setup::on_path("cargo-deny") {
+        setup::cargo_install("cargo-deny", &["--no-default-features"])?;
+    }
+    let checks: [(&str, Command); 5] = [
+        ("format", cargo(&["fmt", "--all", "--check"])),
+        ("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+        ("clippy for BPF", clippy_bpf()),
+        ("documentation", documentation()),
+        ("licences and duplicates", cargo(&["deny", "check", "bans", "licenses", "sources"])),
+    ];
+    let mut failed = Vec::new();
+    for (name, mut command) in checks {
+        let step = Step::start(name);
+        let passed = command.status()?.success();
+        step.done(if passed { "clean" } else { "FAILED" });
+        if !passed {
+            failed.push(name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("lint: {} failed", failed.join(", "));
+    }
+    println!("lint: all clean");
+    Ok(())
+}
+
+fn cargo(args: &[&str]) -> Command {
+    let mut command = build::cargo();
+    command.args(args);
+    command
+}
+
+fn clippy_bpf() -> Command {
+    let mut command = cargo(&["clippy", "--package", "loden-ebpf", "--target", "bpfel-unknown-none"]);
+    // As the agent's build script does: the BPF target has no prebuilt core.
+    command.args(["-Zbuild-std=core", "--", "-D", "warnings"]).env("RUSTC_BOOTSTRAP", "1");
+    command
+}
+
+fn documentation() -> Command {
+    let mut command = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    command
+}

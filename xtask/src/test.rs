@@ -1,0 +1,194 @@
+//! `cargo xtask test`: builds everything once, then runs ring after ring and adds up.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use nix::unistd::geteuid;
+use serde_json::Value;
+
+use crate::{
+    build,
+    progress::{Step, heading},
+    table::table,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only these rings; all where none is named
+    #[arg(long, value_enum)]
+    ring: Vec<Ring>,
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// The rings, from the inside out: each proves what the one before cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Ring {
+    /// Pure code: every crate's unit tests
+    Host,
+    /// The programs under `BPF_PROG_TEST_RUN`
+    Programs,
+    /// Devices, routes, rules and attachments in fresh network namespaces
+    Kernel,
+    /// Leases against a real etcd
+    Leases,
+    /// Nodes, agents and containers
+    Cluster,
+}
+
+impl Ring {
+    fn of(suite: &str) -> Self {
+        match suite {
+            "programs" => Self::Programs,
+            "kernel" => Self::Kernel,
+            "leases" => Self::Leases,
+            "cluster" => Self::Cluster,
+            _ => Self::Host,
+        }
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// One test binary, as cargo built it.
+#[derive(Debug)]
+struct Suite {
+    ring: Ring,
+    name: String,
+    executable: PathBuf,
+    /// The directory of its package: cargo runs tests there.
+    directory: PathBuf,
+}
+
+/// What became of one suite.
+#[derive(Debug)]
+struct Outcome {
+    suite: Suite,
+    passed: u64,
+    failed: u64,
+    time: Duration,
+}
+
+/// Runs the chosen rings and prints a table and, last, `N passed, N failed`.
+///
+/// # Errors
+///
+/// Where a test fails, a chosen ring has no test, or root is missing for one that needs it.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let chosen = |ring: Ring| options.ring.is_empty() || options.ring.contains(&ring);
+    let needs_root = Ring::value_variants().iter().any(|&ring| ring != Ring::Host && chosen(ring));
+    ensure!(
+        !needs_root || geteuid().is_root(),
+        "the rings programs, kernel, leases and cluster make network namespaces and load programs: run this as \
+         root, or only `cargo xtask test --ring host`"
+    );
+    heading("building the agent, the programs and the tests");
+    // Everything at once: package by package, cargo would build shared dependencies once for each set of features.
+    let messages = build::messages(&["build", "--workspace", "--all-targets"])?;
+    let agent = build::Agent::among(&messages)?;
+    let mut suites = suites(&messages);
+    suites.retain(|suite| chosen(suite.ring));
+    suites.sort_by_key(|suite| (suite.ring as u8, suite.name.clone()));
+    if let Some(ring) = options.ring.iter().find(|&&ring| suites.iter().all(|suite| suite.ring != ring)) {
+        bail!("the ring {} has no test binary", ring.name());
+    }
+    heading("running the tests");
+    let mut outcomes = Vec::new();
+    for suite in suites {
+        let mut command = Command::new(&suite.executable);
+        command
+            .current_dir(&suite.directory)
+            .args(&options.filter)
+            .env("CARGO_MANIFEST_DIR", &suite.directory)
+            .env("LODEN_BINARY", &agent.binary)
+            .env("LODEN_PROGRAMS", &agent.programs);
+        outcomes.push(run_suite(suite, &mut command)?);
+    }
+    report(&outcomes)
+}
+
+/// The test binaries among what cargo built.
+fn suites(messages: &[Value]) -> Vec<Suite> {
+    let suite = |message: &Value| -> Option<Suite> {
+        let executable = message["executable"].as_str()?;
+        if message["profile"]["test"] != true {
+            return None;
+        }
+        let directory = PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_owned();
+        let name = message["target"]["name"].as_str()?.to_owned();
+        let integration = message["target"]["kind"][0] == "test";
+        let ring = if integration { Ring::of(&name) } else { Ring::Host };
+        Some(Suite { ring, name, executable: executable.into(), directory })
+    };
+    messages.iter().filter_map(suite).collect()
+}
+
+fn run_suite(suite: Suite, command: &mut Command) -> Result<Outcome> {
+    let step = Step::start(format!("{} / {}", suite.ring.name(), suite.name));
+    let start = Instant::now();
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("{command:?} cannot be started"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let (passed, mut failed) = tally(&stdout);
+    if !output.status.success() {
+        // A suite that dies before its summary has failed too.
+        failed = failed.max(1);
+    }
+    step.done(format!("{passed} passed, {failed} failed"));
+    if failed > 0 {
+        println!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
+        println!("{} / {} ended with {}", suite.ring.name(), suite.name, output.status);
+    }
+    Ok(Outcome { suite, passed, failed, time: start.elapsed() })
+}
+
+/// Reads libtest's summary, `test result: ok. 3 passed; 1 failed; ...`.
+fn tally(stdout: &str) -> (u64, u64) {
+    let count = |line: &str, what: &str| -> u64 {
+        let words: Vec<&str> = line.split([' ', ';']).collect();
+        words.windows(2).find(|pair| pair[1] == what).and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
+    };
+    let summaries = stdout.lines().filter(|line| line.starts_with("test result: "));
+    summaries.fold((0, 0), |sum, line| (sum.0 + count(line, "passed"), sum.1 + count(line, "failed")))
+}
+
+fn report(outcomes: &[Outcome]) -> Result<()> {
+    let mut table = table(["ring", "suite", "passed", "failed", "seconds"], 2);
+    for Outcome { suite, passed, failed, time } in outcomes {
+        table.add_row([
+            suite.ring.name(),
+            suite.name.clone(),
+            passed.to_string(),
+            failed.to_string(),
+            format!("{:.1}", time.as_secs_f32()),
+        ]);
+    }
+    println!("{table}");
+    let passed: u64 = outcomes.iter().map(|outcome| outcome.passed).sum();
+    let failed: u64 = outcomes.iter().map(|outcome| outcome.failed).sum();
+    println!("{passed} passed, {failed} failed");
+    ensure!(failed == 0, "tests failed");
+    ensure!(passed > 0, "no test ran");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tally;
+
+    #[test]
+    fn the_tally_adds_up_summaries_and_nothing_else() {
+        let output = "running 3 tests\ntest a ... ok\n\
+            test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s\n\
+            test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s\n";
+        assert_eq!(tally(output), (6, 1));
+        assert_eq!(tally("7 passed"), (0, 0));
+    }
+}
