@@ -69,7 +69,7 @@ pub struct CleanupArgs {
     pub agent: AgentArgs,
 
     /// Take away the eBPF programs and maps only; leave the device, routes and rules for flannel or another agent
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
           value_parser = crate::config::flag_value::boolean, value_name = "BOOL")]
     pub keep_kernel: bool,
 }
@@ -125,13 +125,15 @@ pub fn parse(
     args[0] = "loden".into();
     let mut command = Cli::command();
     command.build();
-    let top = words::Flags::of(&command);
     let subcommand = args.get(1).and_then(|word| word.to_str()).unwrap_or_default().to_owned();
-    match command.find_subcommand(&subcommand).filter(|found| found.get_name() != "help") {
-        Some(found) if matches!(subcommand.as_str(), "agent" | "cleanup") => {
-            let flags = words::Flags::of(found);
-            let given = words::normalise(args.split_off(2), &flags).map_err(Exit::error)?;
-            let layers = layers::collect(given, &flags, env).map_err(Exit::error)?;
+    let flags = |name: &str| command.find_subcommand(name).map(words::Flags::of);
+    match flags(&subcommand) {
+        // The script's options are one letter each and have no variables; help takes words.
+        Some(_) if matches!(subcommand.as_str(), "docker-opts" | "help") => matches(args, None),
+        Some(own) => {
+            let given = words::normalise(args.split_off(2), &own).map_err(Exit::error)?;
+            let agents = flags("agent").unwrap_or_default();
+            let layers = layers::collect(given, &own, &agents, env).map_err(Exit::error)?;
             // Each layer is tried alone first, so that an error says where the bad word stands.
             for layer in &layers {
                 let alone = [&args[..], &layer.words()[..]].concat();
@@ -140,8 +142,8 @@ pub fn parse(
             args.extend(layers.iter().flat_map(layers::Layer::words));
             matches(args, None)
         }
-        Some(_) => matches(args, None),
         None => {
+            let top = words::Flags::of(&command);
             let rest = words::normalise(args.split_off(1), &top).map_err(Exit::error)?;
             args.extend(rest.into_iter().filter_map(|word| word.text));
             matches(args, None)

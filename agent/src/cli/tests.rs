@@ -393,6 +393,22 @@ fn cleanup_takes_the_agents_flags_and_environment() {
 }
 
 #[test]
+fn status_finds_the_agent_by_the_agents_own_settings() {
+    let run_dir =
+        |args: &[&str], env: &[(&str, &str)]| match parse_with(&[&["loden", "status"], args].concat(), env) {
+            Ok(Command::Status(args)) => (args.json, args.run_dir.to_str().unwrap().to_owned()),
+            other => panic!("{other:?}"),
+        };
+    let options =
+        [("FLANNEL_OPTIONS", "-iface=eth1 -run-dir=/run/options"), ("LODEN_RUN_DIR", "/run/variable")];
+    assert_eq!(run_dir(&[], &[]), (false, "/run/loden".into()));
+    assert_eq!(run_dir(&[], &options[1..]), (false, "/run/variable".into()));
+    assert_eq!(run_dir(&["-json"], &options), (true, "/run/options".into()));
+    assert_eq!(run_dir(&["--json", "-run-dir", "/run/line"], &options), (true, "/run/line".into()));
+    assert!(parse_with(&["loden", "status", "-iface=eth1"], &[]).is_err());
+}
+
+#[test]
 fn docker_opts_takes_the_scripts_options() {
     let parsed =
         parse_with(&["loden", "docker-opts", "-ic", "-kKEY", "-f", "/a", "-d/b", "-m", "rest"], &[]).unwrap();
