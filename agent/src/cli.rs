@@ -19,7 +19,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use agent::{AgentArgs, EtcdArgs, FlannelOnlyArgs, UplinkArgs};
 
-use crate::docker_opts::DockerOptsArgs;
+use crate::{docker_opts::DockerOptsArgs, status::StatusArgs};
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -42,6 +42,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the agent: keep this node's subnet lease, and carry packets to and from every other node
     Agent(AgentArgs),
+    /// Show what the running agent knows and does
+    Status(StatusArgs),
     /// Remove from this node what the agent has left in place, and nothing else
     Cleanup(CleanupArgs),
     /// Write dockerd's options from subnet.env, as flannel's mk-docker-opts.sh does
@@ -111,6 +113,8 @@ pub fn parse(
     if Path::new(&args[0]).file_name().is_some_and(|name| name == "flanneld") {
         args.insert(1, "agent".into());
     }
+    // Help and usage speak of the program by its own name, whatever it was called as.
+    args[0] = "loden".into();
     let mut command = Cli::command();
     command.build();
     let top = words::Flags::of(&command);

@@ -61,7 +61,8 @@ impl NetworkConfig {
         let object = Object::parse(json)?;
         if !object.bool("EnableIPv4")?.unwrap_or(true) {
             return Err(ConfigError(
-                "EnableIPv4 is false, but this agent carries IPv4: leave the key out or set it to true".into(),
+                "EnableIPv4 is false, but this agent carries IPv4: leave the key out or set it to true"
+                    .into(),
             ));
         }
         let ipv6 = object.bool("EnableIPv6")?.unwrap_or(false);
@@ -107,7 +108,9 @@ impl NetworkConfig {
 
 fn network(object: &Object) -> Result<Ipv4Net, ConfigError> {
     let Some(text) = object.string("Network")? else {
-        return Err(ConfigError(r#"Network is missing: it must be an IPv4 prefix such as "10.5.0.0/16""#.into()));
+        return Err(ConfigError(
+            r#"Network is missing: it must be an IPv4 prefix such as "10.5.0.0/16""#.into(),
+        ));
     };
     let network: Ipv4Net = text.parse().map_err(|_| {
         ConfigError(format!(r#"Network {text:?} is not an IPv4 prefix such as "10.5.0.0/16""#))
@@ -244,21 +247,30 @@ mod tests {
             (r#"{"Network":7}"#, "Network must be a string, not 7"),
             (r#"{"Network":"10.5.0.0"}"#, r#"Network "10.5.0.0" is not an IPv4 prefix"#),
             (r#"{"Network":"fc00::/48"}"#, r#"Network "fc00::/48" is not an IPv4 prefix"#),
-            (r#"{"Network":"10.5.0.0/29"}"#, "Network 10.5.0.0/29 is too small: the longest useful prefix is /28"),
+            (
+                r#"{"Network":"10.5.0.0/29"}"#,
+                "Network 10.5.0.0/29 is too small: the longest useful prefix is /28",
+            ),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":17}"#, "SubnetLen 17 is out of bounds: 18 to 30"),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":31}"#, "SubnetLen 31 is out of bounds: 18 to 30"),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":300}"#, "SubnetLen 300 is out of bounds"),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":-1}"#, "SubnetLen must be a whole number"),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":"24"}"#, r#"SubnetLen must be a whole number"#),
             (r#"{"Network":"10.5.0.0/16","SubnetMin":"x"}"#, r#"SubnetMin "x" is not an IPv4 address"#),
-            (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.6.0.0"}"#, "SubnetMin 10.6.0.0 is outside of Network 10.5.0.0/16"),
+            (
+                r#"{"Network":"10.5.0.0/16","SubnetMin":"10.6.0.0"}"#,
+                "SubnetMin 10.6.0.0 is outside of Network 10.5.0.0/16",
+            ),
             (r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.9.7"}"#, "the one it lies in starts at 10.5.9.0"),
             (
                 r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.8.0"}"#,
                 "SubnetMin 10.5.9.0 is above SubnetMax 10.5.8.0",
             ),
             (r#"{"Network":"10.5.0.0/16","EnableIPv4":false}"#, "EnableIPv4 is false"),
-            (r#"{"Network":"10.5.0.0/16","EnableIPv4":"yes"}"#, r#"EnableIPv4 must be true or false, not "yes""#),
+            (
+                r#"{"Network":"10.5.0.0/16","EnableIPv4":"yes"}"#,
+                r#"EnableIPv4 must be true or false, not "yes""#,
+            ),
         ] {
             let error = error(json);
             assert!(error.contains(says), "{json}: {error:?} does not say {says:?}");

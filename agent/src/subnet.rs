@@ -66,7 +66,8 @@ fn free(config: &NetworkConfig, taken: Vec<Ipv4Net>) -> impl Iterator<Item = Ipv
             match taken.peek() {
                 Some(range) if range.0 <= end => base = (range.1 / size + 1) * size,
                 _ => {
-                    let subnet = u32::try_from(base).ok().and_then(|base| Ipv4Net::new(base.into(), len).ok());
+                    let subnet =
+                        u32::try_from(base).ok().and_then(|base| Ipv4Net::new(base.into(), len).ok());
                     base += size;
                     return subnet;
                 }
@@ -128,8 +129,10 @@ mod tests {
 
     #[test]
     fn a_host_inside_the_network_keeps_its_own_prefix() {
-        let config = config(r#"{"Network":"192.168.0.0/16","SubnetMin":"192.168.162.0","SubnetMax":"192.168.164.0"}"#);
-        let occupied = [net("0.0.0.0/0"), net("192.168.0.0/16"), net("192.168.163.10/24"), net("192.168.164.9/32")];
+        let config =
+            config(r#"{"Network":"192.168.0.0/16","SubnetMin":"192.168.162.0","SubnetMax":"192.168.164.0"}"#);
+        let occupied =
+            [net("0.0.0.0/0"), net("192.168.0.0/16"), net("192.168.163.10/24"), net("192.168.164.9/32")];
         let picks: BTreeSet<_> = (0..100).filter_map(|_| pick(&config, [], &occupied, &mut rng())).collect();
         assert_eq!(picks, BTreeSet::from([net("192.168.162.0/24")]));
     }
@@ -151,7 +154,8 @@ mod tests {
     }
 
     fn prefix() -> impl Strategy<Value = Ipv4Net> {
-        (0_u32..1 << 16, 14_u8..=32).prop_map(|(low, len)| Ipv4Net::new((0x0a05_0000 + low).into(), len).unwrap())
+        (0_u32..1 << 16, 14_u8..=32)
+            .prop_map(|(low, len)| Ipv4Net::new((0x0a05_0000 + low).into(), len).unwrap())
     }
 
     proptest! {

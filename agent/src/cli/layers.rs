@@ -58,10 +58,10 @@ pub(super) fn collect(
 
     add(None, given);
     if let Some(line) = env("FLANNEL_OPTIONS") {
-        let words = words::split_line(&line)
-            .and_then(|words| Ok(words::normalise(words.into_iter().map(OsString::from).collect(), flags)))
-            .map_err(|reason| format!("FLANNEL_OPTIONS: {reason}"))?
-            .map_err(|reason| format!("FLANNEL_OPTIONS: {reason}"))?;
+        let wrong = |reason: &dyn std::fmt::Display| format!("FLANNEL_OPTIONS: {reason}");
+        let words = words::split_line(&line).map_err(|reason| wrong(&reason))?;
+        let words = words::normalise(words.into_iter().map(OsString::from).collect(), flags)
+            .map_err(|reason| wrong(&reason))?;
         add(Some("FLANNEL_OPTIONS".into()), words);
     }
     for (flag, heading) in flags.listed() {

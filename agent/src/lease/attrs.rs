@@ -127,7 +127,8 @@ impl VtepData {
     fn read(object: &Object) -> Result<Self, AttrsError> {
         // Leases of old flannels have no VNI.
         let vni = object.unsigned("VNI", (1 << 24) - 1)?.and_then(|vni| u32::try_from(vni).ok());
-        let text = object.string("VtepMAC")?.ok_or_else(|| AttrsError("BackendData.VtepMAC is missing".into()))?;
+        let text =
+            object.string("VtepMAC")?.ok_or_else(|| AttrsError("BackendData.VtepMAC is missing".into()))?;
         let vtep_mac = parse_mac(text).ok_or_else(|| {
             AttrsError(format!(
                 "BackendData.VtepMAC {text:?} is no MAC address of one device such as \"c6:d2:32:6f:8f:44\""
@@ -219,12 +220,21 @@ mod tests {
             ("{}", "PublicIP is missing"),
             (r#"{"PublicIP":"host"}"#, r#"PublicIP "host" is not the IPv4 address of a host"#),
             (r#"{"PublicIP":"0.0.0.0"}"#, "is not the IPv4 address of a host"),
-            (r#"{"PublicIP":"1.2.3.4","PublicIPv6":"1.2.3.4"}"#, r#"PublicIPv6 "1.2.3.4" is not an IPv6 address"#),
+            (
+                r#"{"PublicIP":"1.2.3.4","PublicIPv6":"1.2.3.4"}"#,
+                r#"PublicIPv6 "1.2.3.4" is not an IPv6 address"#,
+            ),
             (r#"{"PublicIP":"1.2.3.4","BackendType":5}"#, "BackendType must be a string, not 5"),
             (r#"{"PublicIP":"1.2.3.4"}"#, r#"BackendType is "", not "vxlan""#),
             (r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan"}"#, "BackendData is missing"),
-            (r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":"x"}"#, "BackendData must be an object"),
-            (r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VNI":1}}"#, "BackendData.VtepMAC is missing"),
+            (
+                r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":"x"}"#,
+                "BackendData must be an object",
+            ),
+            (
+                r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VNI":1}}"#,
+                "BackendData.VtepMAC is missing",
+            ),
             (
                 r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"ff:ff:ff:ff:ff:ff"}}"#,
                 r#"BackendData.VtepMAC "ff:ff:ff:ff:ff:ff" is no MAC address"#,

@@ -20,7 +20,9 @@ pub struct LeaseKey {
 
 /// Why a key is none of a lease.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{key:?} is no lease key: {reason}; it must look like \"10.5.34.0-24\" or \"10.5.34.0-24&fc00:0:0:22::-64\"")]
+#[error(
+    "{key:?} is no lease key: {reason}; it must look like \"10.5.34.0-24\" or \"10.5.34.0-24&fc00:0:0:22::-64\""
+)]
 pub struct KeyError {
     key: String,
     reason: &'static str,

@@ -130,9 +130,15 @@ mod tests {
             (r#""vxlan""#, r#"Backend must be an object, not "vxlan""#),
             (r"{}", r#"Backend.Type "" is not supported"#),
             (r#"{"Type":"wireguard"}"#, r#"Backend.Type "wireguard" is not supported: use "vxlan""#),
-            (r#"{"Type":"vxlan","VNI":16777216}"#, "Backend.VNI must be a whole number of 0 to 16777215, not 16777216"),
+            (
+                r#"{"Type":"vxlan","VNI":16777216}"#,
+                "Backend.VNI must be a whole number of 0 to 16777215, not 16777216",
+            ),
             (r#"{"Type":"vxlan","VNI":1.5}"#, "Backend.VNI must be a whole number of 0 to 16777215, not 1.5"),
-            (r#"{"Type":"vxlan","Port":65536}"#, "Backend.Port must be a whole number of 0 to 65535, not 65536"),
+            (
+                r#"{"Type":"vxlan","Port":65536}"#,
+                "Backend.Port must be a whole number of 0 to 65535, not 65536",
+            ),
             (r#"{"Type":"vxlan","MTU":117}"#, "Backend.MTU 117 is too small"),
             (r#"{"Type":"vxlan","DirectRouting":1}"#, "Backend.DirectRouting must be true or false, not 1"),
         ] {

@@ -25,8 +25,9 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
     let device = desired.device;
     let mut ops = Vec::new();
 
-    let fdb: Vec<_> = actual.fdb.iter().filter_map(|entry| own_fdb(desired, entry)).collect();
-    let set = target.fdb.iter().filter(|(mac, dst)| !fdb.contains(&(**mac, **dst)));
+    // A unicast MAC address has one VTEP: the kernel appends only to group addresses and zero.
+    let fdb: BTreeMap<_, _> = actual.fdb.iter().filter_map(|entry| own_fdb(desired, entry)).collect();
+    let set = target.fdb.iter().filter(|(mac, dst)| fdb.get(*mac) != Some(*dst));
     ops.extend(set.map(|(&mac, &dst)| Op::SetFdb { device, mac, dst }));
 
     let neighbours: BTreeMap<_, _> =
@@ -40,7 +41,8 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
 
     let stale = neighbours.keys().filter(|address| !target.neighbours.contains_key(*address));
     ops.extend(stale.map(|&address| Op::DelNeighbour { device, address }));
-    ops.extend(stale_fdb(&target, &fdb).map(|(mac, dst)| Op::DelFdb { device, mac, dst }));
+    let stale = fdb.iter().filter(|(mac, _)| !target.fdb.contains_key(*mac));
+    ops.extend(stale.map(|(&mac, &dst)| Op::DelFdb { device, mac, dst }));
 
     Plan { ops, refused: target.refused }
 }
@@ -130,23 +132,6 @@ fn route_ops(desired: &Desired, target: &Target, actual: &Actual) -> (Vec<Route>
     let stale = there.into_values().flatten().filter(|route| own_route(desired, route));
     delete.extend(stale.cloned());
     (set, delete)
-}
-
-/// What is left of the FDB after the new entries were set: an entry for a MAC address replaces the first VTEP
-/// that was there for it; any further one is stale.
-fn stale_fdb<'a>(
-    target: &'a Target,
-    fdb: &'a [([u8; 6], Ipv4Addr)],
-) -> impl Iterator<Item = ([u8; 6], Ipv4Addr)> + 'a {
-    let replaced = |at: usize, mac: [u8; 6]| {
-        let first = fdb.iter().position(|(other, _)| *other == mac) == Some(at);
-        let set = target.fdb.get(&mac).is_some_and(|dst| !fdb.contains(&(mac, *dst)));
-        first && set
-    };
-    fdb.iter()
-        .enumerate()
-        .filter(move |(at, (mac, dst))| target.fdb.get(mac) != Some(dst) && !replaced(*at, *mac))
-        .map(|(_, entry)| *entry)
 }
 
 fn own_route(desired: &Desired, route: &Route) -> bool {

@@ -2,7 +2,10 @@
 //!
 //! The slow path behind the fast one answers a ping as well, so tests of the fast path count packets.
 
-#![expect(clippy::unwrap_used, reason = "clippy.toml allows it in tests, which for clippy does not mean their modules")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy.toml allows it in tests, which for clippy does not mean their modules"
+)]
 
 mod churn;
 mod fast_path;

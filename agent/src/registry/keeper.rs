@@ -1,0 +1,314 @@
+//! The task that owns the lease: renews it, follows the peers, and gets back on its feet by itself.
+//!
+//! A round lists everything, settles whether our lease is still ours, and watches from there until the stream
+//! breaks; then comes the next round. What was missed in between, a compaction, a restored or replaced etcd: the
+//! listing shows what is, so none of them is a special case.
+
+mod round;
+mod settle;
+
+use std::{sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use ipnet::Ipv4Net;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use tracing::{info, warn};
+
+use self::round::{Broken, Ended};
+use super::{
+    Claim, Cluster, ConfigState, Own, Registry, RegistryError,
+    cluster::PeerRules,
+    record::{Records, Told},
+};
+use crate::{
+    lease::{Lease, LeaseAttrs},
+    network::NetworkConfig,
+};
+
+/// First and longest wait between rounds. With jitter, so that a cluster does not come back all at once.
+const WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// A round that has lasted this long was a good one: the next wait is short again.
+const GOOD_ROUND: Duration = Duration::from_secs(5);
+/// How often an outage is told of while it lasts.
+const REMIND: Duration = Duration::from_secs(60);
+
+/// The running task. Dropping it ends the task; the lease stays until it runs out.
+#[derive(Debug)]
+pub struct Keeper {
+    /// The latest snapshot.
+    pub cluster: watch::Receiver<Arc<Cluster>>,
+    commands: mpsc::UnboundedSender<Command>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+enum Command {
+    SetAttrs(LeaseAttrs),
+    SetOccupied(Vec<Ipv4Net>),
+    Release(oneshot::Sender<Result<(), RegistryError>>),
+}
+
+impl Keeper {
+    pub(super) fn start(registry: Registry, config: NetworkConfig, claim: Claim, lease: Lease) -> Self {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let (task, cluster) = Task::new(registry, config, claim, lease, receiver);
+        Self { cluster, commands, task: tokio::spawn(task.run()) }
+    }
+
+    /// Publishes the lease with another value (a new VTEP MAC, a new public IP), on the same subnet.
+    pub fn set_attrs(&self, attrs: LeaseAttrs) {
+        // The task ends after the keeper only.
+        let _ = self.commands.send(Command::SetAttrs(attrs));
+    }
+
+    /// Sets which prefixes of this host a new subnet, should one be needed, must keep away from.
+    pub fn set_occupied(&self, occupied: Vec<Ipv4Net>) {
+        let _ = self.commands.send(Command::SetOccupied(occupied));
+    }
+
+    /// Gives the lease back, so that the subnet is free at once, and ends the task. A reservation stays.
+    ///
+    /// # Errors
+    ///
+    /// Where etcd is away: then the lease runs out by itself.
+    pub async fn release(self) -> Result<(), RegistryError> {
+        let (sender, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Release(sender));
+        // The task answers before it ends; if it has panicked, there is nobody to give the lease back.
+        answer.await.unwrap_or(Ok(()))
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// All that the task knows.
+struct Task {
+    registry: Registry,
+    commands: mpsc::UnboundedReceiver<Command>,
+    publish: watch::Sender<Arc<Cluster>>,
+    /// The config in force.
+    config: NetworkConfig,
+    /// The config's network in etcd, if that is another.
+    new_network: Option<Ipv4Net>,
+    config_state: ConfigState,
+    claim: Claim,
+    /// The lease that we hold, or held last.
+    own: Lease,
+    /// Why we hold it no longer.
+    lost: Option<String>,
+    /// Whether etcd knew our etcd lease when last asked.
+    alive: bool,
+    renewed: Option<Instant>,
+    /// When to renew next.
+    renew_at: Instant,
+    /// When to try again for a lease where there was none to get, and how long to wait after that.
+    retry_at: Instant,
+    retry_wait: Duration,
+    records: Records,
+    revision: i64,
+    cluster_id: u64,
+    connected: bool,
+    told: Told,
+    told_of_peers: Told,
+}
+
+impl Task {
+    fn new(
+        registry: Registry,
+        config: NetworkConfig,
+        claim: Claim,
+        own: Lease,
+        commands: mpsc::UnboundedReceiver<Command>,
+    ) -> (Self, watch::Receiver<Arc<Cluster>>) {
+        let now = Instant::now();
+        let renewed = own.etcd_lease.map(|_| now);
+        let (publish, cluster) = watch::channel(Arc::new(Cluster {
+            own: Own::Held(own.clone()),
+            peers: std::collections::BTreeMap::new(),
+            revision: 0,
+            connected: false,
+            renewed: renewed.map(Instant::into_std),
+            config: ConfigState::Current,
+        }));
+        let task = Self {
+            registry,
+            commands,
+            publish,
+            new_network: None,
+            config_state: ConfigState::Current,
+            renew_at: now + renew_every(&claim),
+            config,
+            claim,
+            own,
+            lost: None,
+            alive: true,
+            renewed,
+            retry_at: now,
+            retry_wait: settle::FIRST_RETRY,
+            records: Records::default(),
+            revision: 0,
+            cluster_id: 0,
+            connected: false,
+            told: Told::default(),
+            told_of_peers: Told::default(),
+        };
+        (task, cluster)
+    }
+
+    async fn run(mut self) {
+        let backoff = ExponentialBuilder::default()
+            .with_min_delay(WAIT.0)
+            .with_max_delay(WAIT.1)
+            .with_jitter()
+            .without_max_times();
+        let mut waits = backoff.build();
+        let mut outage = Outage::default();
+        loop {
+            let start = Instant::now();
+            let broken = match self.round(&mut outage).await {
+                Ok(Ended) => return,
+                Err(broken) => broken,
+            };
+            if start.elapsed() > GOOD_ROUND {
+                waits = backoff.build();
+            }
+            outage.tell(&broken);
+            self.connected = false;
+            self.publish();
+            if self.pause(waits.next().unwrap_or(WAIT.1)).await.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Waits, and does what is asked for meanwhile.
+    async fn pause(&mut self, wait: Duration) -> Option<Ended> {
+        let until = Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return None,
+                command = self.commands.recv() => {
+                    if let Some(ended) = self.obey(command).await {
+                        return Some(ended);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what is asked for, as far as that needs no etcd; the next round does the rest.
+    async fn obey(&mut self, command: Option<Command>) -> Option<Ended> {
+        match command {
+            Some(Command::SetAttrs(attrs)) => {
+                self.claim.attrs = attrs.clone();
+                self.own.attrs = attrs;
+                None
+            }
+            Some(Command::SetOccupied(occupied)) => {
+                self.claim.occupied = occupied;
+                None
+            }
+            Some(Command::Release(answer)) => {
+                let _ = answer.send(self.release().await);
+                Some(Ended)
+            }
+            None => Some(Ended),
+        }
+    }
+
+    async fn release(&self) -> Result<(), RegistryError> {
+        match self.own.etcd_lease {
+            Some(id) if self.alive => self.registry.revoke(id).await,
+            _ => Ok(()),
+        }
+    }
+
+    fn publish(&mut self) {
+        let rules = PeerRules {
+            own: self.own.subnet,
+            public_ip: self.own.attrs.public_ip,
+            backend: &self.config.backend,
+            networks: std::iter::once(self.config.network).chain(self.new_network).collect(),
+        };
+        let peers = rules.peers(&self.records, &mut self.told_of_peers);
+        let own = match &self.lost {
+            None => Own::Held(self.own.clone()),
+            Some(reason) => Own::Lost { subnet: self.own.subnet, reason: reason.clone() },
+        };
+        let cluster = Cluster {
+            own,
+            peers,
+            revision: self.revision,
+            connected: self.connected,
+            renewed: self.renewed.map(Instant::into_std),
+            config: self.config_state.clone(),
+        };
+        self.publish.send_if_modified(|current| {
+            let modified = **current != cluster;
+            if modified {
+                *current = Arc::new(cluster);
+            }
+            modified
+        });
+    }
+}
+
+/// Between two renewals: a third of the TTL, or until the margin begins if that is sooner; a second at least.
+fn renew_every(claim: &Claim) -> Duration {
+    let third = claim.ttl / 3;
+    let before_margin = claim.ttl.saturating_sub(claim.renew_margin);
+    third.min(before_margin).max(Duration::from_secs(1))
+}
+
+/// Tells of an outage when it begins, each minute while it lasts, and when it is over.
+#[derive(Default)]
+struct Outage {
+    since: Option<Instant>,
+    told: Option<Instant>,
+}
+
+impl Outage {
+    fn tell(&mut self, broken: &Broken) {
+        let now = Instant::now();
+        let since = *self.since.get_or_insert(now);
+        if self.told.is_none_or(|told| now - told >= REMIND) {
+            let seconds = (now - since).as_secs();
+            warn!(%broken, seconds, "not following etcd; peers and routes stay as they are");
+            self.told = Some(now);
+        }
+    }
+
+    fn over(&mut self) {
+        if let Some(since) = self.since.take() {
+            info!(seconds = since.elapsed().as_secs(), "following etcd again");
+        }
+        self.told = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewals_come_at_a_third_of_the_ttl_or_earlier_by_the_margin() {
+        let attrs = LeaseAttrs::host_gw([10, 0, 0, 1].into());
+        let every = |ttl, margin| {
+            let (ttl, renew_margin) = (Duration::from_secs(ttl), Duration::from_secs(margin));
+            let claim = Claim { attrs: attrs.clone(), previous: None, occupied: vec![], ttl, renew_margin };
+            renew_every(&claim).as_secs()
+        };
+        assert_eq!(every(86400, 3600), 28800);
+        assert_eq!(every(86400, 82800), 3600);
+        assert_eq!(every(86400, 90000), 1);
+        assert_eq!(every(2, 0), 1);
+    }
+}

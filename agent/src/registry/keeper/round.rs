@@ -1,0 +1,161 @@
+//! A round: list, settle, watch until something breaks.
+
+use etcd_client::{EventType, WatchResponse};
+use thiserror::Error;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+use super::{Outage, Task, renew_every};
+use crate::registry::{ConfigState, RegistryError, parse_config, store::Listing};
+
+/// The task has been asked to end.
+pub(super) struct Ended;
+
+/// Why a round is over.
+#[derive(Debug, Error)]
+pub(super) enum Broken {
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error("etcd: the watch ended: {0}")]
+    Watch(String),
+    #[error("etcd: our etcd lease has run out")]
+    LeaseRanOut,
+}
+
+impl Task {
+    pub(super) async fn round(&mut self, outage: &mut Outage) -> Result<Ended, Broken> {
+        // First of all, because it may be late; a lease that has run out shows in the listing.
+        self.renew().await?;
+        let listing = self.registry.list(&mut self.told).await?;
+        self.take_listing(listing);
+        let from = self.revision + 1;
+        self.settle(true).await?;
+        self.publish();
+        let mut stream = self.registry.watch(from).await?;
+        loop {
+            tokio::select! {
+                message = stream.message() => {
+                    let message = message
+                        .map_err(|error| Broken::Watch(error.to_string()))?
+                        .ok_or_else(|| Broken::Watch("etcd closed it".into()))?;
+                    self.take_message(&message).await?;
+                    self.connected = true;
+                    outage.over();
+                }
+                () = sleep_until(self.renew_at), if self.renews() => {
+                    if !self.renew().await? {
+                        return Err(Broken::LeaseRanOut);
+                    }
+                }
+                () = sleep_until(self.retry_at), if self.lost.is_some() => self.settle(false).await?,
+                command = self.commands.recv() => {
+                    if let Some(ended) = self.obey(command).await {
+                        return Ok(ended);
+                    }
+                    self.settle(false).await?;
+                }
+            }
+            self.publish();
+        }
+    }
+
+    fn renews(&self) -> bool {
+        self.own.etcd_lease.is_some() && self.alive
+    }
+
+    /// Renews our etcd lease, if we have one; `false`: it has run out.
+    pub(super) async fn renew(&mut self) -> Result<bool, RegistryError> {
+        let Some(id) = self.own.etcd_lease.filter(|_| self.alive) else { return Ok(true) };
+        self.alive = self.registry.keep_alive(id).await?;
+        if self.alive {
+            self.renewed = Some(Instant::now());
+            self.renew_at = Instant::now() + renew_every(&self.claim);
+        } else {
+            warn!(subnet = %self.own.subnet, "the etcd lease of our subnet has run out");
+        }
+        Ok(self.alive)
+    }
+
+    pub(super) fn take_listing(&mut self, listing: Listing) {
+        let Listing { cluster_id, revision, records, config } = listing;
+        if self.revision != 0 && (cluster_id != self.cluster_id || revision < self.revision) {
+            error!(
+                was = %format_args!("{:x}@{}", self.cluster_id, self.revision),
+                is = %format_args!("{cluster_id:x}@{revision}"),
+                "etcd was replaced or restored: what it has now counts, and our lease is put back"
+            );
+        }
+        (self.cluster_id, self.revision, self.records) = (cluster_id, revision, records);
+        self.take_config(config.as_deref());
+    }
+
+    async fn take_message(&mut self, message: &WatchResponse) -> Result<(), Broken> {
+        if message.canceled() {
+            let reason = match message.compact_revision() {
+                0 => message.cancel_reason().to_owned(),
+                revision => format!("the history before revision {revision} is compacted"),
+            };
+            return Err(Broken::Watch(reason));
+        }
+        if let Some(header) = message.header() {
+            if header.cluster_id() != self.cluster_id {
+                return Err(Broken::Watch("another cluster answers".into()));
+            }
+            self.revision = self.revision.max(header.revision());
+        }
+        if self.take_events(message) { Ok(self.settle(false).await?) } else { Ok(()) }
+    }
+
+    /// Whether our own key is among them.
+    fn take_events(&mut self, message: &WatchResponse) -> bool {
+        let (prefix, config_key) = (self.registry.subnets_prefix(), self.registry.config_key());
+        let mut own = false;
+        for event in message.events() {
+            let Some(pair) = event.kv() else { continue };
+            let deleted = event.event_type() == EventType::Delete;
+            if pair.key() == config_key.as_bytes() {
+                self.take_config((!deleted).then(|| pair.value()));
+                continue;
+            }
+            let key = if deleted {
+                self.records.delete(&prefix, pair, &mut self.told)
+            } else {
+                self.records.put(&prefix, pair, &mut self.told)
+            };
+            own |= key == Some(self.own.key);
+        }
+        own
+    }
+
+    /// Compares the config in etcd with the one in force, and takes over what does no harm: the bounds, which
+    /// only matter to the next pick.
+    fn take_config(&mut self, config: Option<&[u8]>) {
+        let state = match config.map(parse_config) {
+            None => ConfigState::Missing,
+            Some(Err(error)) => ConfigState::Invalid(error.to_string()),
+            Some(Ok(config)) => {
+                let keys = self.config.differs_in(&config);
+                self.new_network = Some(config.network).filter(|network| *network != self.config.network);
+                let bounds = (config.subnet_min, config.subnet_max);
+                if keys.is_empty() && bounds != (self.config.subnet_min, self.config.subnet_max) {
+                    info!(min = %bounds.0, max = %bounds.1, "network config changed: new bounds for the next subnet");
+                    (self.config.subnet_min, self.config.subnet_max) = bounds;
+                }
+                if keys.is_empty() { ConfigState::Current } else { ConfigState::NeedsRestart(keys) }
+            }
+        };
+        if state != self.config_state {
+            match &state {
+                ConfigState::Current => info!("the network config in etcd is the one in force"),
+                ConfigState::NeedsRestart(keys) => {
+                    warn!(keys = keys.join(", "), "network config changed: restart the agent to follow")
+                }
+                ConfigState::Missing => warn!("the network config is gone from etcd; the one in force stays"),
+                ConfigState::Invalid(error) => {
+                    warn!(error, "network config changed and is wrong; the old one stays")
+                }
+            }
+            self.config_state = state;
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Whether the lease we hold is still ours, by what etcd has at its key: pure.
+
+use std::net::Ipv4Addr;
+
+use super::record::Record;
+use crate::lease::Lease;
+
+/// What etcd's record says about our lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is as we wrote it.
+    Ours,
+    /// It is ours, but its value is not what it should be: write it again.
+    Rewrite,
+    /// An operator has made it a reservation (a plain `etcdctl put`): keep it, without a TTL.
+    Reserved,
+    /// It has gone: it ran out while we were cut off, or somebody deleted it.
+    Gone,
+    /// Another agent with this node's public IP has written it. Who is right is not for us to fight out.
+    OtherAgent,
+    /// It is another node's now.
+    OtherNode(Option<Ipv4Addr>),
+}
+
+/// Judges the record at our lease's key. `alive` says that our etcd lease has not run out, as far as known;
+/// `reconnected`, that writes may have been missed, or undone by a restore.
+pub(super) fn standing(own: &Lease, record: Option<&Record>, alive: bool, reconnected: bool) -> Standing {
+    let Some(record) = record else { return Standing::Gone };
+    let here = record.is_at(own.attrs.public_ip);
+    let same_value = record.attrs.as_ref() == Ok(&own.attrs);
+    // Our own public IP may have changed since: then the revision tells.
+    let last_write_is_ours = record.mod_revision == own.mod_revision;
+    if record.etcd_lease == own.etcd_lease {
+        // Our own etcd lease, or none as agreed: nobody else writes with that, but an operator who edits.
+        return match (&record.attrs, alive) {
+            (Ok(attrs), _) if record.etcd_lease.is_none() && !here && !last_write_is_ours => {
+                Standing::OtherNode(Some(attrs.public_ip))
+            }
+            (Ok(_), true) if same_value => Standing::Ours,
+            _ => Standing::Rewrite,
+        };
+    }
+    match (&record.attrs, record.etcd_lease) {
+        (Ok(_), None) if here => Standing::Reserved,
+        (Ok(_), Some(_)) if same_value && reconnected => Standing::Rewrite,
+        (Ok(_), Some(_)) if here => Standing::OtherAgent,
+        (Ok(attrs), _) => Standing::OtherNode(Some(attrs.public_ip)),
+        (Err(_), None) => Standing::Rewrite,
+        (Err(_), Some(_)) => Standing::OtherNode(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::{AttrsError, LeaseAttrs, LeaseKey, VtepData};
+
+    fn attrs(last: u8, mac: u8) -> LeaseAttrs {
+        LeaseAttrs::vxlan([10, 0, 0, last].into(), VtepData { vni: 1, vtep_mac: [2, 0, 0, 0, 0, mac] })
+    }
+
+    fn record(attrs: Result<LeaseAttrs, AttrsError>, etcd_lease: Option<i64>) -> Record {
+        Record { key: LeaseKey::v4("10.5.1.0/24".parse().unwrap()), attrs, etcd_lease, mod_revision: 9 }
+    }
+
+    fn garbage() -> Result<LeaseAttrs, AttrsError> {
+        LeaseAttrs::parse(b"garbage")
+    }
+
+    #[test]
+    fn every_kind_of_record_is_judged() {
+        let own = record(Ok(attrs(1, 1)), Some(7)).lease().unwrap();
+        let reservation = record(Ok(attrs(1, 1)), None).lease().unwrap();
+        let other = Standing::OtherNode(Some([10, 0, 0, 2].into()));
+        for (own, record, alive, reconnected, says) in [
+            (&own, record(Ok(attrs(1, 1)), Some(7)), true, false, Standing::Ours),
+            (&own, record(Ok(attrs(1, 1)), Some(7)), false, false, Standing::Rewrite),
+            (&own, record(Ok(attrs(1, 2)), Some(7)), true, false, Standing::Rewrite),
+            (&own, record(garbage(), Some(7)), true, false, Standing::Rewrite),
+            (&own, record(garbage(), None), true, false, Standing::Rewrite),
+            (&own, record(garbage(), Some(8)), true, false, Standing::OtherNode(None)),
+            (&own, record(Ok(attrs(1, 2)), None), true, false, Standing::Reserved),
+            (&own, record(Ok(attrs(1, 1)), Some(8)), true, false, Standing::OtherAgent),
+            (&own, record(Ok(attrs(1, 1)), Some(8)), true, true, Standing::Rewrite),
+            (&own, record(Ok(attrs(1, 2)), Some(8)), true, true, Standing::OtherAgent),
+            (&own, record(Ok(attrs(2, 2)), Some(8)), true, true, other),
+            (&own, record(Ok(attrs(2, 2)), None), true, false, other),
+            (&reservation, record(Ok(attrs(1, 1)), None), true, false, Standing::Ours),
+            (&reservation, record(Ok(attrs(1, 2)), None), true, false, Standing::Rewrite),
+            (&reservation, record(Ok(attrs(2, 2)), None), true, false, other),
+            (&reservation, record(Ok(attrs(1, 1)), Some(8)), true, false, Standing::OtherAgent),
+        ] {
+            assert_eq!(
+                standing(own, Some(&record), alive, reconnected),
+                says,
+                "{own:?} {record:?} {alive} {reconnected}"
+            );
+        }
+        assert_eq!(standing(&own, None, true, true), Standing::Gone);
+    }
+}

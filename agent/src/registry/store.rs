@@ -1,0 +1,226 @@
+//! The requests that the registry makes, one function each. Writes compare what was read before.
+
+use std::time::Duration;
+
+use etcd_client::{
+    Compare, CompareOp, Error as EtcdError, GetOptions, GetResponse, LeaseTimeToLiveOptions, PutOptions, Txn,
+    TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
+};
+use tracing::debug;
+
+use super::{
+    Registry, RegistryError,
+    record::{Record, Records, Told},
+};
+use crate::{lease::LeaseKey, network::NetworkConfig, subnet};
+
+/// Far above etcd's own limit to a database's keys that anybody has seen; tonic's default is 4 MiB.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// Everything under the prefix that matters, at one revision.
+#[derive(Debug)]
+pub(super) struct Listing {
+    pub(super) cluster_id: u64,
+    pub(super) revision: i64,
+    pub(super) records: Records,
+    /// The network config's text, where asked for and there.
+    pub(super) config: Option<Vec<u8>>,
+}
+
+/// How a write that compares has ended.
+#[derive(Debug)]
+pub(super) enum Write {
+    /// Done, at this revision.
+    Done(i64),
+    /// Something else was there; what there is now.
+    Raced(Listing),
+}
+
+impl Registry {
+    /// The value at a key.
+    pub(super) async fn read(&self, key: &str) -> Result<Option<Vec<u8>>, RegistryError> {
+        let answer = self
+            .connection
+            .call("read the network config", |mut client| async move { client.get(key, None).await })
+            .await?;
+        Ok(answer.kvs().first().map(|pair| pair.value().to_vec()))
+    }
+
+    /// All leases and the network config, in one request.
+    pub(super) async fn list(&self, told: &mut Told) -> Result<Listing, RegistryError> {
+        let txn = Txn::new().and_then([self.get_subnets(), TxnOp::get(self.config_key(), None)]);
+        let answer = self.txn("list the leases", txn).await?;
+        Ok(self.listing(&answer, told))
+    }
+
+    /// A new etcd lease; its id and its TTL, which etcd may have made longer.
+    pub(super) async fn grant(&self, ttl: Duration) -> Result<(i64, Duration), RegistryError> {
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX).max(1);
+        let what = "get an etcd lease";
+        let grant = self
+            .connection
+            .call(what, |mut client| async move { client.lease_grant(seconds, None).await })
+            .await?;
+        let seconds = u64::try_from(grant.ttl()).unwrap_or(ttl.as_secs());
+        Ok((grant.id(), Duration::from_secs(seconds)))
+    }
+
+    /// Gives an etcd lease its whole TTL again; `false`: it has run out.
+    pub(super) async fn keep_alive(&self, id: i64) -> Result<bool, RegistryError> {
+        let what = "keep the lease alive";
+        self.connection
+            .call(what, |mut client| async move {
+                // One request on a stream of its own: hours lie between two, and a stream that has silently died
+                // in between would cost the time that the margin is for.
+                match client.lease_keep_alive(id).await {
+                    Ok(_) => Ok(true),
+                    Err(EtcdError::LeaseKeepAliveError(_)) => Ok(false),
+                    Err(error) => Err(error),
+                }
+            })
+            .await
+    }
+
+    /// Ends an etcd lease; with it go the keys that live by it.
+    pub(super) async fn revoke(&self, id: i64) -> Result<(), RegistryError> {
+        let what = "give the etcd lease back";
+        self.connection.call(what, |mut client| async move { client.lease_revoke(id).await.map(drop) }).await
+    }
+
+    /// Ends an etcd lease that no key lives by any more. One that still has keys is left to run out: they are not
+    /// ours. So is one that etcd does not want to tell us about.
+    pub(super) async fn revoke_unused(&self, id: i64) {
+        let keys = LeaseTimeToLiveOptions::new().with_keys();
+        let what = "look at an etcd lease";
+        let look = |mut client: etcd_client::Client| {
+            let keys = keys.clone();
+            async move { client.lease_time_to_live(id, Some(keys)).await }
+        };
+        let ended = match self.connection.call(what, look).await {
+            Ok(lease) if lease.keys().is_empty() => self.revoke(id).await,
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            debug!(id, %error, "an unused etcd lease is left to run out");
+        }
+    }
+
+    /// Writes a key that must not be there, nor any that would overlap it.
+    pub(super) async fn create(
+        &self,
+        config: &NetworkConfig,
+        key: LeaseKey,
+        value: &str,
+        etcd_lease: i64,
+        told: &mut Told,
+    ) -> Result<Write, RegistryError> {
+        let absent = |guard| Compare::version(self.key(guard), CompareOp::Equal, 0).with_prefix();
+        let guards: Vec<_> = subnet::guards(config.network, key.subnet).into_iter().map(absent).collect();
+        let put = TxnOp::put(self.key(key), value, Some(PutOptions::new().with_lease(etcd_lease)));
+        self.write("take a subnet", guards, vec![put], (key, etcd_lease), told).await
+    }
+
+    /// Writes over just this record, under `key`, which is its own or (from dual-stack) its IPv4 half.
+    pub(super) async fn replace(
+        &self,
+        record: &Record,
+        key: LeaseKey,
+        value: &str,
+        etcd_lease: Option<i64>,
+        told: &mut Told,
+    ) -> Result<Write, RegistryError> {
+        let etcd_lease = etcd_lease.unwrap_or(0);
+        let mut compares = vec![self.unchanged(record)];
+        let mut operations = Vec::new();
+        if key != record.key {
+            compares.push(Compare::version(self.key(key), CompareOp::Equal, 0));
+            // First, because peers take the two in this order, and both are about the same subnet.
+            operations.push(TxnOp::delete(self.key(record.key), None));
+        }
+        operations.push(TxnOp::put(self.key(key), value, Some(PutOptions::new().with_lease(etcd_lease))));
+        self.write("renew the lease's record", compares, operations, (key, etcd_lease), told).await
+    }
+
+    /// Deletes just this record.
+    pub(super) async fn delete(&self, record: &Record) -> Result<(), RegistryError> {
+        let delete = TxnOp::delete(self.key(record.key), None);
+        let txn = Txn::new().when([self.unchanged(record)]).and_then([delete]);
+        self.txn("delete a lease", txn).await.map(drop)
+    }
+
+    /// Follows the leases and the network config from a revision on.
+    pub(super) async fn watch(&self, revision: i64) -> Result<WatchStream, RegistryError> {
+        let options = WatchOptions::new().with_start_revision(revision).with_progress_notify();
+        let what = "watch the leases";
+        self.connection
+            .call(what, |client| {
+                let (subnets, config) = (options.clone().with_prefix(), options.clone());
+                async move {
+                    let mut client = client.watch_client().max_decoding_message_size(MAX_ANSWER);
+                    let mut stream = client.watch(self.subnets_prefix(), Some(subnets)).await?;
+                    stream.watch(self.config_key(), Some(config)).await?;
+                    Ok(stream)
+                }
+            })
+            .await
+    }
+
+    /// A transaction that puts `(key, etcd lease)` and, where it fails, lists what is there instead.
+    async fn write(
+        &self,
+        what: &'static str,
+        compares: Vec<Compare>,
+        operations: Vec<TxnOp>,
+        (key, etcd_lease): (LeaseKey, i64),
+        told: &mut Told,
+    ) -> Result<Write, RegistryError> {
+        let txn = Txn::new().when(compares).and_then(operations).or_else([self.get_subnets()]);
+        let answer = self.txn(what, txn).await?;
+        if answer.succeeded() {
+            return Ok(Write::Done(answer.header().map_or(0, etcd_client::ResponseHeader::revision)));
+        }
+        let listing = self.listing(&answer, told);
+        // The answer to an earlier try may have been lost: an etcd lease that nobody else knows tells.
+        match listing.records.get(key) {
+            Some(record) if etcd_lease != 0 && record.etcd_lease == Some(etcd_lease) => {
+                Ok(Write::Done(record.mod_revision))
+            }
+            _ => Ok(Write::Raced(listing)),
+        }
+    }
+
+    async fn txn(&self, what: &'static str, txn: Txn) -> Result<TxnResponse, RegistryError> {
+        self.connection
+            .call(what, |client| {
+                let txn = txn.clone();
+                async move { client.kv_client().max_decoding_message_size(MAX_ANSWER).txn(txn).await }
+            })
+            .await
+    }
+
+    fn listing(&self, answer: &TxnResponse, told: &mut Told) -> Listing {
+        let mut gets = answer.op_responses().into_iter().filter_map(|answer| match answer {
+            TxnOpResponse::Get(get) => Some(get),
+            _ => None,
+        });
+        let subnets = gets.next();
+        let records = subnets.as_ref().map_or(&[][..], GetResponse::kvs);
+        let config = gets.next().and_then(|get| Some(get.kvs().first()?.value().to_vec()));
+        let (cluster_id, revision) = answer.header().map_or((0, 0), |at| (at.cluster_id(), at.revision()));
+        let records = Records::parse(&self.subnets_prefix(), records, told);
+        Listing { cluster_id, revision, records, config }
+    }
+
+    fn get_subnets(&self) -> TxnOp {
+        TxnOp::get(self.subnets_prefix(), Some(GetOptions::new().with_prefix()))
+    }
+
+    fn unchanged(&self, record: &Record) -> Compare {
+        Compare::mod_revision(self.key(record.key), CompareOp::Equal, record.mod_revision)
+    }
+
+    fn key(&self, segment: impl std::fmt::Display) -> String {
+        format!("{}{segment}", self.subnets_prefix())
+    }
+}
