@@ -8,6 +8,7 @@
 )]
 
 mod churn;
+mod direct;
 mod fast_path;
 mod mixed;
 mod nat;
