@@ -9,7 +9,9 @@
 //! `DOCKER-USER` alone, where operators put rules of their own. Without iptables on the host nobody can have
 //! set that policy, and there is nothing to do. br_netfilter is not needed.
 
+mod flannel;
 mod forward;
+mod iptables;
 mod masquerade;
 mod tool;
 
@@ -43,13 +45,15 @@ pub struct Firewall {
     spec: FirewallSpec,
     masquerade: Masquerade,
     forward: Forward,
+    /// What a flanneld had left was looked for.
+    taken_over: bool,
 }
 
 impl Firewall {
     /// The rules for a node; nothing is touched yet.
     #[must_use]
     pub fn new(spec: FirewallSpec) -> Self {
-        Self { spec, masquerade: Masquerade::default(), forward: Forward::default() }
+        Self { spec, masquerade: Masquerade::default(), forward: Forward::default(), taken_over: false }
     }
 
     /// What the rules are to do from the next [`Self::ensure`] on.
@@ -67,7 +71,20 @@ impl Firewall {
     pub async fn ensure(&mut self) -> Result<bool> {
         let masquerade = self.masquerade.ensure(&self.spec).await;
         let forward = self.forward.ensure(&self.spec).await;
-        Ok(masquerade? | forward?)
+        let changed = masquerade? | forward?;
+        self.take_over().await?;
+        Ok(changed)
+    }
+
+    /// Once, when our own rules are in place: if a flanneld still runs here, it will not be fought.
+    async fn take_over(&mut self) -> Result<()> {
+        if self.spec.masquerade && !self.taken_over {
+            if flannel::take_over(&self.spec).await? {
+                tracing::info!(network = %self.spec.network, "flannel's masquerade rules are removed, ours are in place");
+            }
+            self.taken_over = true;
+        }
+        Ok(())
     }
 
     /// Whether the rules are as [`Self::ensure`] left them. `false` before the first time.

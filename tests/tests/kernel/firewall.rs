@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use loden_agent::firewall::{Firewall, FirewallSpec};
-use loden_tests::netns::Netns;
+use loden_tests::netns::{self, Netns};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -145,6 +145,46 @@ fn removal_takes_ours_and_leaves_the_rest() {
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(netns.exec("nft --stateless list ruleset").unwrap(), before);
     }
+}
+
+#[test]
+fn flannels_masquerade_rules_are_taken_over_once_and_those_of_another_network_stay() {
+    let netns = Netns::create("fw").unwrap();
+    let flannel = |network: &str| {
+        for line in [
+            "iptables -t nat -N FLANNEL-POSTRTG",
+            &format!(
+                "iptables -t nat -A FLANNEL-POSTRTG -s {network} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully"
+            ),
+            "nft add table ip flannel-ipv4",
+            "nft add chain ip flannel-ipv4 postrtg { type nat hook postrouting priority srcnat ; }",
+            &format!(
+                "nft add rule ip flannel-ipv4 postrtg ip saddr {network} ip daddr != 224.0.0.0/4 masquerade"
+            ),
+        ] {
+            netns.exec(line).unwrap();
+        }
+        // With the blank in the comment, as flannel has it.
+        let mut jump = netns.command("iptables");
+        jump.args(["-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", "flanneld masq"]);
+        netns::output(jump.args(["-j", "FLANNEL-POSTRTG"])).unwrap();
+    };
+    let theirs = || {
+        let rules = netns.exec("nft list ruleset").unwrap();
+        (rules.contains("FLANNEL-POSTRTG"), rules.contains("flannel-ipv4"))
+    };
+    flannel(node::NETWORK);
+    let mut firewall = Firewall::new(spec());
+    ensure(&netns, &mut firewall);
+    assert_eq!(theirs(), (false, false));
+    flannel(node::NETWORK);
+    ensure(&netns, &mut firewall);
+    assert_eq!(theirs(), (true, true), "a flanneld that still runs is not fought");
+
+    netns.exec("nft flush ruleset").unwrap();
+    flannel("10.77.0.0/16");
+    ensure(&netns, &mut Firewall::new(spec()));
+    assert_eq!(theirs(), (true, true), "another network's");
 }
 
 /// A host between a pod and an outside: `a` with its pod, and `b`, which is not in the overlay.
