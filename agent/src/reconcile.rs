@@ -31,6 +31,7 @@ use crate::{
     kernel::{Events, Kernel, VxlanDevice, VxlanSpec, sysctl},
     network::{NetworkConfig, Vxlan},
     registry::{Cluster, Keeper},
+    state::State,
     uplink::Uplink,
 };
 
@@ -75,6 +76,8 @@ pub struct Reconciler {
     keeper: Keeper,
     control: control::Requests,
     firewall: Firewall,
+    /// What `loden cleanup` will undo.
+    state: State,
     path: Path,
     new_sightings: Option<AsyncFd<RingBuf<MapData>>>,
     /// Ways to VTEPs; forgotten when a route, an address or a link changes.
@@ -97,8 +100,12 @@ impl Reconciler {
     pub async fn new(node: Node, kernel: Kernel, keeper: Keeper, control: control::Requests) -> Result<Self> {
         let events = kernel.events()?;
         let path = open_path(&node)?;
+        let mut state = State::read(&node.config.run_dir)?;
+        state.device = Some(node.spec.name.clone());
+        state.write(&node.config.run_dir)?;
         let mut reconciler = Self {
             firewall: Firewall::new(firewall_spec(&node)),
+            state,
             node,
             kernel,
             events,
@@ -203,8 +210,7 @@ impl Reconciler {
     }
 
     fn listen_for_sightings(&mut self) -> Result<()> {
-        let ring = self.dataplane().and_then(Dataplane::take_new_sightings);
-        self.new_sightings = ring.map(AsyncFd::new).transpose()?;
+        self.new_sightings = self.dataplane().map(Dataplane::take_new_sightings).transpose()?.flatten();
         Ok(())
     }
 }

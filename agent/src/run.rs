@@ -98,8 +98,12 @@ fn stop_on_signals() -> Result<CancellationToken> {
     Ok(stop)
 }
 
-/// Makes sure that this is the only agent with this run directory.
-fn lock(run_dir: &Path) -> Result<Flock<fs::File>> {
+/// Makes sure that nobody else works with this run directory.
+///
+/// # Errors
+///
+/// Where an agent runs with it.
+pub(crate) fn lock(run_dir: &Path) -> Result<Flock<fs::File>> {
     fs::create_dir_all(run_dir).with_context(|| format!("--run-dir={} cannot be made", run_dir.display()))?;
     let path = run_dir.join("agent.lock");
     let file = fs::File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::Ipv4Addr,
 };
 
@@ -11,6 +12,7 @@ use loden_ebpf::{
     abi::{Counter, Endpoint, Peer, Sighting, SightingKey, map},
     reason::Reason,
 };
+use tokio::io::unix::AsyncFd;
 
 use super::{Changes, Counters, Dataplane, DataplaneError, PeerPath};
 
@@ -213,9 +215,16 @@ impl Dataplane {
         Ok(seen)
     }
 
-    /// The ring buffer that tells of new sightings; once.
-    pub fn take_new_sightings(&mut self) -> Option<RingBuf<MapData>> {
-        self.new_sightings.take()
+    /// The ring buffer that tells of new sightings; once. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel cannot wait for it.
+    pub fn take_new_sightings(&mut self) -> io::Result<Option<AsyncFd<RingBuf<MapData>>>> {
+        let Some(ring) = self.new_sightings.take() else { return Ok(None) };
+        // SAFETY: the ring buffer owns its descriptor and never closes or exchanges it while it lives, and
+        // AsyncFd owns the ring buffer.
+        Ok(Some(unsafe { AsyncFd::register(ring) }?))
     }
 }
 

@@ -69,7 +69,7 @@ impl Reconciler {
 
     /// The node itself: sysctls, device, address, rules, programs, subnet.env.
     async fn node(&mut self) -> Result<bool> {
-        let mut changed = set_sysctls()?;
+        let mut changed = self.set_sysctls()?;
         let spec = crate::kernel::VxlanSpec { mac: Some(self.node.device.mac), ..self.node.spec.clone() };
         let device = self.kernel.ensure_vxlan(&spec).await?;
         if device.mac != self.node.device.mac {
@@ -134,10 +134,11 @@ impl Reconciler {
                 paths.extend(path);
             }
         }
-        let mut changed = false;
-        if let Some(dataplane) = self.dataplane() {
-            changed |= dataplane.retain_peers(&paths)? > 0;
-        }
+        let gone = match self.dataplane() {
+            Some(dataplane) => dataplane.retain_peers(&paths)?,
+            None => 0,
+        };
+        let mut changed = gone > 0;
         let desired = Desired {
             network: self.node.network.network,
             own: self.node.subnet,
@@ -153,7 +154,7 @@ impl Reconciler {
         self.failures.extend(self.kernel.apply(&plan).await.iter().map(ToString::to_string));
         if let Some(dataplane) = self.dataplane() {
             let changes = dataplane.set_peers(&paths)?;
-            if changes.invalidates() {
+            if gone > 0 || changes.invalidates() {
                 dataplane.bump_epoch()?;
             }
             changed |= !changes.is_empty();
@@ -162,22 +163,28 @@ impl Reconciler {
     }
 }
 
-/// Forwarding for pods at all, and tolerance of connections whose middle the host stack has not seen.
-fn set_sysctls() -> Result<bool> {
-    let mut changed = set_sysctl("net.ipv4.ip_forward", "1")?;
-    // Missing where no connection is tracked: then nothing can be out of window either.
-    let liberal = "net.netfilter.nf_conntrack_tcp_be_liberal";
-    if sysctl::get(liberal).is_ok() {
-        changed |= set_sysctl(liberal, "1")?;
+impl Reconciler {
+    /// Forwarding for pods at all, and tolerance of connections whose middle the host stack has not seen.
+    fn set_sysctls(&mut self) -> Result<bool> {
+        let mut changed = self.set_sysctl("net.ipv4.ip_forward", "1")?;
+        // Missing where no connection is tracked: then nothing can be out of window either.
+        let liberal = "net.netfilter.nf_conntrack_tcp_be_liberal";
+        if matches!(self.path, Path::Ebpf(_)) && sysctl::get(liberal).is_ok() {
+            changed |= self.set_sysctl(liberal, "1")?;
+        }
+        Ok(changed)
     }
-    Ok(changed)
-}
 
-fn set_sysctl(name: &str, value: &str) -> Result<bool> {
-    if sysctl::get(name)?.trim() == value {
-        return Ok(false);
+    fn set_sysctl(&mut self, name: &str, value: &str) -> Result<bool> {
+        let before = sysctl::get(name)?;
+        if before.trim() == value {
+            return Ok(false);
+        }
+        // Noted before it is changed: a crash in between loses nothing.
+        self.state.note_sysctl(name, before.trim());
+        self.state.write(&self.node.config.run_dir)?;
+        sysctl::set(name, value)?;
+        tracing::info!("{name} set to {value}, was {}", before.trim());
+        Ok(true)
     }
-    sysctl::set(name, value)?;
-    tracing::info!("{name} set to {value}");
-    Ok(true)
 }
