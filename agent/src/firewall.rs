@@ -17,7 +17,7 @@ mod tool;
 
 use ipnet::Ipv4Net;
 
-use self::{forward::Forward, masquerade::Masquerade};
+use self::masquerade::Masquerade;
 pub use self::{masquerade::render, tool::FirewallError};
 
 /// What this module returns.
@@ -44,7 +44,6 @@ pub struct FirewallSpec {
 pub struct Firewall {
     spec: FirewallSpec,
     masquerade: Masquerade,
-    forward: Forward,
     /// What a flanneld had left was looked for.
     taken_over: bool,
 }
@@ -53,7 +52,7 @@ impl Firewall {
     /// The rules for a node; nothing is touched yet.
     #[must_use]
     pub fn new(spec: FirewallSpec) -> Self {
-        Self { spec, masquerade: Masquerade::default(), forward: Forward::default(), taken_over: false }
+        Self { spec, masquerade: Masquerade::default(), taken_over: false }
     }
 
     /// What the rules are to do from the next [`Self::ensure`] on.
@@ -70,7 +69,7 @@ impl Firewall {
     /// same.
     pub async fn ensure(&mut self) -> Result<bool> {
         let masquerade = self.masquerade.ensure(&self.spec).await;
-        let forward = self.forward.ensure(&self.spec).await;
+        let forward = forward::ensure(&self.spec).await;
         let changed = masquerade? | forward?;
         self.take_over().await?;
         Ok(changed)
@@ -93,7 +92,7 @@ impl Firewall {
     ///
     /// As [`Self::ensure`].
     pub async fn is_current(&self) -> Result<bool> {
-        Ok(self.masquerade.is_current(&self.spec).await? && self.forward.is_current(&self.spec).await?)
+        Ok(self.masquerade.is_current(&self.spec).await? && forward::is_current(&self.spec).await?)
     }
 
     /// Removes all rules of ours, also those of an earlier run, and nothing else; goes on after a failure and

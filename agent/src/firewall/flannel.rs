@@ -6,7 +6,7 @@
 
 use super::{
     FirewallError, FirewallSpec, Result,
-    iptables::{list, removal, restore, rules_of},
+    iptables::{removal, rules_of, rulesets},
     tool::run,
 };
 
@@ -16,9 +16,12 @@ const CHAIN: &str = "FLANNEL-POSTRTG";
 pub(super) async fn take_over(spec: &FirewallSpec) -> Result<bool> {
     let network = spec.network.trunc().to_string();
     let mut found = false;
-    if let Some(transaction) = list("nat").await?.and_then(|listing| transaction(&network, &listing)) {
-        restore(&transaction).await?;
-        found = true;
+    for iptables in rulesets("nat") {
+        let listing = iptables.list("nat").await?;
+        if let Some(transaction) = listing.and_then(|listing| transaction(&network, &listing)) {
+            iptables.restore(&transaction).await?;
+            found = true;
+        }
     }
     match run("nft", &["list", "table", "ip", "flannel-ipv4"], "").await {
         Ok(listing) if is_of(&network, listing.lines()) => {

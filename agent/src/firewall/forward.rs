@@ -5,7 +5,7 @@
 
 use super::{
     FirewallSpec, Result,
-    iptables::{self, list, removal, restore, rules_of},
+    iptables::{self, removal, rules_of, rulesets},
 };
 
 const TABLE: &str = "filter";
@@ -14,39 +14,37 @@ const JUMP: &str = "-A FORWARD -j LODEN-FWD";
 /// Docker calls it first, and it is where an operator may put rules of his own; they come before ours.
 const OPERATORS: &str = "-A FORWARD -j DOCKER-USER";
 
-/// The chain.
-#[derive(Debug, Default)]
-pub(super) struct Forward {
-    /// It was set once, so that iptables is there for sure.
-    set: bool,
-}
-
-impl Forward {
-    pub(super) async fn ensure(&mut self, spec: &FirewallSpec) -> Result<bool> {
-        let Some(listing) = list(TABLE).await? else { return Ok(false) };
-        let Some(transaction) = transaction(spec, &listing) else {
-            self.set = true;
-            return Ok(false);
-        };
-        restore(&transaction).await?;
-        self.set = true;
-        Ok(true)
-    }
-
-    pub(super) async fn is_current(&self, spec: &FirewallSpec) -> Result<bool> {
-        match list(TABLE).await? {
-            Some(listing) => Ok(transaction(spec, &listing).is_none()),
-            None => Ok(!self.set),
+/// Sees to the chain in every ruleset that iptables has here; says whether there was anything to do.
+pub(super) async fn ensure(spec: &FirewallSpec) -> Result<bool> {
+    let mut changed = false;
+    for iptables in rulesets(TABLE) {
+        let Some(listing) = iptables.list(TABLE).await? else { continue };
+        if let Some(transaction) = transaction(spec, &listing) {
+            iptables.restore(&transaction).await?;
+            changed = true;
         }
     }
+    Ok(changed)
+}
+
+pub(super) async fn is_current(spec: &FirewallSpec) -> Result<bool> {
+    for iptables in rulesets(TABLE) {
+        let listing = iptables.list(TABLE).await?;
+        if listing.is_some_and(|listing| transaction(spec, &listing).is_some()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 pub(super) async fn remove() -> Result<()> {
-    let Some(listing) = list(TABLE).await? else { return Ok(()) };
-    match removal(TABLE, CHAIN, &listing) {
-        Some(transaction) => restore(&transaction).await,
-        None => Ok(()),
+    for iptables in rulesets(TABLE) {
+        let Some(listing) = iptables.list(TABLE).await? else { continue };
+        if let Some(transaction) = removal(TABLE, CHAIN, &listing) {
+            iptables.restore(&transaction).await?;
+        }
     }
+    Ok(())
 }
 
 /// What must be done to this table; `None` where it is right.

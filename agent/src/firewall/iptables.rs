@@ -6,18 +6,41 @@ use super::{FirewallError, Result, tool::run};
 /// again, instead of this one standing still.
 const WAIT: &str = "--wait=5";
 
-/// A table as `iptables -S` prints it; `None` without iptables.
-pub(super) async fn list(table: &str) -> Result<Option<String>> {
-    match run("iptables", &[WAIT, "-t", table, "-S"], "").await {
-        Ok(listing) => Ok(Some(listing)),
-        Err(FirewallError::Missing(_)) => Ok(None),
-        Err(error) => Err(error),
-    }
+/// A pair of programs for one of the two rulesets that iptables can have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Iptables {
+    list: &'static str,
+    restore: &'static str,
 }
 
-/// Carries out what [`transaction`] wrote: all of it or nothing.
-pub(super) async fn restore(transaction: &str) -> Result<()> {
-    run("iptables-restore", &["--noflush", WAIT], transaction).await.map(drop)
+/// What the host calls iptables.
+const DEFAULT: Iptables = Iptables { list: "iptables", restore: "iptables-restore" };
+
+/// The ruleset of the old kernel interface. A packet passes both, so a DROP in either is a DROP.
+const LEGACY: Iptables = Iptables { list: "iptables-legacy", restore: "iptables-legacy-restore" };
+
+/// The rulesets of this network namespace in which a table may hold rules. The legacy one counts only if it has
+/// the table already: to list it would bring it into being.
+pub(super) fn rulesets(table: &str) -> Vec<Iptables> {
+    let legacy = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+    let legacy = legacy.lines().any(|name| name == table).then_some(LEGACY);
+    std::iter::once(DEFAULT).chain(legacy).collect()
+}
+
+impl Iptables {
+    /// A table as `iptables -S` prints it; `None` without iptables.
+    pub(super) async fn list(self, table: &str) -> Result<Option<String>> {
+        match run(self.list, &[WAIT, "-t", table, "-S"], "").await {
+            Ok(listing) => Ok(Some(listing)),
+            Err(FirewallError::Missing(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Carries out what [`transaction`] wrote: all of it or nothing.
+    pub(super) async fn restore(self, transaction: &str) -> Result<()> {
+        run(self.restore, &["--noflush", WAIT], transaction).await.map(drop)
+    }
 }
 
 /// The text of a transaction that begins with this chain empty, made where it is not there.

@@ -297,6 +297,28 @@ fn dockers_forward_policy_and_drops_do_not_stop_the_overlay() {
 }
 
 #[test]
+fn a_forward_policy_in_the_legacy_ruleset_is_seen_to_as_well() {
+    let site = Site::new();
+    site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    let mut firewall = Firewall::new(spec());
+    ensure(&site.host, &mut firewall);
+    assert!(!has_legacy(&site.host), "the legacy ruleset is not brought into being");
+    site.host.exec("iptables-legacy -P FORWARD DROP").unwrap();
+    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    assert!(!is_current(&site.host, &firewall));
+    assert!(ensure(&site.host, &mut firewall));
+    node::ping(&site.outside, "10.5.1.2").unwrap();
+    let errors = inside(&site.host, async |_| Firewall::remove().await);
+    assert!(errors.is_empty(), "{errors:?}");
+    let left = lines(&site.host, "iptables-legacy -S");
+    assert_eq!(left, ["-P INPUT ACCEPT", "-P FORWARD DROP", "-P OUTPUT ACCEPT"]);
+}
+
+fn has_legacy(netns: &Netns) -> bool {
+    !netns.exec("cat /proc/thread-self/net/ip_tables_names").unwrap().is_empty()
+}
+
+#[test]
 fn a_docker_that_starts_later_puts_itself_first_and_is_put_second_again() {
     let site = Site::new();
     site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
