@@ -7,9 +7,11 @@
 //! chain at the same hook drops (Docker sets the policy of iptables' `FORWARD` to DROP) the packet is gone. So
 //! an iptables chain `LODEN-FWD` accepts the network, jumped to from the head of `FORWARD`, behind Docker's
 //! `DOCKER-USER` alone, where operators put rules of their own. Without iptables on the host nobody can have
-//! set that policy, and there is nothing to do. br_netfilter is not needed.
+//! set that policy, and there is nothing to do. Native nft chains of others that drop cannot be overruled at
+//! all; [`forward_drops`] finds them, to be told to the operator. br_netfilter is not needed.
 
 mod flannel;
+mod foreign;
 mod forward;
 mod iptables;
 mod masquerade;
@@ -18,7 +20,7 @@ mod tool;
 use ipnet::Ipv4Net;
 
 use self::masquerade::Masquerade;
-pub use self::{masquerade::render, tool::FirewallError};
+pub use self::{foreign::forward_drops, masquerade::render, tool::FirewallError};
 
 /// What this module returns.
 pub type Result<T, E = FirewallError> = std::result::Result<T, E>;

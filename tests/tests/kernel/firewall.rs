@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use loden_agent::firewall::{Firewall, FirewallSpec};
+use loden_agent::firewall::{Firewall, FirewallSpec, forward_drops};
 use loden_tests::netns::{self, Netns};
 use nix::{
     mount::{MsFlags, mount},
@@ -316,6 +316,26 @@ fn a_forward_policy_in_the_legacy_ruleset_is_seen_to_as_well() {
 
 fn has_legacy(netns: &Netns) -> bool {
     !netns.exec("cat /proc/thread-self/net/ip_tables_names").unwrap().is_empty()
+}
+
+#[test]
+fn a_native_chain_that_drops_is_told_because_it_cannot_be_overruled() {
+    let site = Site::new();
+    site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    docker(&site.host);
+    let mut firewall = Firewall::new(spec());
+    ensure(&site.host, &mut firewall);
+    let drops = || inside(&site.host, async |_| forward_drops().await.unwrap());
+    assert!(drops().is_empty(), "Docker's policy is seen to");
+    site.host.exec("nft add table inet site").unwrap();
+    site.host
+        .exec("nft add chain inet site only { type filter hook forward priority filter ; policy drop ; }")
+        .unwrap();
+    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    assert_eq!(drops(), ["inet site only"]);
+    site.host.exec("nft add rule inet site only ip daddr 10.5.0.0/16 accept").unwrap();
+    site.host.exec("nft add rule inet site only ip saddr 10.5.0.0/16 accept").unwrap();
+    node::ping(&site.outside, "10.5.1.2").unwrap();
 }
 
 #[test]
