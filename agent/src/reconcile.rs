@@ -10,7 +10,12 @@ mod report;
 mod underlay;
 mod work;
 
-use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Result, bail};
 use aya::maps::{MapData, RingBuf};
@@ -29,7 +34,7 @@ use crate::{
     endpoints::{Bridge, Endpoints},
     firewall::{Firewall, FirewallSpec},
     health::Readiness,
-    kernel::{Events, Kernel, Ruleset, VxlanDevice, VxlanSpec, sysctl},
+    kernel::{Events, Kernel, RulesetEvents, VxlanDevice, VxlanSpec, sysctl},
     network::{NetworkConfig, Vxlan},
     overlay::Expected,
     registry::{Cluster, Keeper},
@@ -97,7 +102,7 @@ pub struct Reconciler {
     kernel: Kernel,
     events: Events,
     /// Tells when the host's rules change; `None` where the kernel cannot tell.
-    ruleset: Option<Ruleset>,
+    ruleset: Option<RulesetEvents>,
     /// When to look at our own rules because somebody changed rules.
     rules_due: Option<Instant>,
     keeper: Keeper,
@@ -113,6 +118,8 @@ pub struct Reconciler {
     ways: HashMap<Ipv4Addr, Option<Underlay>>,
     /// What the last plan was for: the echo of its own changes is no work.
     expected: Option<Expected>,
+    /// Peers that the kernel cannot be given, and why.
+    refused: BTreeSet<String>,
     has_direct_peers: bool,
     bridges: Vec<Bridge>,
     endpoints: Endpoints,
@@ -146,9 +153,9 @@ impl Reconciler {
             firewall: Firewall::new(firewall_spec(&node)),
             state,
             node,
+            ruleset: listen_for_rules(&kernel),
             kernel,
             events,
-            ruleset: listen_for_rules(),
             rules_due: None,
             keeper,
             control,
@@ -158,6 +165,7 @@ impl Reconciler {
             new_sightings: None,
             ways: HashMap::new(),
             expected: None,
+            refused: BTreeSet::new(),
             has_direct_peers: false,
             bridges: Vec::new(),
             endpoints: Endpoints::new(),
@@ -283,14 +291,15 @@ impl Path {
     }
 }
 
-fn listen_for_rules() -> Option<Ruleset> {
-    Ruleset::listen()
+fn listen_for_rules(kernel: &Kernel) -> Option<RulesetEvents> {
+    let events = kernel.ruleset_events();
+    events
         .inspect_err(|error| tracing::warn!("changes of the host's rules take effect after 15 s: {error}"))
         .ok()
 }
 
 /// Completes when the host's rules have changed; never where the kernel does not tell.
-async fn ruled(ruleset: &mut Option<Ruleset>) {
+async fn ruled(ruleset: &mut Option<RulesetEvents>) {
     let Some(listening) = ruleset else { return std::future::pending().await };
     if let Err(error) = listening.changed().await {
         tracing::warn!("changes of the host's rules take effect after 15 s from now on: {error}");

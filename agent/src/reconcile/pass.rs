@@ -1,6 +1,6 @@
 //! One pass: read what is, change what differs, note what failed and go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 
@@ -9,7 +9,7 @@ use crate::{
     dataplane::{Dataplane, PeerPath},
     kernel::{VxlanSpec, sysctl},
     network::Backend,
-    overlay::{self, Desired, Expected},
+    overlay::{self, Desired, Expected, Plan},
     registry::{Cluster, Own},
     run,
     subnet_file::SubnetFile,
@@ -165,9 +165,7 @@ impl Reconciler {
         };
         let plan = overlay::plan(&desired, &self.kernel.overlay_actual(desired.device).await?);
         changed |= !plan.is_empty();
-        for (peer, refusal) in &plan.refused {
-            self.failures.push(format!("peer {} at {}: {refusal}", peer.subnet, peer.vtep));
-        }
+        self.tell_of_refused(&plan);
         self.failures.extend(self.kernel.apply(&plan).await.iter().map(ToString::to_string));
         self.expected = Some(Expected::of(desired));
         if let Some(dataplane) = self.dataplane() {
@@ -182,6 +180,19 @@ impl Reconciler {
 }
 
 impl Reconciler {
+    /// One wrong lease is one peer's trouble: told once, and no reason for this node to be unready.
+    fn tell_of_refused(&mut self, plan: &Plan) {
+        let refused: BTreeSet<String> = plan
+            .refused
+            .iter()
+            .map(|(peer, refusal)| format!("peer {} at {} is left out: {refusal}", peer.subnet, peer.vtep))
+            .collect();
+        for reason in refused.difference(&self.refused) {
+            tracing::warn!("{reason}");
+        }
+        self.refused = refused;
+    }
+
     /// Forwarding for pods at all, and tolerance of connections whose middle the host stack has not seen.
     fn set_sysctls(&mut self) -> Result<bool> {
         let mut changed = self.set_sysctl("net.ipv4.ip_forward", "1")?;
