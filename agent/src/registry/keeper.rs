@@ -116,7 +116,6 @@ struct Task {
     revision: i64,
     cluster_id: u64,
     connected: bool,
-    told: Told,
     told_of_peers: Told,
 }
 
@@ -157,7 +156,6 @@ impl Task {
             revision: 0,
             cluster_id: 0,
             connected: false,
-            told: Told::default(),
             told_of_peers: Told::default(),
         };
         (task, cluster)

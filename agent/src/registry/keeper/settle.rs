@@ -84,7 +84,7 @@ impl Task {
     /// Writes our value over this record. Where that meets another write, what is there now is taken in.
     async fn write(&mut self, record: &Record, etcd_lease: Option<i64>) -> Result<(), RegistryError> {
         let (key, value) = (self.own.key, self.own.attrs.to_json());
-        match self.registry.replace(record, key, &value, etcd_lease, &mut self.told).await? {
+        match self.registry.replace(record, key, &value, etcd_lease).await? {
             Write::Done(mod_revision) => {
                 self.hold(Lease { etcd_lease, mod_revision, ..self.own.clone() });
             }
@@ -109,7 +109,11 @@ impl Task {
                 } else {
                     error!(was = %self.own.subnet, is = %lease.subnet, "THE SUBNET OF THIS NODE HAS CHANGED: restart its containers");
                 }
+                let old = self.own.etcd_lease.filter(|id| self.alive && lease.etcd_lease != Some(*id));
                 self.hold(lease);
+                if let Some(id) = old {
+                    self.registry.revoke_unused(id).await;
+                }
                 Ok(())
             }
             Err(ClaimError::Registry(error)) => Err(error),
