@@ -99,7 +99,7 @@ impl Node {
 
     /// Waits until a snapshot is as it should be, and returns it.
     pub(crate) async fn until(&self, what: &str, is: impl FnMut(&Cluster) -> bool) -> Arc<Cluster> {
-        self.within(Duration::from_secs(15), what, is).await
+        self.within(Duration::from_secs(20), what, is).await
     }
 
     pub(crate) async fn within(

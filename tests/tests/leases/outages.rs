@@ -33,7 +33,7 @@ async fn a_killed_etcd_changes_nothing_and_the_nodes_catch_up() {
 async fn what_happened_during_an_outage_is_seen_whole() {
     let etcd = etcd_with(CONFIG);
     let way = Way::to(&etcd).await;
-    let registry = Registry::connect(options(&[way.endpoint.clone()])).await.unwrap();
+    let registry = Registry::connect(options(std::slice::from_ref(&way.endpoint))).await.unwrap();
     let [kept, changed, gone] = ["10.5.241.0/24", "10.5.242.0/24", "10.5.243.0/24"].map(net);
     for (number, subnet) in [(3, kept), (4, changed), (5, gone)] {
         etcd.ctl(&["put", &key(subnet), &attrs(number).to_json()]).unwrap();
@@ -81,13 +81,23 @@ async fn an_etcd_restored_from_a_backup_gets_our_lease_back() {
     let mut etcd = etcd_with(CONFIG);
     let gone = net("10.5.240.0/24");
     let one = Node::start(&etcd, 1).await;
+    let (three, four) = (Node::start(&etcd, 13).await, Node::start(&etcd, 14).await);
     let backup = tempfile::tempdir().unwrap();
     etcd.kill();
     copy(etcd.data(), backup.path());
     etcd.restart().unwrap();
     etcd.ctl(&["put", &key(gone), &attrs(3).to_json()]).unwrap();
     let two = Node::start(&etcd, 2).await;
-    one.until("one sees both", |cluster| cluster.connected && peers_are(cluster, &[2, 3])).await;
+    // Since the backup, one has begun anew by another etcd lease, and one has got another MAC.
+    drop(three);
+    let three = Node::start(&etcd, 13).await;
+    four.set_attrs(vxlan(14, 99));
+    one.until("one sees all", |cluster| {
+        cluster.connected
+            && peers_are(cluster, &[2, 3, 13, 14])
+            && cluster.peers[&four.lease.subnet].attrs == vxlan(14, 99)
+    })
+    .await;
     etcd.kill();
     std::fs::remove_dir_all(etcd.data()).unwrap();
     copy(backup.path(), etcd.data());
@@ -95,9 +105,14 @@ async fn an_etcd_restored_from_a_backup_gets_our_lease_back() {
     one.until("one sees two, which came after the backup, and no ghost", |cluster| {
         cluster.connected
             && held(cluster).is_some_and(|lease| lease.subnet == one.lease.subnet)
-            && peers_are(cluster, &[2])
+            && peers_are(cluster, &[2, 13, 14])
+            && cluster.peers[&four.lease.subnet].attrs == vxlan(14, 99)
     })
     .await;
+    for node in [&three, &four] {
+        node.until("it has its lease", |cluster| cluster.connected && held(cluster).is_some()).await;
+        assert_eq!(held(&node.now()).unwrap().subnet, node.lease.subnet);
+    }
     two.until("two has its lease", |cluster| {
         cluster.connected && held(cluster).is_some_and(|lease| lease.subnet == two.lease.subnet)
     })
@@ -113,7 +128,7 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 /// A node with a lease of two seconds, whose way to etcd can be cut.
 async fn short_lived(etcd: &Etcd) -> (Way, Node) {
     let way = Way::to(etcd).await;
-    let registry = Registry::connect(options(&[way.endpoint.clone()])).await.unwrap();
+    let registry = Registry::connect(options(std::slice::from_ref(&way.endpoint))).await.unwrap();
     let claim = Claim { ttl: Duration::from_secs(2), ..claim(1) };
     let node = Node::join(&registry, claim).await.unwrap();
     node.until("it follows etcd", |cluster| cluster.connected).await;
@@ -245,7 +260,7 @@ async fn an_endpoint_that_swallows_everything_is_passed_over() {
 async fn a_watch_that_falls_behind_a_compaction_starts_again_from_a_listing() {
     let etcd = etcd_with(CONFIG);
     let way = Way::to(&etcd).await;
-    let registry = Registry::connect(options(&[way.endpoint.clone()])).await.unwrap();
+    let registry = Registry::connect(options(std::slice::from_ref(&way.endpoint))).await.unwrap();
     let node = Node::join(&registry, claim(1)).await.unwrap();
     node.until("it follows etcd", |cluster| cluster.connected).await;
     let watches =

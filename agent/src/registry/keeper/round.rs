@@ -31,7 +31,7 @@ impl Task {
         let listing = self.registry.list().await?;
         self.take_listing(listing);
         let from = self.revision + 1;
-        self.settle(true).await?;
+        self.settle().await?;
         self.publish();
         let mut stream = self.registry.watch(from).await?;
         loop {
@@ -49,12 +49,12 @@ impl Task {
                         return Err(Broken::LeaseRanOut);
                     }
                 }
-                () = sleep_until(self.retry_at), if self.lost.is_some() => self.settle(false).await?,
+                () = sleep_until(self.retry_at), if self.lost.is_some() => self.settle().await?,
                 command = self.commands.recv() => {
                     if let Some(ended) = self.obey(command).await {
                         return Ok(ended);
                     }
-                    self.settle(false).await?;
+                    self.settle().await?;
                 }
             }
             self.publish();
@@ -105,7 +105,7 @@ impl Task {
             }
             self.revision = self.revision.max(header.revision());
         }
-        if self.take_events(message) { Ok(self.settle(false).await?) } else { Ok(()) }
+        if self.take_events(message) { Ok(self.settle().await?) } else { Ok(()) }
     }
 
     /// Whether our own key is among them.

@@ -24,10 +24,10 @@ const MAX_TURNS: usize = 10;
 
 impl Task {
     /// Compares our lease with etcd's record of it until both agree, or until it is clear that they cannot.
-    pub(super) async fn settle(&mut self, reconnected: bool) -> Result<(), RegistryError> {
+    pub(super) async fn settle(&mut self) -> Result<(), RegistryError> {
         for _ in 0..MAX_TURNS {
             let record = self.records.get(self.own.key).cloned();
-            match (standing(&self.own, record.as_ref(), self.alive, reconnected), record) {
+            match (standing(&self.own, record.as_ref(), self.alive), record) {
                 (Standing::Ours, Some(record)) => {
                     self.own.mod_revision = record.mod_revision;
                     self.hold(self.own.clone());
