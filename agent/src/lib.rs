@@ -12,6 +12,8 @@
 //! | [`firewall`] | forward and masquerade rules |
 //! | [`dataplane`] | the only user of aya: loads, pins, attaches, fills and reads maps |
 //! | [`endpoints`] | which local pod sits behind which veth: pure |
+//! | [`telemetry`], [`health`], [`service`] | logging; `/healthz` and `/readyz`; what the service manager is told |
+//! | [`docker_opts`] | dockerd's options from `subnet.env` |
 //! | [`run`], [`reconcile`] | the start, and the loop that brings all of them together |
 //! | [`control`], [`status`], [`cleanup`] | the control socket, what it tells, and undoing everything |
 //! | [`state`] | what there is to undo |
@@ -24,6 +26,7 @@ pub mod dataplane;
 pub mod docker_opts;
 pub mod endpoints;
 pub mod firewall;
+pub mod health;
 pub mod kernel;
 pub mod lease;
 pub mod network;
@@ -31,6 +34,7 @@ pub mod overlay;
 pub mod reconcile;
 pub mod registry;
 pub mod run;
+pub mod service;
 pub mod state;
 pub mod status;
 pub mod subnet;

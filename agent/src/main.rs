@@ -11,7 +11,9 @@ use loden_agent::{
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
-    match cli::parse(std::env::args_os(), &|name| std::env::var(name).ok()).and_then(dispatch) {
+    // What is not UTF-8 is looked at all the same, so that it is refused and not passed over.
+    let env = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    match cli::parse(std::env::args_os(), &env).and_then(dispatch) {
         Ok(code) => code,
         Err(exit) => exit.report(),
     }

@@ -50,6 +50,12 @@ fn a_wrong_variable_ends_it_with_2_and_a_line_that_names_the_variable() {
 }
 
 #[test]
+fn a_variable_that_is_not_utf8_is_refused_and_not_passed_over() {
+    let line = refused(loden(&["agent"]).env("FLANNELD_PUBLIC_IP", OsStr::from_bytes(b"\xff")));
+    assert!(line.contains("FLANNELD_PUBLIC_IP"), "{line}");
+}
+
+#[test]
 fn called_as_flanneld_it_takes_the_agents_flags() {
     let line = refused(loden(&["-healthz-port=x"]).arg0("/usr/bin/flanneld"));
     assert!(line.contains("--healthz-port"), "{line}");

@@ -117,8 +117,7 @@ impl FlowKey {
             remote: remote.to_be_bytes(),
             local_port: local_port.to_be_bytes(),
             remote_port: remote_port.to_be_bytes(),
-            protocol,
-            pad: [0; 3],
+            protocol: u32::from(protocol),
         }
     }
 }
@@ -151,7 +150,8 @@ pub struct Endpoint {
 
 /// A flow as this node sees it: local pod first. ICMP echo has its identifier in both ports.
 ///
-/// Aligned, because the programs build it on their stack, where the verifier allows no misaligned store.
+/// Every field at a multiple of its size, because the programs build it on their stack, where the verifier allows
+/// no misaligned store.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -164,9 +164,7 @@ pub struct FlowKey {
     /// Port of the remote pod.
     pub remote_port: [u8; 2],
     /// IP protocol number.
-    pub protocol: u8,
-    /// Always 0: it is part of the key.
-    pub pad: [u8; 3],
+    pub protocol: u32,
 }
 
 /// What was observed of a flow. Times are `CLOCK_MONOTONIC` in nanoseconds, at tick resolution. Written by the programs.
@@ -213,8 +211,12 @@ pub struct SightingKey {
 pub struct Sighting {
     /// Source MAC of the packet.
     pub mac: [u8; 6],
+    /// Always 0; keeps the next field aligned on the programs' stack.
+    pub pad: [u8; 2],
     /// Destination MAC of the packet.
     pub gateway_mac: [u8; 6],
+    /// Always 0.
+    pub pad_end: [u8; 2],
 }
 
 const _: () = {
@@ -224,8 +226,26 @@ const _: () = {
     assert!(size_of::<Flow>() == 40);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<SightingKey>() == 8);
-    assert!(size_of::<Sighting>() == 12);
+    assert!(size_of::<Sighting>() == 16);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_key_holds_its_fields_in_network_order() {
+        let key = FlowKey::new(6, (0x0a05_0102, 80), (0x0a05_0203, 40_000));
+        let expected = FlowKey {
+            local: [10, 5, 1, 2],
+            remote: [10, 5, 2, 3],
+            local_port: [0, 80],
+            remote_port: [0x9c, 0x40],
+            protocol: 6,
+        };
+        assert_eq!(key, expected);
+    }
+}
 
 #[cfg(feature = "user")]
 mod pod {

@@ -160,6 +160,13 @@ pub fn ports(protocol: u8, next: &NextHeader) -> Option<(u16, u16)> {
     }
 }
 
+/// Whether [`ports`] finds any.
+#[inline(always)]
+#[must_use]
+pub fn has_ports(protocol: u8, next: &NextHeader) -> bool {
+    protocol == TCP || protocol == UDP || (protocol == ICMP && (next[0] == 8 || next[0] == 0))
+}
+
 /// FIN, SYN or RST among the TCP flags (byte 13 of the header).
 #[inline(always)]
 #[must_use]
@@ -234,6 +241,12 @@ mod tests {
 
     #[test]
     fn an_echo_has_its_identifier_in_both_ports_and_other_icmp_has_none() {
+        for protocol in 0..=255 {
+            for kind in 0..=255 {
+                let next = [kind, 0, 1, 2, 7, 9, 0, 1];
+                assert_eq!(has_ports(protocol, &next), ports(protocol, &next).is_some());
+            }
+        }
         assert_eq!(ports(ICMP, &[8, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 0x0709)));
         assert_eq!(ports(ICMP, &[0, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 0x0709)));
         assert_eq!(ports(ICMP, &[3, 4, 1, 2, 7, 9, 0, 1]), None);

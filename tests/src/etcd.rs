@@ -1,14 +1,26 @@
 //! A real etcd.
 
+mod members;
+mod tls;
+
 use std::{
-    net::{Ipv4Addr, TcpListener},
+    fs,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
+
+pub use self::{
+    members::Members,
+    tls::{Authority, Pair},
+};
 
 use crate::{
     netns::{self, Netns},
@@ -25,6 +37,19 @@ pub struct Etcd {
     client_port: u16,
     peer_port: u16,
     netns: Option<String>,
+    name: String,
+    /// The members that the cluster begins with, `NAME=PEER URL`; itself alone where empty.
+    initial_cluster: String,
+    tls: Option<Tls>,
+    flags: Vec<String>,
+}
+
+/// What makes an etcd speak TLS to clients.
+#[derive(Clone, Debug)]
+struct Tls {
+    authority: Arc<Authority>,
+    /// Whether clients must show a certificate.
+    mutual: bool,
 }
 
 impl Etcd {
@@ -46,17 +71,54 @@ impl Etcd {
         Self::start(Some(netns.name().to_owned()), address, 2379, 2380)
     }
 
-    fn start(netns: Option<String>, address: Ipv4Addr, client_port: u16, peer_port: u16) -> Result<Self> {
-        let data = remains::directory("etcd")?;
-        let mut etcd = Self { process: None, data, address, client_port, peer_port, netns };
+    /// Starts one on loopback with more flags.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::on_loopback`].
+    pub fn with_flags(flags: &[&str]) -> Result<Self> {
+        let mut etcd = Self::new(None, Ipv4Addr::LOCALHOST, free_port()?, free_port()?)?;
+        etcd.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         etcd.restart()?;
         Ok(etcd)
     }
 
-    /// Where clients connect, `http://ADDRESS:PORT`.
+    /// Starts one on loopback that speaks TLS, by a certificate of this authority; `mutual`: and wants one of the
+    /// client.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::on_loopback`].
+    pub fn with_tls(authority: Arc<Authority>, mutual: bool) -> Result<Self> {
+        let mut etcd = Self::new(None, Ipv4Addr::LOCALHOST, free_port()?, free_port()?)?;
+        etcd.tls = Some(Tls { authority, mutual });
+        etcd.restart()?;
+        Ok(etcd)
+    }
+
+    fn start(netns: Option<String>, address: Ipv4Addr, client_port: u16, peer_port: u16) -> Result<Self> {
+        let mut etcd = Self::new(netns, address, client_port, peer_port)?;
+        etcd.restart()?;
+        Ok(etcd)
+    }
+
+    /// One that does not run yet.
+    fn new(netns: Option<String>, address: Ipv4Addr, client_port: u16, peer_port: u16) -> Result<Self> {
+        let data = remains::directory("etcd")?;
+        let (process, tls) = (None, None);
+        let (name, initial_cluster, flags) = ("one".to_owned(), String::new(), Vec::new());
+        Ok(Self { process, data, address, client_port, peer_port, netns, name, initial_cluster, tls, flags })
+    }
+
+    /// Where clients connect, `http://ADDRESS:PORT` or `https://ADDRESS:PORT`.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://{}:{}", self.address, self.client_port)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}:{}", self.address, self.client_port)
+    }
+
+    fn peer_url(&self) -> String {
+        format!("http://{}:{}", self.address, self.peer_port)
     }
 
     /// The directory that holds what it stores.
@@ -76,20 +138,72 @@ impl Etcd {
     ///
     /// As [`Self::on_loopback`].
     pub fn restart(&mut self) -> Result<()> {
+        self.spawn()?;
+        self.wait_healthy()
+    }
+
+    /// Starts it with nothing stored, as after the loss of its disk.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::on_loopback`].
+    pub fn restart_empty(&mut self) -> Result<()> {
         self.kill();
-        let client = self.endpoint();
-        let peer = format!("http://{}:{}", self.address, self.peer_port);
+        fs::remove_dir_all(self.data.path())?;
+        fs::create_dir(self.data.path())?;
+        self.restart()
+    }
+
+    /// Keeps it from running (SIGSTOP): connections stay and nothing comes back over them.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not run.
+    pub fn freeze(&self) -> Result<()> {
+        self.running()?.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on (SIGCONT).
+    ///
+    /// # Errors
+    ///
+    /// Where it does not run.
+    pub fn thaw(&self) -> Result<()> {
+        self.running()?.signal(Signal::SIGCONT)
+    }
+
+    fn running(&self) -> Result<&Process> {
+        self.process.as_ref().context("etcd does not run")
+    }
+
+    fn spawn(&mut self) -> Result<()> {
+        self.kill();
+        let (client, peer) = (self.endpoint(), self.peer_url());
+        let alone = format!("{}={peer}", self.name);
+        let members = if self.initial_cluster.is_empty() { &alone } else { &self.initial_cluster };
         let mut command = self.command("etcd");
         command
-            .args(["--name", "one", "--log-level", "error"])
+            .args(["--name", &self.name, "--log-level", "error"])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("one={peer}")])
+            .args(["--initial-cluster", members])
+            .args(&self.flags)
             .arg("--data-dir")
             .arg(self.data.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
+        if let Some(Tls { authority, mutual }) = &self.tls {
+            command.arg("--cert-file").arg(&authority.server().cert);
+            command.arg("--key-file").arg(&authority.server().key);
+            if *mutual {
+                command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(authority.certificate());
+            }
+        }
         self.process = Some(Process::start(&mut command)?);
+        Ok(())
+    }
+
+    fn wait_healthy(&self) -> Result<()> {
         wait_for("etcd to be healthy", Duration::from_secs(10), || self.ctl(&["endpoint", "health"]).ok())?;
         Ok(())
     }
@@ -102,7 +216,33 @@ impl Etcd {
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
         let mut command = self.command("etcdctl");
         command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint(), "--dial-timeout", "2s"]);
+        if let Some(Tls { authority, mutual }) = &self.tls {
+            command.arg("--cacert").arg(authority.certificate());
+            if *mutual {
+                command.arg("--cert").arg(&authority.client().cert).arg("--key").arg(&authority.client().key);
+            }
+        }
         netns::output(command.args(args))
+    }
+
+    /// How often clients have called each method so far (`KV/Range`, `Lease/LeaseGrant`, …): etcd's own count.
+    ///
+    /// # Errors
+    ///
+    /// Where its metrics cannot be read; with TLS they cannot.
+    pub fn calls(&self) -> Result<Vec<(String, u64)>> {
+        let mut stream = TcpStream::connect((self.address, self.client_port))?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let lines = text.lines().filter_map(|line| line.strip_prefix("grpc_server_started_total{"));
+        let calls = lines.filter_map(|line| {
+            let label = |name: &str| line.split(&format!("{name}=\"")).nth(1)?.split('"').next();
+            let service = label("grpc_service")?.strip_prefix("etcdserverpb.")?;
+            let count: f64 = line.rsplit(' ').next()?.parse().ok()?;
+            Some((format!("{service}/{}", label("grpc_method")?), count as u64))
+        });
+        Ok(calls.filter(|(_, count)| *count > 0).collect())
     }
 
     fn command(&self, program: &str) -> Command {

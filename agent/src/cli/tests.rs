@@ -195,6 +195,13 @@ fn a_value_may_begin_with_a_dash_unless_it_is_a_flag() {
 }
 
 #[test]
+fn two_dashes_alone_end_the_flags_and_nothing_may_follow() {
+    let env = [("FLANNELD_IFACE", "eth1")];
+    assert_eq!(agent_with(&["-ip-masq", "--"], &env).uplink.iface, ["eth1"]);
+    assert_eq!(refused(&["--", "-ip-masq"]), "loden: unexpected word '-ip-masq' after --");
+}
+
+#[test]
 fn values_may_hold_equals_signs() {
     assert_eq!(agent(&["-etcd-password=a=b="]).etcd.etcd_password.unwrap().expose(), "a=b=");
 }
@@ -383,6 +390,22 @@ fn cleanup_takes_the_agents_flags_and_environment() {
     assert!(
         help.contains("--keep-kernel") && help.contains("--etcd-prefix") && !help.contains("--healthz-port")
     );
+}
+
+#[test]
+fn status_finds_the_agent_by_the_agents_own_settings() {
+    let run_dir =
+        |args: &[&str], env: &[(&str, &str)]| match parse_with(&[&["loden", "status"], args].concat(), env) {
+            Ok(Command::Status(args)) => (args.json, args.run_dir.to_str().unwrap().to_owned()),
+            other => panic!("{other:?}"),
+        };
+    let options =
+        [("FLANNEL_OPTIONS", "-iface=eth1 -run-dir=/run/options"), ("LODEN_RUN_DIR", "/run/variable")];
+    assert_eq!(run_dir(&[], &[]), (false, "/run/loden".into()));
+    assert_eq!(run_dir(&[], &options[1..]), (false, "/run/variable".into()));
+    assert_eq!(run_dir(&["-json"], &options), (true, "/run/options".into()));
+    assert_eq!(run_dir(&["--json", "-run-dir", "/run/line"], &options), (true, "/run/line".into()));
+    assert!(parse_with(&["loden", "status", "-iface=eth1"], &[]).is_err());
 }
 
 #[test]

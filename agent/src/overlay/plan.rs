@@ -114,7 +114,7 @@ fn route(desired: &Desired, peer: &OverlayPeer) -> Route {
 /// the same destination, metric and TOS (`NLM_F_REPLACE`), so that one need not be deleted.
 fn route_ops(desired: &Desired, target: &Target, actual: &Actual) -> (Vec<Route>, Vec<Route>) {
     let mut there: BTreeMap<Ipv4Net, Vec<&Route>> = BTreeMap::new();
-    for route in &actual.routes {
+    for route in actual.routes.iter().filter(|route| route.table == TABLE_MAIN) {
         there.entry(route.dst).or_default().push(route);
     }
     let mut set = Vec::new();
@@ -134,7 +134,7 @@ fn route_ops(desired: &Desired, target: &Target, actual: &Actual) -> (Vec<Route>
     (set, delete)
 }
 
-fn own_route(desired: &Desired, route: &Route) -> bool {
+pub(super) fn own_route(desired: &Desired, route: &Route) -> bool {
     if route.table != TABLE_MAIN || route.kind != RouteKind::Unicast {
         return false;
     }
@@ -146,14 +146,14 @@ fn own_route(desired: &Desired, route: &Route) -> bool {
     route.protocol == ROUTE_PROTOCOL || flannels
 }
 
-fn own_neighbour(desired: &Desired, neighbour: &Neighbour) -> Option<(Ipv4Addr, [u8; 6])> {
+pub(super) fn own_neighbour(desired: &Desired, neighbour: &Neighbour) -> Option<(Ipv4Addr, [u8; 6])> {
     let own = neighbour.ifindex == desired.device
         && neighbour.state == NeighbourState::Permanent
         && desired.network.contains(&neighbour.address);
     own.then(|| (neighbour.address, neighbour.mac.unwrap_or_default()))
 }
 
-fn own_fdb(desired: &Desired, entry: &FdbEntry) -> Option<([u8; 6], Ipv4Addr)> {
+pub(super) fn own_fdb(desired: &Desired, entry: &FdbEntry) -> Option<([u8; 6], Ipv4Addr)> {
     let own = entry.ifindex == desired.device && entry.own && entry.permanent && entry.mac != [0; 6];
     entry.dst.filter(|_| own && entry.mac[0] & 1 == 0).map(|dst| (entry.mac, dst))
 }

@@ -69,8 +69,10 @@ mod tests {
 
     #[test]
     fn every_kind_of_record_is_judged() {
-        let own = record(Ok(attrs(1, 1)), Some(7)).lease().unwrap();
-        let reservation = record(Ok(attrs(1, 1)), None).lease().unwrap();
+        let held =
+            |etcd_lease| Lease { mod_revision: 8, ..record(Ok(attrs(1, 1)), etcd_lease).lease().unwrap() };
+        let (own, reservation) = (held(Some(7)), held(None));
+        let moved = Lease { mod_revision: 9, attrs: attrs(3, 1), ..reservation.clone() };
         let other = Standing::OtherNode(Some([10, 0, 0, 2].into()));
         for (own, record, alive, reconnected, says) in [
             (&own, record(Ok(attrs(1, 1)), Some(7)), true, false, Standing::Ours),
@@ -89,6 +91,7 @@ mod tests {
             (&reservation, record(Ok(attrs(1, 2)), None), true, false, Standing::Rewrite),
             (&reservation, record(Ok(attrs(2, 2)), None), true, false, other),
             (&reservation, record(Ok(attrs(1, 1)), Some(8)), true, false, Standing::OtherAgent),
+            (&moved, record(Ok(attrs(1, 1)), None), true, false, Standing::Rewrite),
         ] {
             assert_eq!(
                 standing(own, Some(&record), alive, reconnected),

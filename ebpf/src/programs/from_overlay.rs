@@ -19,7 +19,8 @@ pub(super) fn run(skb: &mut Skb) -> Verdict {
         && u32::from(ipv4::total_len(&ip)) + ethernet::LEN as u32 == skb.len();
     if plain
         && skb.is_for_host()
-        && let gate::Answer::Fast = gate::ask(endpoint, &key, Direction::Inbound, tcp_flags)
+        && (!gate::is_gated(endpoint)
+            || matches!(gate::ask(&key, Direction::Inbound, tcp_flags), gate::Answer::Fast))
     {
         skb.set_for_host();
         return from_wire::deliver(skb, endpoint, false, Reason::FastOverlay);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
 use loden_ebpf::{
-    abi::{FlowKey, Peer, Sighting, SightingKey},
+    abi::{Endpoint, FlowKey, Peer, Sighting, SightingKey},
     ethernet,
     flow::Direction,
     ipv4,
@@ -12,6 +12,8 @@ use loden_ebpf::{
 
 use super::{Verdict, gate, globals, lookup, maps, skb::Skb};
 
+/// Length of the Ethernet header.
+const ETH: usize = ethernet::LEN;
 /// Where the IP header starts.
 const IP: usize = ethernet::LEN;
 /// Where the next header starts when there are no IP options.
@@ -52,30 +54,20 @@ fn decide(skb: &mut Skb) -> Result<&'static Peer, Verdict> {
         return Err(Reason::PassPodNotForGateway.into());
     }
 
-    // From here on a packet that goes into the host stack is noted, so that point 2 knows it.
-    let Some((key, tcp_flags)) = flow_key(skb, ip) else {
-        return Err(Reason::PassPodProtocol.into());
-    };
-    match may_be_fast(skb, ip, peer, &key, tcp_flags, endpoint) {
+    match may_be_fast(skb, ip, peer, endpoint) {
         Ok(()) => Ok(peer),
         Err(reason) => {
-            gate::enter(&key, Direction::Outbound);
+            // It goes into the host stack: noted, so that point 2 knows it.
+            if let Some((key, _)) = flow_key(skb, ip) {
+                gate::enter(&key, Direction::Outbound);
+            }
             Err(reason.into())
         }
     }
 }
 
-const ETH: usize = ethernet::LEN;
-
 #[inline(always)]
-fn may_be_fast(
-    skb: &Skb,
-    ip: &ipv4::Header,
-    peer: &Peer,
-    key: &FlowKey,
-    tcp_flags: u8,
-    endpoint: &loden_ebpf::abi::Endpoint,
-) -> Result<(), Reason> {
+fn may_be_fast(skb: &Skb, ip: &ipv4::Header, peer: &Peer, endpoint: &Endpoint) -> Result<(), Reason> {
     if !ipv4::is_plain(ip) {
         return Err(Reason::PassPodOptions);
     }
@@ -96,7 +88,15 @@ fn may_be_fast(
     {
         return Err(Reason::PassPodTooBig);
     }
-    match gate::ask(endpoint, key, Direction::Outbound, tcp_flags) {
+    let Some(next) = skb.bytes::<8>(NEXT) else { return Err(Reason::PassPodMalformed) };
+    if !ipv4::has_ports(ipv4::protocol(ip), next) {
+        return Err(Reason::PassPodProtocol);
+    }
+    if !gate::is_gated(endpoint) {
+        return Ok(());
+    }
+    let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(Reason::PassPodProtocol) };
+    match gate::ask(&key, Direction::Outbound, tcp_flags) {
         gate::Answer::Fast => Ok(()),
         gate::Answer::Control => Err(Reason::PassPodTcpControl),
         gate::Answer::NotQualified => Err(Reason::PassPodGate),
@@ -140,7 +140,11 @@ fn foreign_source(skb: &Skb, frame: &ethernet::Header, source: u32, is_anothers:
         return Reason::PassPodForeignSource.into();
     }
     let key = SightingKey { ifindex: skb.ifindex(), address: source.to_be_bytes() };
-    let sighting = Sighting { mac: ethernet::source(frame), gateway_mac: ethernet::destination(frame) };
+    let sighting = Sighting {
+        mac: ethernet::source(frame),
+        gateway_mac: ethernet::destination(frame),
+        ..Sighting::default()
+    };
     // Told once: the agent forgets a sighting that it wants to hear of again.
     if maps::SIGHTINGS.insert(key, &sighting, u64::from(BPF_NOEXIST)).is_ok() {
         // A full ring is no harm: the agent lists the sightings on its tick too.

@@ -98,8 +98,12 @@ fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, V
         Ecn::SetCe => true,
         Ecn::Drop => return Err(Reason::PassWireEcn.into()),
     };
-    let (key, tcp_flags) = flow_key(skb, ip, headers)?;
-    match gate::ask(endpoint, &key, Direction::Inbound, tcp_flags) {
+    check_inner_checksum(skb, ip, headers)?;
+    if !gate::is_gated(endpoint) {
+        return Ok(Delivery { endpoint, set_ce });
+    }
+    let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(Reason::PassWireProtocol.into()) };
+    match gate::ask(&key, Direction::Inbound, tcp_flags) {
         gate::Answer::Fast => Ok(Delivery { endpoint, set_ce }),
         gate::Answer::Control => Err(Reason::PassWireTcpControl.into()),
         gate::Answer::NotQualified => Err(Reason::PassWireGate.into()),
@@ -124,22 +128,28 @@ fn check_source(ip: &ipv4::Header, sender: [u8; 4]) -> Result<(), Verdict> {
     }
 }
 
+/// Only what the gate could follow is fast, gated or not, so that both decide alike. And where nothing inside
+/// would show damage that the outer checksum does, the kernel looks at that.
 #[inline(always)]
-fn flow_key(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(FlowKey, u8), Verdict> {
+fn check_inner_checksum(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(), Verdict> {
+    let Some(next) = skb.bytes::<8>(INNER_NEXT) else { return Err(Reason::PassWireProtocol.into()) };
     let protocol = ipv4::protocol(ip);
-    let none = Verdict::Pass(Reason::PassWireProtocol);
-    let Some(next) = skb.bytes::<8>(INNER_NEXT) else { return Err(none) };
-    let Some((remote_port, local_port)) = ipv4::ports(protocol, next) else { return Err(none) };
-    let mut tcp_flags = 0;
-    if protocol == ipv4::TCP {
-        let Some(flags) = skb.bytes::<1>(INNER_NEXT + 13) else { return Err(none) };
-        tcp_flags = flags[0];
-    } else if protocol == ipv4::UDP && next[6] | next[7] == 0 && vxlan::udp_checksum(headers) != 0 {
-        // Nothing inside would show damage that the outer checksum does.
+    if !ipv4::has_ports(protocol, next) {
+        return Err(Reason::PassWireProtocol.into());
+    }
+    if protocol == ipv4::UDP && next[6] | next[7] == 0 && vxlan::udp_checksum(headers) != 0 {
         return Err(Reason::PassWireChecksum.into());
     }
+    Ok(())
+}
+
+#[inline(always)]
+fn flow_key(skb: &Skb, ip: &ipv4::Header) -> Option<(FlowKey, u8)> {
+    let protocol = ipv4::protocol(ip);
+    let (remote_port, local_port) = ipv4::ports(protocol, skb.bytes(INNER_NEXT)?)?;
+    let tcp_flags = if protocol == ipv4::TCP { skb.bytes::<1>(INNER_NEXT + 13)?[0] } else { 0 };
     let key = FlowKey::new(protocol, (ipv4::destination(ip), local_port), (ipv4::source(ip), remote_port));
-    Ok((key, tcp_flags))
+    Some((key, tcp_flags))
 }
 
 /// Outer options or a fragment: the kernel's, if a peer sent it; a fragment without ports goes on, since

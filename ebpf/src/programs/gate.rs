@@ -20,13 +20,15 @@ pub(super) enum Answer {
     NotQualified,
 }
 
-/// Asks whether a packet may be fast. `tcp_flags` is 0 for other protocols.
+/// Whether flows of this endpoint must qualify. One that need not has nothing to look up: the open gate's gain.
 #[inline(always)]
-pub(super) fn ask(endpoint: &Endpoint, key: &FlowKey, direction: Direction, tcp_flags: u8) -> Answer {
-    // An endpoint that the host never translated for has nothing to look up: this is the open gate's gain.
-    if globals::STRICT.load() == 0 && endpoint.gated == 0 {
-        return Answer::Fast;
-    }
+pub(super) fn is_gated(endpoint: &Endpoint) -> bool {
+    globals::STRICT.load() != 0 || endpoint.gated != 0
+}
+
+/// Asks whether a packet of a gated endpoint may be fast. `tcp_flags` is 0 for other protocols.
+#[inline(always)]
+pub(super) fn ask(key: &FlowKey, direction: Direction, tcp_flags: u8) -> Answer {
     if ipv4::is_tcp_control(tcp_flags) {
         return Answer::Control;
     }

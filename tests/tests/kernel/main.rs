@@ -1,6 +1,11 @@
 //! Ring 3: the agent's netlink and firewall code against the real kernel, each test in network namespaces of
 //! its own, read back with the tools that an operator would use (`ip`, `bridge`, `nft`, `iptables`).
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy.toml allows it in tests, which for clippy does not mean their modules"
+)]
+
 mod events;
 mod firewall;
 mod node;

@@ -1,10 +1,10 @@
 //! Plans carried out on the real kernel, read back with `ip` and `bridge`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use loden_agent::{
-    kernel::{Change, KernelEvent, ROUTE_PROTOCOL},
-    overlay::{OverlayPeer, plan},
+    kernel::{Change, Events, KernelEvent, ROUTE_PROTOCOL},
+    overlay::{Expected, OverlayPeer, plan},
 };
 use loden_tests::netns::Netns;
 
@@ -174,6 +174,65 @@ fn peers_that_left_while_nobody_looked_are_purged_and_foreign_entries_stay() {
     assert_eq!(lines(&a, "ip neigh show"), neighbours);
 }
 
+/// The events of the next 100 ms that contradict what is expected.
+async fn contradictions(events: &mut Events, expected: &Expected) -> Vec<KernelEvent> {
+    let mut found = Vec::new();
+    while let Ok(event) = tokio::time::timeout(Duration::from_millis(100), events.next()).await {
+        found.extend(event.filter(|event| expected.is_contradicted_by(event)));
+    }
+    found
+}
+
+#[test]
+fn the_echo_of_a_plan_contradicts_nothing_and_a_change_by_somebody_else_does() {
+    let (a, _b) = node::pair();
+    let (spec, eth0) = (node::spec(&a, "192.168.77.11"), node::index(&a, "eth0"));
+    inside(&a, async |kernel| {
+        let device = node::set_up(&kernel, &spec, "10.5.1.0/24").await.index;
+        let mut events = kernel.events().unwrap();
+        let [first, second] = peers();
+        let moved = OverlayPeer { vtep: [192, 168, 77, 99].into(), vtep_mac: [2; 6], ..first };
+        let direct = OverlayPeer { direct: true, ..second };
+        for peers in [vec![first, second], vec![moved], vec![first, direct], vec![], vec![first, second]] {
+            let desired = node::desired("10.5.1.0/24", device, eth0, &peers);
+            node::reconcile(&kernel, &desired).await;
+            let found = contradictions(&mut events, &Expected::of(desired)).await;
+            assert!(found.is_empty(), "{peers:?}: {found:?}");
+        }
+        let desired = node::desired("10.5.1.0/24", device, eth0, &peers());
+        let expected = Expected::of(desired.clone());
+        for damage in DAMAGE {
+            a.exec(damage).unwrap();
+            assert!(!contradictions(&mut events, &expected).await.is_empty(), "{damage} is told");
+            node::reconcile(&kernel, &desired).await;
+            assert!(contradictions(&mut events, &expected).await.is_empty(), "the repair of {damage}");
+        }
+        for foreign in [
+            "ip route add 172.30.0.0/16 via 10.5.9.0 dev flannel.1 onlink",
+            "ip route add 10.5.2.0/24 via 192.168.77.12 dev eth0 metric 50",
+            "ip route add 10.5.88.0/24 via 192.168.77.12 dev eth0",
+            "ip neigh add 10.5.50.1 lladdr 02:00:00:00:00:ab dev flannel.1 nud stale",
+            "ip neigh add 10.5.2.0 lladdr 02:00:00:00:00:ab dev eth0 nud permanent",
+        ] {
+            a.exec(foreign).unwrap();
+            assert!(contradictions(&mut events, &expected).await.is_empty(), "{foreign}");
+        }
+    });
+}
+
+/// What somebody may do to entries of the overlay, and what the kernel tells.
+const DAMAGE: [&str; 9] = [
+    "ip route flush dev flannel.1",
+    "ip route flush proto 76",
+    "ip neigh flush dev flannel.1 nud permanent",
+    "ip route replace 10.5.2.0/24 via 192.168.77.12 dev eth0",
+    "ip route change 10.5.2.0/24 via 10.5.3.0 dev flannel.1 onlink proto 76",
+    "ip neigh replace 10.5.2.0 lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent",
+    "ip neigh change 10.5.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud stale",
+    "bridge fdb del 02:00:00:00:00:02 dev flannel.1 self",
+    "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.168.77.99 self permanent",
+];
+
 #[test]
 fn whatever_is_flushed_or_changed_comes_back() {
     let (a, _b) = node::pair();
@@ -183,19 +242,7 @@ fn whatever_is_flushed_or_changed_comes_back() {
         let desired = node::desired("10.5.1.0/24", device, eth0, &peers());
         node::reconcile(&kernel, &desired).await;
         let right = shown(&a);
-        for damage in [
-            "ip route flush dev flannel.1",
-            "ip route flush proto 76",
-            "ip neigh flush dev flannel.1 nud permanent",
-            "ip route replace 10.5.2.0/24 via 192.168.77.12 dev eth0",
-            "ip route change 10.5.2.0/24 via 10.5.3.0 dev flannel.1 onlink proto 76",
-            "ip neigh replace 10.5.2.0 lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent",
-            "ip neigh change 10.5.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud stale",
-            "bridge fdb del 02:00:00:00:00:02 dev flannel.1 self",
-            "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.168.77.99 self permanent",
-            "ip link set flannel.1 down",
-            "ip -4 addr flush dev flannel.1",
-        ] {
+        for damage in DAMAGE.iter().chain(&["ip link set flannel.1 down", "ip -4 addr flush dev flannel.1"]) {
             a.exec(damage).unwrap();
             let (own, network) = ("10.5.1.0/24".parse().unwrap(), node::NETWORK.parse().unwrap());
             kernel.set_overlay_address(device, own, network).await.unwrap();

@@ -14,14 +14,23 @@ use loden_agent::{
     registry::{Claim, ClaimError, Cluster, EtcdOptions, Keeper, Own, Registry},
 };
 use loden_tests::etcd::Etcd;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 pub(crate) const PREFIX: &str = "/coreos.com/network";
 pub(crate) const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
-/// A node: its number makes its public IP (10.0.0.N) and its VTEP MAC.
+/// What a node publishes: its number makes its public IP (10.0.0.N) and its VTEP MAC.
 pub(crate) fn attrs(number: u8) -> LeaseAttrs {
-    let vtep = VtepData { vni: 1, vtep_mac: [2, 0, 0, 0, 0, number] };
-    LeaseAttrs::vxlan(Ipv4Addr::new(10, 0, 0, number), vtep)
+    vxlan(number, number)
+}
+
+pub(crate) fn vxlan(ip: u8, mac: u8) -> LeaseAttrs {
+    let vtep = VtepData { vni: 1, vtep_mac: [2, 0, 0, 0, 0, mac] };
+    LeaseAttrs::vxlan(Ipv4Addr::new(10, 0, 0, ip), vtep)
 }
 
 pub(crate) fn claim(number: u8) -> Claim {
@@ -137,5 +146,45 @@ pub(crate) async fn eventually(what: &str, mut is: impl FnMut() -> bool) {
     while !is() {
         assert!(start.elapsed() < Duration::from_secs(10), "waited 10 s until {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The way to an etcd that can be cut: a port on loopback that passes everything on, or nothing.
+pub(crate) struct Way {
+    pub(crate) endpoint: String,
+    open: watch::Sender<bool>,
+}
+
+impl Way {
+    pub(crate) async fn to(etcd: &Etcd) -> Self {
+        let target = etcd.endpoint().strip_prefix("http://").unwrap().to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let (open, receiver) = watch::channel(true);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let (target, mut open) = (target.clone(), receiver.clone());
+                tokio::spawn(async move {
+                    let pass = async {
+                        let mut far = TcpStream::connect(target).await?;
+                        copy_bidirectional(&mut near, &mut far).await
+                    };
+                    tokio::select! {
+                        _ = pass => {}
+                        _ = open.wait_for(|open| !open) => {}
+                    }
+                });
+            }
+        });
+        Self { endpoint, open }
+    }
+
+    /// Ends all connections; new ones end at once.
+    pub(crate) fn cut(&self) {
+        self.open.send_replace(false);
+    }
+
+    pub(crate) fn mend(&self) {
+        self.open.send_replace(true);
     }
 }
