@@ -9,6 +9,7 @@
 
 mod churn;
 mod fast_path;
+mod leaving;
 mod mixed;
 mod nat;
 mod reachability;
