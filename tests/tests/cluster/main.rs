@@ -10,6 +10,7 @@
 mod churn;
 mod direct;
 mod fast_path;
+mod leaving;
 mod mixed;
 mod nat;
 mod reachability;
