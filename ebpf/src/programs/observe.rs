@@ -26,10 +26,29 @@ pub(super) fn outbound(skb: &mut Skb) -> Verdict {
 #[inline(always)]
 pub(super) fn inbound(skb: &mut Skb) -> Verdict {
     let Some((ip, key, _)) = read(skb, Direction::Inbound) else { return Verdict::Ignore };
-    if lookup::peer(ipv4::source(&ip)).is_none() || lookup::endpoint(ipv4::destination(&ip)).is_none() {
+    let (source, destination) = (ipv4::source(&ip), ipv4::destination(&ip));
+    // A bridge floods what it has not learned: only the destination's own port counts.
+    if lookup::endpoint(destination).is_none_or(|endpoint| endpoint.ifindex != skb.ifindex()) {
         return Verdict::Ignore;
     }
-    conclude(&key, Direction::Inbound)
+    if lookup::peer(source).is_some() {
+        return conclude(&key, Direction::Inbound);
+    }
+    if lookup::endpoint(source).is_some() {
+        // From another local pod: the flow is that one's, and its reverse is this one's.
+        return conclude_local(&key.reversed(), destination);
+    }
+    Verdict::Ignore
+}
+
+/// Point 2 of a flow between two local pods: what was translated gates both.
+#[inline(always)]
+fn conclude_local(key: &FlowKey, destination: u32) -> Verdict {
+    let verdict = conclude(key, Direction::Outbound);
+    if let Verdict::Pass(_) = verdict {
+        lookup::gate_endpoint(destination);
+    }
+    verdict
 }
 
 /// An IP packet for a pod, not encapsulated, on its way into the host stack: may it skip that? If not, it is noted
