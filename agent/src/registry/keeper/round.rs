@@ -33,6 +33,8 @@ impl Task {
         let from = self.revision + 1;
         self.settle().await?;
         self.publish();
+        let written = if self.lost.is_none() { self.own.mod_revision } else { 0 };
+        let known = self.revision.max(written);
         let mut stream = self.registry.watch(from).await?;
         loop {
             tokio::select! {
@@ -40,7 +42,7 @@ impl Task {
                     let message = message
                         .map_err(|error| Broken::Watch(one_line(&error)))?
                         .ok_or_else(|| Broken::Watch("etcd closed it".into()))?;
-                    self.take_message(&message).await?;
+                    self.take_message(&message, known).await?;
                     self.connected = true;
                     outage.over();
                 }
@@ -91,7 +93,9 @@ impl Task {
         self.take_config(config.as_deref());
     }
 
-    async fn take_message(&mut self, message: &WatchResponse) -> Result<(), Broken> {
+    /// Takes in what the watch says. `known` is the revision that etcd had reached before the watch began: an etcd
+    /// that is not there yet was restored in between (or is a member far behind), and would say nothing until then.
+    async fn take_message(&mut self, message: &WatchResponse, known: i64) -> Result<(), Broken> {
         if message.canceled() {
             let reason = match message.compact_revision() {
                 0 => message.cancel_reason().to_owned(),
@@ -102,6 +106,12 @@ impl Task {
         if let Some(header) = message.header() {
             if header.cluster_id() != self.cluster_id {
                 return Err(Broken::Watch("another cluster answers".into()));
+            }
+            if header.revision() < known {
+                let revision = header.revision();
+                return Err(Broken::Watch(format!(
+                    "etcd is at revision {revision}, and was at {known} before"
+                )));
             }
             self.revision = self.revision.max(header.revision());
         }
