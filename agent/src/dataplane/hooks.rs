@@ -140,7 +140,7 @@ impl Dataplane {
 
     fn attach(&mut self, hook: Hook, interface: &str) -> Result<Attached> {
         let pin = self.pins.link(&hook);
-        let classifier = self.classifier(hook.program)?;
+        let classifier = self.program(hook.program)?;
         if pin.exists() {
             match swap(classifier, &pin) {
                 Ok(()) => return Ok(Attached::Tcx),
@@ -172,7 +172,12 @@ impl Dataplane {
         Pins::remove(&self.pins.link(&hook))
     }
 
-    fn classifier(&mut self, program: Program) -> Result<&mut SchedClassifier> {
+    /// A loaded program, to attach it or to run it on a frame (`BPF_PROG_TEST_RUN`).
+    ///
+    /// # Errors
+    ///
+    /// Where the object has no such program.
+    pub fn program(&mut self, program: Program) -> Result<&mut SchedClassifier> {
         let name = program.name();
         Ok(self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
     }
