@@ -8,7 +8,9 @@
 )]
 
 mod churn;
+mod direct;
 mod fast_path;
+mod leaving;
 mod mixed;
 mod nat;
 mod reachability;

@@ -10,3 +10,4 @@ mod following;
 mod node;
 mod outages;
 mod security;
+mod way;

@@ -1,12 +1,14 @@
 //! A round: list, settle, watch until something breaks.
 
+use std::sync::{Arc, PoisonError};
+
 use etcd_client::{EventType, WatchResponse};
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::{Outage, Task, renew_every};
-use crate::registry::{ConfigState, RegistryError, parse_config, store::Listing};
+use crate::registry::{ConfigState, RegistryError, connection::one_line, parse_config, store::Listing};
 
 /// The task has been asked to end.
 pub(super) struct Ended;
@@ -26,17 +28,17 @@ impl Task {
     pub(super) async fn round(&mut self, outage: &mut Outage) -> Result<Ended, Broken> {
         // First of all, because it may be late; a lease that has run out shows in the listing.
         self.renew().await?;
-        let listing = self.registry.list(&mut self.told).await?;
+        let listing = self.registry.list().await?;
         self.take_listing(listing);
         let from = self.revision + 1;
-        self.settle(true).await?;
+        self.settle().await?;
         self.publish();
         let mut stream = self.registry.watch(from).await?;
         loop {
             tokio::select! {
                 message = stream.message() => {
                     let message = message
-                        .map_err(|error| Broken::Watch(error.to_string()))?
+                        .map_err(|error| Broken::Watch(one_line(&error)))?
                         .ok_or_else(|| Broken::Watch("etcd closed it".into()))?;
                     self.take_message(&message).await?;
                     self.connected = true;
@@ -47,12 +49,12 @@ impl Task {
                         return Err(Broken::LeaseRanOut);
                     }
                 }
-                () = sleep_until(self.retry_at), if self.lost.is_some() => self.settle(false).await?,
+                () = sleep_until(self.retry_at), if self.lost.is_some() => self.settle().await?,
                 command = self.commands.recv() => {
                     if let Some(ended) = self.obey(command).await {
                         return Ok(ended);
                     }
-                    self.settle(false).await?;
+                    self.settle().await?;
                 }
             }
             self.publish();
@@ -103,12 +105,14 @@ impl Task {
             }
             self.revision = self.revision.max(header.revision());
         }
-        if self.take_events(message) { Ok(self.settle(false).await?) } else { Ok(()) }
+        if self.take_events(message) { Ok(self.settle().await?) } else { Ok(()) }
     }
 
     /// Whether our own key is among them.
     fn take_events(&mut self, message: &WatchResponse) -> bool {
         let (prefix, config_key) = (self.registry.subnets_prefix(), self.registry.config_key());
+        let told = Arc::clone(&self.registry.told);
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
         let mut own = false;
         for event in message.events() {
             let Some(pair) = event.kv() else { continue };
@@ -118,9 +122,9 @@ impl Task {
                 continue;
             }
             let key = if deleted {
-                self.records.delete(&prefix, pair, &mut self.told)
+                self.records.delete(&prefix, pair.into(), &mut told)
             } else {
-                self.records.put(&prefix, pair, &mut self.told)
+                self.records.put(&prefix, pair.into(), &mut told)
             };
             own |= key == Some(self.own.key);
         }
