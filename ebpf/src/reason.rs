@@ -78,7 +78,7 @@ reasons! {
     /// from a pod: the fast path has no way to the peer now
     PassPodNoUplink => "pass_pod_no_uplink",
 
-    /// from the underlay: outer fragment, IP options or a cut header
+    /// from the underlay: outer fragment, IP options, a cut header or lengths that disagree
     PassWireOuter => "pass_wire_outer",
     /// from the underlay: VXLAN flags other than a VNI
     PassWireFlags => "pass_wire_flags",

@@ -177,7 +177,7 @@ impl Dataplane {
             Direction::Egress => TcAttachType::Egress,
             Direction::Driver => return self.attach_guard(&pin, interface),
         };
-        let classifier = self.classifier(hook.program)?;
+        let classifier = self.program(hook.program)?;
         if pin.exists() {
             match swap(classifier, &pin) {
                 Ok(()) => return Ok(Attached::Tcx),
@@ -232,7 +232,12 @@ impl Dataplane {
         Pins::remove(&self.pins.link(&hook))
     }
 
-    fn classifier(&mut self, program: Program) -> Result<&mut SchedClassifier> {
+    /// A loaded program, to attach it or to run it on a frame (`BPF_PROG_TEST_RUN`).
+    ///
+    /// # Errors
+    ///
+    /// Where the object has no such program.
+    pub fn program(&mut self, program: Program) -> Result<&mut SchedClassifier> {
         let name = program.name();
         Ok(self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
     }
