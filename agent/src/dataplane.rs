@@ -1,7 +1,7 @@
 //! The eBPF side of the data path: loading, pinning, attaching, and the maps. The only user of aya.
 //!
 //! Links and maps are pinned below `<bpffs-dir>/v<ABI_VERSION>/`, so they outlive the agent: a restart adopts the
-//! maps and swaps the programs in place ([`hooks`]), and no packet finds a hook without a program. What the
+//! maps and swaps the programs in place, and no packet finds a hook without a program. What the
 //! maps should hold is compared with what they hold; nothing is replayed.
 //!
 //! It never decides which peer or endpoint belongs in a map: it is told.
@@ -25,7 +25,7 @@ use loden_ebpf::{
 
 pub use self::{
     hooks::{Direction, Hook, Program},
-    load::{Settings, probe},
+    load::{Settings, VxlanSettings, probe},
     pins::{Pins, detach_all},
 };
 
@@ -138,6 +138,8 @@ pub struct PeerPath {
     pub vtep: Ipv4Addr,
     /// MAC of its VXLAN device.
     pub vtep_mac: [u8; 6],
+    /// Packets go there without encapsulation.
+    pub direct: bool,
     /// The way there, where the fast path may use it.
     pub underlay: Option<Underlay>,
 }

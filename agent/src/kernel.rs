@@ -12,6 +12,7 @@ mod link;
 mod neighbour;
 mod peers;
 mod route;
+mod ruleset;
 pub mod sysctl;
 mod vxlan;
 
@@ -41,6 +42,7 @@ pub use self::{
     neighbour::{FdbEntry, FdbOf, Neighbour, NeighbourState},
     peers::{OpError, Removed},
     route::{ROUTE_PROTOCOL, Route, RouteKind, RouteTo, TABLE_MAIN},
+    ruleset::Ruleset,
     vxlan::{DEFAULT_PORT, VxlanDevice, VxlanSpec},
 };
 

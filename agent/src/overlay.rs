@@ -42,7 +42,7 @@ pub struct Desired {
     pub network: Ipv4Net,
     /// The subnet of this node.
     pub own: Ipv4Net,
-    /// The index of the VXLAN device.
+    /// The index of the VXLAN device; 0 where the backend has none, and every peer is direct.
     pub device: u32,
     /// The index of the uplink, by which direct peers are reached.
     pub uplink: u32,

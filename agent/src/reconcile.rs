@@ -25,18 +25,23 @@ use self::work::Work;
 use crate::{
     config::{Config, Datapath, Gate, SourceCheck},
     control,
-    dataplane::{self, Dataplane, Settings, Underlay},
+    dataplane::{self, Dataplane, Settings, Underlay, VxlanSettings},
     endpoints::{Bridge, Endpoints},
     firewall::{Firewall, FirewallSpec},
-    kernel::{Events, Kernel, VxlanDevice, VxlanSpec, sysctl},
+    health::Readiness,
+    kernel::{Events, Kernel, Ruleset, VxlanDevice, VxlanSpec, sysctl},
     network::{NetworkConfig, Vxlan},
+    overlay::Expected,
     registry::{Cluster, Keeper},
+    service::Heartbeat,
     state::State,
     uplink::Uplink,
 };
 
 /// The longest time for which somebody's change stays unnoticed where the kernel does not tell of it.
 const TICK: Duration = Duration::from_secs(30);
+/// How long the host's rules may go on changing before ours are looked at.
+const RULES_SETTLE: Duration = Duration::from_secs(1);
 /// How long events are gathered before a pass: containers come with a dozen of them.
 const GATHER: Duration = Duration::from_millis(20);
 /// First and longest wait after a failed pass.
@@ -48,16 +53,34 @@ pub struct Node {
     pub config: Config,
     /// The network config as it was when the agent started.
     pub network: NetworkConfig,
-    /// Its backend.
-    pub vxlan: Vxlan,
     /// The interface that carries the overlay.
     pub uplink: Uplink,
-    /// What the VXLAN device should be.
+    /// The VXLAN device, where the backend has one.
+    pub overlay: Option<Overlay>,
+    /// The subnet that this node holds.
+    pub subnet: Ipv4Net,
+}
+
+/// The VXLAN device.
+pub struct Overlay {
+    /// The backend's part of the network config.
+    pub vxlan: Vxlan,
+    /// What the device should be.
     pub spec: VxlanSpec,
     /// What it is.
     pub device: VxlanDevice,
-    /// The subnet that this node holds.
-    pub subnet: Ipv4Net,
+}
+
+impl Node {
+    /// Interface index of the VXLAN device; 0 where there is none.
+    fn device(&self) -> u32 {
+        self.overlay.as_ref().map_or(0, |overlay| overlay.device.index)
+    }
+
+    /// MTU of the pods, in bytes.
+    fn pod_mtu(&self) -> u32 {
+        self.overlay.as_ref().map_or(self.uplink.mtu, |overlay| overlay.device.mtu)
+    }
 }
 
 /// How packets travel now.
@@ -73,8 +96,14 @@ pub struct Reconciler {
     node: Node,
     kernel: Kernel,
     events: Events,
+    /// Tells when the host's rules change; `None` where the kernel cannot tell.
+    ruleset: Option<Ruleset>,
+    /// When to look at our own rules because somebody changed rules.
+    rules_due: Option<Instant>,
     keeper: Keeper,
     control: control::Requests,
+    readiness: Readiness,
+    heartbeat: Heartbeat,
     firewall: Firewall,
     /// What `loden cleanup` will undo.
     state: State,
@@ -82,6 +111,9 @@ pub struct Reconciler {
     new_sightings: Option<AsyncFd<RingBuf<MapData>>>,
     /// Ways to VTEPs; forgotten when a route, an address or a link changes.
     ways: HashMap<Ipv4Addr, Option<Underlay>>,
+    /// What the last plan was for: the echo of its own changes is no work.
+    expected: Option<Expected>,
+    has_direct_peers: bool,
     bridges: Vec<Bridge>,
     endpoints: Endpoints,
     /// What the last pass could not do.
@@ -97,11 +129,18 @@ impl Reconciler {
     /// # Errors
     ///
     /// Where the kernel grants no event socket, and with `--datapath=ebpf` where the programs cannot be loaded.
-    pub async fn new(node: Node, kernel: Kernel, keeper: Keeper, control: control::Requests) -> Result<Self> {
+    pub fn new(
+        node: Node,
+        kernel: Kernel,
+        keeper: Keeper,
+        control: control::Requests,
+        readiness: Readiness,
+        heartbeat: Heartbeat,
+    ) -> Result<Self> {
         let events = kernel.events()?;
         let path = open_path(&node)?;
         let mut state = State::read(&node.config.run_dir)?;
-        state.device = Some(node.spec.name.clone());
+        state.device = node.overlay.as_ref().map(|overlay| overlay.spec.name.clone());
         state.write(&node.config.run_dir)?;
         let mut reconciler = Self {
             firewall: Firewall::new(firewall_spec(&node)),
@@ -109,11 +148,17 @@ impl Reconciler {
             node,
             kernel,
             events,
+            ruleset: listen_for_rules(),
+            rules_due: None,
             keeper,
             control,
+            readiness,
+            heartbeat,
             path,
             new_sightings: None,
             ways: HashMap::new(),
+            expected: None,
+            has_direct_peers: false,
             bridges: Vec::new(),
             endpoints: Endpoints::new(),
             failures: Vec::new(),
@@ -136,13 +181,10 @@ impl Reconciler {
         let mut work = Work::Everything;
         let mut wait = RETRY.0;
         loop {
-            let ready_before = self.passes > 0 && self.failures.is_empty();
             self.pass(work).await;
+            self.heartbeat.beat();
             let retry = if self.failures.is_empty() {
                 wait = RETRY.0;
-                if !ready_before {
-                    tracing::info!(subnet = %self.node.subnet, datapath = self.path.name(), "ready");
-                }
                 None
             } else {
                 let at = Instant::now() + wait;
@@ -187,6 +229,14 @@ impl Reconciler {
                     }
                 },
                 () = sighted(&mut self.new_sightings) => Some(Work::Containers),
+                () = ruled(&mut self.ruleset) => {
+                    self.rules_changed();
+                    None
+                }
+                () = sleep_until(self.rules_due.unwrap_or_else(Instant::now)), if self.rules_due.is_some() => {
+                    self.rules_due = None;
+                    Some(Work::Everything)
+                }
                 _ = tick.tick() => Some(Work::Everything),
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() && work.is_none() => Some(Work::Everything),
             };
@@ -195,6 +245,15 @@ impl Reconciler {
                 until.get_or_insert_with(|| Instant::now() + GATHER);
             }
         }
+    }
+
+    /// Somebody changed the host's rules: what flows were allowed before, they must prove again, at once; whether
+    /// our own rules are still there can wait until the changes have settled.
+    fn rules_changed(&mut self) {
+        if let Some(Err(error)) = self.dataplane().map(Dataplane::bump_epoch) {
+            tracing::warn!("{error}");
+        }
+        self.rules_due.get_or_insert_with(|| Instant::now() + RULES_SETTLE);
     }
 
     /// The newest snapshot of the leases.
@@ -221,6 +280,21 @@ impl Path {
             Self::Ebpf(_) => "ebpf",
             Self::Kernel(_) => "kernel",
         }
+    }
+}
+
+fn listen_for_rules() -> Option<Ruleset> {
+    Ruleset::listen()
+        .inspect_err(|error| tracing::warn!("changes of the host's rules take effect after 15 s: {error}"))
+        .ok()
+}
+
+/// Completes when the host's rules have changed; never where the kernel does not tell.
+async fn ruled(ruleset: &mut Option<Ruleset>) {
+    let Some(listening) = ruleset else { return std::future::pending().await };
+    if let Err(error) = listening.changed().await {
+        tracing::warn!("changes of the host's rules take effect after 15 s from now on: {error}");
+        *ruleset = None;
     }
 }
 
@@ -265,9 +339,11 @@ fn settings(node: &Node) -> Result<Settings> {
         subnet_len: node.network.subnet_len,
         subnet: node.subnet,
         vtep: node.uplink.public_ip,
-        vtep_mac: node.device.mac,
-        vni: node.vxlan.vni,
-        port: node.vxlan.port,
+        vxlan: node.overlay.as_ref().map(|overlay| VxlanSettings {
+            mac: overlay.device.mac,
+            vni: overlay.vxlan.vni,
+            port: overlay.vxlan.port,
+        }),
         // Linux's own default, should the sysctl ever read otherwise than two ports.
         source_ports: source_ports.unwrap_or((32768, 60999)),
         outer_ttl: sysctl::get("net.ipv4.ip_default_ttl")?.trim().parse().unwrap_or(64),

@@ -3,28 +3,48 @@
 //!
 //! Ending leaves device, routes, rules, links and maps in place: no packet notices.
 
-use std::{fs, net::Ipv4Addr, path::Path, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
 use nix::fcntl::{Flock, FlockArg};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, EtcdConfig},
     control,
-    kernel::{AddressScope, Kernel, Link, LinkKind, ROUTE_PROTOCOL, Route, VxlanDevice, VxlanSpec},
+    health::{self, Readiness},
+    kernel::{AddressScope, Kernel, Link, LinkKind, ROUTE_PROTOCOL, Route, VxlanSpec},
     lease::{LeaseAttrs, VtepData},
     network::{Backend, NetworkConfig, Vxlan},
-    reconcile::{Node, Reconciler},
+    reconcile::{Node, Overlay, Reconciler},
     registry::{Claim, EtcdOptions, Registry},
+    service::{Heartbeat, ServiceManager},
     subnet_file,
     uplink::{self, Candidate, CandidateAddress, Uplink},
 };
 
 /// How often the network config is asked for while there is none, as flannel does.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
+/// The loop comes by at least every 30 s; after this long without it, it hangs.
+const STUCK: Duration = Duration::from_secs(120);
+/// What must hold before the node is ready.
+pub(crate) const CONDITIONS: [&str; 3] = [LEASE, PEERS, DATAPATH];
+/// This node holds a lease.
+pub(crate) const LEASE: &str = "lease";
+/// The other nodes are known.
+pub(crate) const PEERS: &str = "peers";
+/// The last pass left nothing undone.
+pub(crate) const DATAPATH: &str = "datapath";
 /// How often the absence is told of: the first time, then every so many tries.
 const CONFIG_REMIND: u32 = 30;
 
@@ -40,8 +60,18 @@ pub async fn run(config: Config) -> Result<()> {
     let stop = stop_on_signals()?;
     let _lock = lock(&config.run_dir)?;
     let control = control::listen(&config.run_dir)?;
+    let readiness = Readiness::new(&CONDITIONS);
+    if let Some(address) = config.healthz {
+        serve_health(address, readiness.clone(), stop.clone()).await?;
+    }
+    if config.metrics_addr.is_some() {
+        tracing::warn!("--metrics-addr is accepted and without effect: there are no metrics yet");
+    }
+    let manager = ServiceManager::find(&|name| std::env::var(name).ok(), std::process::id());
+    let heartbeat = Heartbeat::default();
+    tokio::spawn(report(manager, readiness.clone(), heartbeat.clone(), stop.clone()));
     tokio::select! {
-        done = start_and_reconcile(config, control, stop.clone()) => done,
+        done = start_and_reconcile(config, control, readiness, heartbeat, stop.clone()) => done,
         // Before the lease is held there is nothing to hand over.
         () = stop.cancelled() => Ok(()),
     }
@@ -50,39 +80,33 @@ pub async fn run(config: Config) -> Result<()> {
 async fn start_and_reconcile(
     config: Config,
     control: control::Requests,
+    readiness: Readiness,
+    heartbeat: Heartbeat,
     stop: CancellationToken,
 ) -> Result<()> {
     let kernel = Kernel::connect()?;
     let registry = Registry::connect(etcd_options(&config.etcd)).await?;
     let network = wait_for_network_config(&registry).await;
-    let Backend::Vxlan(vxlan) = network.backend.clone() else {
-        bail!(
-            "Backend.Type={} of the network config is not supported yet; use vxlan",
-            network.backend.lease_type()
-        );
-    };
     let uplink = choose_uplink(&kernel, &config).await?;
     tracing::info!(interface = uplink.name, address = %uplink.address, public_ip = %uplink.public_ip, "uplink chosen");
-    let spec = vxlan_spec(&vxlan, &uplink)?;
-    let device = kernel.ensure_vxlan(&spec).await?;
-    tracing::info!(device = spec.name, adopted = device.adopted, mtu = device.mtu, "VXLAN device ready");
+    let overlay = open_overlay(&kernel, &network.backend, &uplink).await?;
 
     let claim = Claim {
-        attrs: attrs(&uplink, &vxlan, &device),
+        attrs: attrs(&network.backend, &uplink, overlay.as_ref()),
         previous: subnet_file::previous_subnet(&config.subnet_file).unwrap_or_else(|error| {
             tracing::warn!("{error}; going on without it");
             None
         }),
-        occupied: occupied(&kernel, &device).await?,
+        occupied: occupied(&kernel, overlay.as_ref()).await?,
         ttl: config.lease_ttl,
         renew_margin: config.renew_margin,
     };
     let lease = registry.claim(&network, &claim).await?;
     let subnet = lease.subnet;
     let keeper = registry.keep(network.clone(), claim, lease);
-    let node = Node { config, network, vxlan, uplink, spec, device, subnet };
+    let node = Node { config, network, uplink, overlay, subnet };
     // From here on the loop itself watches for the end, between two passes and never within one.
-    Reconciler::new(node, kernel, keeper, control).await?.run(stop).await
+    Reconciler::new(node, kernel, keeper, control, readiness, heartbeat)?.run(stop).await
 }
 
 fn stop_on_signals() -> Result<CancellationToken> {
@@ -96,6 +120,37 @@ fn stop_on_signals() -> Result<CancellationToken> {
         token.cancel();
     });
     Ok(stop)
+}
+
+/// Tells the service manager what it wants to know. Until the loop runs there is nothing to be stuck in: every
+/// wait of the start has a limit of its own or is for the network config.
+async fn report(
+    manager: ServiceManager,
+    readiness: Readiness,
+    heartbeat: Heartbeat,
+    stop: CancellationToken,
+) {
+    let alive = || !readiness.missing().is_empty() || heartbeat.age() < STUCK;
+    let ready = async {
+        readiness.wait().await;
+        manager.ready();
+    };
+    tokio::join!(stop.run_until_cancelled(ready), manager.feed_watchdog(alive, stop.clone()));
+    stop.cancelled().await;
+    manager.stopping();
+}
+
+/// Binds before anything else happens, so that a taken port is told of at once.
+async fn serve_health(address: SocketAddr, readiness: Readiness, stop: CancellationToken) -> Result<()> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot serve /healthz on {address} (--healthz-ip, --healthz-port)"))?;
+    tokio::spawn(async move {
+        if let Err(error) = health::serve(listener, readiness, stop).await {
+            tracing::error!("/healthz and /readyz are no longer served: {error:#}");
+        }
+    });
+    Ok(())
 }
 
 /// Makes sure that nobody else works with this run directory.
@@ -213,17 +268,47 @@ fn vxlan_spec(vxlan: &Vxlan, uplink: &Uplink) -> Result<VxlanSpec> {
     })
 }
 
+/// The VXLAN device, where the backend has one.
+async fn open_overlay(kernel: &Kernel, backend: &Backend, uplink: &Uplink) -> Result<Option<Overlay>> {
+    match backend {
+        Backend::Vxlan(vxlan) => {
+            let spec = vxlan_spec(vxlan, uplink)?;
+            let device = kernel.ensure_vxlan(&spec).await?;
+            tracing::info!(
+                device = spec.name,
+                adopted = device.adopted,
+                mtu = device.mtu,
+                "VXLAN device ready"
+            );
+            Ok(Some(Overlay { vxlan: vxlan.clone(), spec, device }))
+        }
+        Backend::HostGw if uplink.public_ip != uplink.address => bail!(
+            "Backend.Type=host-gw routes to the public IP itself: --public-ip={} must be an address of {}, which has {}",
+            uplink.public_ip,
+            uplink.name,
+            uplink.address
+        ),
+        Backend::HostGw | Backend::Alloc => Ok(None),
+    }
+}
+
 /// The value of this node's lease.
-pub(crate) fn attrs(uplink: &Uplink, vxlan: &Vxlan, device: &VxlanDevice) -> LeaseAttrs {
-    LeaseAttrs::vxlan(uplink.public_ip, VtepData { vni: vxlan.vni, vtep_mac: device.mac })
+pub(crate) fn attrs(backend: &Backend, uplink: &Uplink, overlay: Option<&Overlay>) -> LeaseAttrs {
+    match (backend, overlay) {
+        (_, Some(Overlay { vxlan, device, .. })) => {
+            LeaseAttrs::vxlan(uplink.public_ip, VtepData { vni: vxlan.vni, vtep_mac: device.mac })
+        }
+        (Backend::Alloc, None) => LeaseAttrs::alloc(uplink.public_ip),
+        (_, None) => LeaseAttrs::host_gw(uplink.public_ip),
+    }
 }
 
 /// Prefixes of this host that no new subnet may overlap: its addresses and routes, but for the overlay's own and
 /// for bridges, whose prefix is the subnet of an earlier lease.
-pub(crate) async fn occupied(kernel: &Kernel, device: &VxlanDevice) -> Result<Vec<Ipv4Net>> {
+pub(crate) async fn occupied(kernel: &Kernel, overlay: Option<&Overlay>) -> Result<Vec<Ipv4Net>> {
     let links = kernel.links().await?;
     let own = |index: u32| {
-        index == device.index
+        overlay.is_some_and(|overlay| overlay.device.index == index)
             || links.iter().any(|link: &Link| link.index == index && link.kind == LinkKind::Bridge)
     };
     let mut occupied: Vec<Ipv4Net> = kernel

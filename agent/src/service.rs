@@ -5,10 +5,39 @@
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+
+/// A sign of life that one part of the agent gives and another watches. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Heartbeat {
+    start: Instant,
+    last: Arc<AtomicU64>,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self { start: Instant::now(), last: Arc::default() }
+    }
+}
+
+impl Heartbeat {
+    /// Gives the sign.
+    pub fn beat(&self) {
+        // Milliseconds of u64 last longer than any agent.
+        self.last.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// How long ago the last sign was.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
+    }
+}
 
 /// The service manager that started the agent, if one wants to be told.
 #[derive(Debug, Default)]

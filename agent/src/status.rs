@@ -45,8 +45,8 @@ fn human(status: &Value) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: String| out.push_str(&format!("{name:<10} {value}\n"));
     line("ready", text(&status["ready"]));
-    for failure in status["failures"].as_array().into_iter().flatten() {
-        line("  failing", text(failure));
+    for (condition, reason) in status["not_ready"].as_object().into_iter().flatten() {
+        line("  because", format!("{condition}: {}", text(reason)));
     }
     line("subnet", format!("{} ({})", text(&status["lease"]["subnet"]), text(&status["lease"]["state"])));
     let (uplink, device) = (&status["uplink"], &status["device"]);

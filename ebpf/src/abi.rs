@@ -14,6 +14,8 @@ pub mod program {
     pub const TO_POD: &str = "to_pod";
     /// TC ingress of an uplink.
     pub const FROM_WIRE: &str = "from_wire";
+    /// TC egress of an uplink that leads to direct peers.
+    pub const TO_WIRE: &str = "to_wire";
     /// TC ingress of the VXLAN device.
     pub const FROM_OVERLAY: &str = "from_overlay";
     /// TC egress of the VXLAN device.
@@ -103,8 +105,10 @@ pub struct Peer {
     pub subnet: [u8; 4],
     /// Its prefix length.
     pub prefix_len: u8,
+    /// 1 where packets go there without encapsulation (host-gw, DirectRouting).
+    pub direct: u8,
     /// Always 0.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
 }
 
 impl FlowKey {

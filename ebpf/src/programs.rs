@@ -91,6 +91,13 @@ pub(crate) fn to_overlay(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+pub(crate) fn to_wire(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx);
+    let len = skb.len();
+    conclude(observe::outbound(&mut skb), len)
+}
+
+#[classifier]
 pub(crate) fn to_pod(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let len = skb.len();

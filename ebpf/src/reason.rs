@@ -38,6 +38,10 @@ reasons! {
     FastEncap => "fast_encap",
     /// decapsulated at the uplink and delivered into the pod
     FastDecap => "fast_decap",
+    /// routed from the pod's veth to a direct peer, without encapsulation
+    FastDirectOut => "fast_direct_out",
+    /// from a direct peer at the uplink, delivered into the pod
+    FastDirectIn => "fast_direct_in",
     /// decapsulated by the kernel, then delivered into the pod past the host stack
     FastOverlay => "fast_overlay",
 
@@ -99,6 +103,8 @@ reasons! {
     /// from the underlay: the kernel could not take the headers off
     PassWireNoRoom => "pass_wire_no_room",
 
+    /// from a direct peer at the uplink: handed on to the host stack
+    PassDirect => "pass_direct",
     /// from the VXLAN device: handed on to the host stack
     PassOverlay => "pass_overlay",
 

@@ -35,6 +35,8 @@ pub enum Program {
     ToPod,
     /// Ingress of an uplink.
     FromWire,
+    /// Egress of an uplink with direct peers.
+    ToWire,
     /// Ingress of the VXLAN device.
     FromOverlay,
     /// Egress of the VXLAN device.
@@ -44,7 +46,7 @@ pub enum Program {
 impl Program {
     /// Every program.
     pub const ALL: &'static [Self] =
-        &[Self::FromPod, Self::ToPod, Self::FromWire, Self::FromOverlay, Self::ToOverlay];
+        &[Self::FromPod, Self::ToPod, Self::FromWire, Self::ToWire, Self::FromOverlay, Self::ToOverlay];
 
     /// Its name in the object and in the kernel.
     #[must_use]
@@ -53,6 +55,7 @@ impl Program {
             Self::FromPod => program::FROM_POD,
             Self::ToPod => program::TO_POD,
             Self::FromWire => program::FROM_WIRE,
+            Self::ToWire => program::TO_WIRE,
             Self::FromOverlay => program::FROM_OVERLAY,
             Self::ToOverlay => program::TO_OVERLAY,
         }
@@ -63,7 +66,7 @@ impl Program {
     pub const fn direction(self) -> Direction {
         match self {
             Self::FromPod | Self::FromWire | Self::FromOverlay => Direction::Ingress,
-            Self::ToPod | Self::ToOverlay => Direction::Egress,
+            Self::ToPod | Self::ToOverlay | Self::ToWire => Direction::Egress,
         }
     }
 }

@@ -32,12 +32,8 @@ pub struct Settings {
     pub subnet: Ipv4Net,
     /// The address at which this node receives VXLAN.
     pub vtep: Ipv4Addr,
-    /// MAC of the VXLAN device.
-    pub vtep_mac: [u8; 6],
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// UDP port of VXLAN.
-    pub port: u16,
+    /// The VXLAN device, where there is one.
+    pub vxlan: Option<VxlanSettings>,
     /// Range of UDP source ports.
     pub source_ports: (u16, u16),
     /// TTL of outer packets.
@@ -46,6 +42,17 @@ pub struct Settings {
     pub strict: bool,
     /// Drop packets with a forged source.
     pub drop_forged: bool,
+}
+
+/// What the programs know of the VXLAN device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VxlanSettings {
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port; no packet has port 0, so 0 turns VXLAN off.
+    pub port: u16,
 }
 
 impl Settings {
@@ -124,6 +131,7 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
     let subnet_mask = u32::from(settings.subnet.netmask());
     let vtep = u32::from(settings.vtep);
     let (strict, drop_forged) = (u8::from(settings.strict), u8::from(settings.drop_forged));
+    let vxlan = settings.vxlan.unwrap_or_default();
     let mut loader = EbpfLoader::new();
     loader
         .override_global(global::NETWORK, &network, true)
@@ -132,9 +140,9 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
         .override_global(global::SUBNET, &subnet, true)
         .override_global(global::SUBNET_MASK, &subnet_mask, true)
         .override_global(global::VTEP, &vtep, true)
-        .override_global(global::VTEP_MAC, &settings.vtep_mac, true)
-        .override_global(global::VNI, &settings.vni, true)
-        .override_global(global::PORT, &settings.port, true)
+        .override_global(global::VTEP_MAC, &vxlan.mac, true)
+        .override_global(global::VNI, &vxlan.vni, true)
+        .override_global(global::PORT, &vxlan.port, true)
         .override_global(global::SOURCE_PORT_MIN, &settings.source_ports.0, true)
         .override_global(global::SOURCE_PORT_MAX, &settings.source_ports.1, true)
         .override_global(global::OUTER_TTL, &settings.outer_ttl, true)

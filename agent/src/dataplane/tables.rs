@@ -242,6 +242,7 @@ fn peer(path: &PeerPath) -> Peer {
         vtep_mac: path.vtep_mac,
         subnet: path.subnet.network().octets(),
         prefix_len: path.subnet.prefix_len(),
+        direct: u8::from(path.direct),
         ..Peer::default()
     };
     if let Some(underlay) = path.underlay {

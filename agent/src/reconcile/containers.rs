@@ -82,13 +82,15 @@ impl Reconciler {
             .collect();
         let find = |index: u32| links.iter().find(move |link| link.index == index);
         let uplink = find(self.node.uplink.ifindex);
-        let device = find(self.node.device.index);
+        let device = find(self.node.device());
         let mut hooks = Vec::new();
         hooks.extend(device.map(|link| on(Program::FromOverlay, link)));
+        hooks.extend(uplink.map(|link| on(Program::FromWire, link)));
         hooks.extend(pods.iter().map(|link| on(Program::FromPod, link)));
         hooks.extend(pods.iter().map(|link| on(Program::ToPod, link)));
         hooks.extend(device.map(|link| on(Program::ToOverlay, link)));
-        hooks.extend(uplink.map(|link| on(Program::FromWire, link)));
+        // It sees every packet that leaves the node, so it runs only where it is needed.
+        hooks.extend(uplink.filter(|_| self.has_direct_peers).map(|link| on(Program::ToWire, link)));
         hooks
     }
 }

@@ -7,8 +7,9 @@ use anyhow::{Context as _, Result};
 use super::{Path, Reconciler, Work, firewall_spec, settings};
 use crate::{
     dataplane::{Dataplane, PeerPath},
-    kernel::sysctl,
-    overlay::{self, Desired},
+    kernel::{VxlanSpec, sysctl},
+    network::Backend,
+    overlay::{self, Desired, Expected},
     registry::{Cluster, Own},
     run,
     subnet_file::SubnetFile,
@@ -21,7 +22,8 @@ impl Reconciler {
         let cluster = self.cluster();
         let earlier = std::mem::take(&mut self.failures);
         let mut changed = false;
-        if self.follow_subnet(&cluster) || work == Work::Everything {
+        let work = if self.follow_subnet(&cluster) { Work::Everything } else { work };
+        if work == Work::Everything {
             changed |= self.step("node", Self::node).await;
         }
         if work >= Work::Overlay {
@@ -30,11 +32,22 @@ impl Reconciler {
         changed |= self.step("containers", Self::containers).await;
         self.passes += 1;
         self.repairs += u64::from(changed);
-        if self.failures != earlier {
-            for failure in &self.failures {
-                tracing::warn!("{failure}");
-            }
+        for failure in self.failures.iter().filter(|failure| !earlier.contains(failure)) {
+            tracing::warn!("{failure}");
         }
+        self.say_what_is_ready(&cluster);
+    }
+
+    fn say_what_is_ready(&self, cluster: &Cluster) {
+        let lease = match &cluster.own {
+            Own::Held(_) => Ok(()),
+            Own::Lost { subnet, reason } => Err(format!("{subnet} is lost: {reason}")),
+        };
+        self.readiness.set(run::LEASE, lease);
+        let peers = if cluster.is_listed() { Ok(()) } else { Err("not listed yet".to_owned()) };
+        self.readiness.set(run::PEERS, peers);
+        let clean = if self.failures.is_empty() { Ok(()) } else { Err(self.failures.join("; ")) };
+        self.readiness.set(run::DATAPATH, clean);
     }
 
     /// Runs one part; says whether it changed anything.
@@ -59,29 +72,14 @@ impl Reconciler {
                 self.node.subnet = lease.subnet;
                 true
             }
-            Own::Held(_) => false,
-            Own::Lost { subnet, reason } => {
-                self.failures.push(format!("lease: {subnet} is lost: {reason}"));
-                false
-            }
+            Own::Held(_) | Own::Lost { .. } => false,
         }
     }
 
     /// The node itself: sysctls, device, address, rules, programs, subnet.env.
     async fn node(&mut self) -> Result<bool> {
         let mut changed = self.set_sysctls()?;
-        let spec = crate::kernel::VxlanSpec { mac: Some(self.node.device.mac), ..self.node.spec.clone() };
-        let device = self.kernel.ensure_vxlan(&spec).await?;
-        if device.mac != self.node.device.mac {
-            self.keeper.set_attrs(run::attrs(&self.node.uplink, &self.node.vxlan, &device));
-        }
-        changed |= !device.adopted || !device.corrected.is_empty();
-        self.node.device = device;
-        let (index, subnet, network) = (self.node.device.index, self.node.subnet, self.node.network.network);
-        if !self.kernel.has_overlay_address(index, subnet, network).await? {
-            changed = true;
-        }
-        self.kernel.set_overlay_address(index, subnet, network).await?;
+        changed |= self.device().await?;
         self.firewall.set_spec(firewall_spec(&self.node));
         let rules = self.firewall.ensure().await;
         changed |= self.reload()?;
@@ -92,6 +90,24 @@ impl Reconciler {
         self.write_subnet_file()?;
         // Last, because pods reach one another without rules of ours on most hosts.
         changed |= rules.context("firewall")?;
+        Ok(changed)
+    }
+
+    /// The VXLAN device and its address, where the backend has one.
+    async fn device(&mut self) -> Result<bool> {
+        let Some(overlay) = &mut self.node.overlay else { return Ok(false) };
+        let spec = VxlanSpec { mac: Some(overlay.device.mac), ..overlay.spec.clone() };
+        let device = self.kernel.ensure_vxlan(&spec).await?;
+        let new_mac = device.mac != overlay.device.mac;
+        let mut changed = !device.adopted || !device.corrected.is_empty();
+        overlay.device = device;
+        if new_mac {
+            let attrs = run::attrs(&self.node.network.backend, &self.node.uplink, self.node.overlay.as_ref());
+            self.keeper.set_attrs(attrs);
+        }
+        let (index, subnet, network) = (self.node.device(), self.node.subnet, self.node.network.network);
+        changed |= !self.kernel.has_overlay_address(index, subnet, network).await?;
+        self.kernel.set_overlay_address(index, subnet, network).await?;
         Ok(changed)
     }
 
@@ -112,7 +128,7 @@ impl Reconciler {
         let file = SubnetFile {
             network: self.node.network.network,
             subnet: self.node.subnet,
-            mtu: u16::try_from(self.node.device.mtu).unwrap_or(u16::MAX),
+            mtu: u16::try_from(self.node.pod_mtu()).unwrap_or(u16::MAX),
             ip_masq: self.node.config.ip_masq,
         };
         file.write(&self.node.config.subnet_file)?;
@@ -122,8 +138,8 @@ impl Reconciler {
     /// The peers: first off the fast path, then in the kernel, then on the fast path, so that the fast path never
     /// knows a peer that the kernel does not.
     async fn peers(&mut self, cluster: &Cluster) -> Result<bool> {
-        if !cluster.is_listed() {
-            // Not known yet is not none: what an earlier agent programmed stays.
+        if self.node.network.backend == Backend::Alloc || !cluster.is_listed() {
+            // Alloc leaves the routes to somebody else. Not known yet is not none: what is programmed stays.
             return Ok(false);
         }
         let mut peers = BTreeMap::new();
@@ -131,9 +147,10 @@ impl Reconciler {
         for lease in cluster.peers.values() {
             if let Some((peer, path)) = self.paths(lease).await {
                 peers.insert(lease.subnet, peer);
-                paths.extend(path);
+                paths.push(path);
             }
         }
+        self.has_direct_peers = paths.iter().any(|path| path.direct);
         let gone = match self.dataplane() {
             Some(dataplane) => dataplane.retain_peers(&paths)?,
             None => 0,
@@ -142,7 +159,7 @@ impl Reconciler {
         let desired = Desired {
             network: self.node.network.network,
             own: self.node.subnet,
-            device: self.node.device.index,
+            device: self.node.device(),
             uplink: self.node.uplink.ifindex,
             peers,
         };
@@ -152,6 +169,7 @@ impl Reconciler {
             self.failures.push(format!("peer {} at {}: {refusal}", peer.subnet, peer.vtep));
         }
         self.failures.extend(self.kernel.apply(&plan).await.iter().map(ToString::to_string));
+        self.expected = Some(Expected::of(desired));
         if let Some(dataplane) = self.dataplane() {
             let changes = dataplane.set_peers(&paths)?;
             if gone > 0 || changes.invalidates() {

@@ -1,6 +1,6 @@
 //! What the loop says about the node.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use serde_json::{Value, json};
 
@@ -20,9 +20,10 @@ impl Reconciler {
     fn status(&self) -> Value {
         let cluster = self.cluster();
         let counters = self.counters();
+        let missing: BTreeMap<_, _> = self.readiness.missing().into_iter().collect();
         json!({
-            "ready": self.passes > 0 && self.failures.is_empty() && cluster.is_listed(),
-            "failures": self.failures,
+            "ready": missing.is_empty(),
+            "not_ready": missing,
             "lease": lease(&cluster),
             "network": self.node.network.network,
             "uplink": {
@@ -31,13 +32,15 @@ impl Reconciler {
                 "public_ip": self.node.uplink.public_ip,
                 "mtu": self.node.uplink.mtu,
             },
-            "device": {
-                "name": self.node.spec.name,
-                "mac": mac(self.node.device.mac),
-                "mtu": self.node.device.mtu,
-                "vni": self.node.vxlan.vni,
-                "port": self.node.vxlan.port,
-            },
+            "backend": self.node.network.backend.lease_type(),
+            "device": self.node.overlay.as_ref().map(|overlay| json!({
+                "name": overlay.spec.name,
+                "mac": mac(overlay.device.mac),
+                "mtu": overlay.device.mtu,
+                "vni": overlay.vxlan.vni,
+                "port": overlay.vxlan.port,
+            })),
+            "pod_mtu": self.node.pod_mtu(),
             "datapath": self.path.name(),
             "datapath_reason": match &self.path { Path::Kernel(reason) => Some(reason), Path::Ebpf(_) => None },
             "gate": format!("{:?}", self.node.config.gate).to_lowercase(),

@@ -11,17 +11,19 @@ use crate::{
 
 impl Reconciler {
     /// A lease as the kernel's overlay needs it and as the fast path needs it. `None` for a lease without VTEP.
-    pub(super) async fn paths(&mut self, lease: &Lease) -> Option<(OverlayPeer, Option<PeerPath>)> {
-        let vtep = lease.attrs.vtep().ok()?;
+    pub(super) async fn paths(&mut self, lease: &Lease) -> Option<(OverlayPeer, PeerPath)> {
         let public_ip = lease.attrs.public_ip;
+        let vtep_mac = match &self.node.overlay {
+            Some(_) => lease.attrs.vtep().ok()?.vtep_mac,
+            None => [0; 6],
+        };
         let underlay = self.way(public_ip).await;
         // On the same link as we are, and it may be used without encapsulation.
-        let direct =
-            self.node.vxlan.direct_routing && underlay.is_some_and(|underlay| underlay.next_hop == public_ip);
-        let peer = OverlayPeer { subnet: lease.subnet, vtep: public_ip, vtep_mac: vtep.vtep_mac, direct };
-        let path = PeerPath { subnet: lease.subnet, vtep: public_ip, vtep_mac: vtep.vtep_mac, underlay };
-        // Without encapsulation there is no VXLAN device to observe at: the kernel's route alone.
-        Some((peer, (!direct).then_some(path)))
+        let wants_direct = self.node.overlay.as_ref().is_none_or(|overlay| overlay.vxlan.direct_routing);
+        let direct = wants_direct && underlay.is_some_and(|underlay| underlay.next_hop == public_ip);
+        let peer = OverlayPeer { subnet: lease.subnet, vtep: public_ip, vtep_mac, direct };
+        let path = PeerPath { subnet: lease.subnet, vtep: public_ip, vtep_mac, direct, underlay };
+        Some((peer, path))
     }
 
     async fn way(&mut self, vtep: Ipv4Addr) -> Option<Underlay> {
@@ -40,7 +42,8 @@ impl Reconciler {
         if route.local || route.multipath || route.ifindex != self.node.uplink.ifindex {
             return None;
         }
-        let device_mtu = self.node.vxlan.mtu.map_or(self.node.uplink.mtu, u32::from);
+        let configured = self.node.overlay.as_ref().and_then(|overlay| overlay.vxlan.mtu);
+        let device_mtu = configured.map_or(self.node.uplink.mtu, u32::from);
         let mtu = route.mtu.unwrap_or(u32::MAX).min(device_mtu).min(self.node.uplink.mtu);
         Some(Underlay {
             uplink: route.ifindex,

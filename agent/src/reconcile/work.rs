@@ -1,7 +1,7 @@
 //! How much a pass has to look at, and what an event asks for.
 
 use super::Reconciler;
-use crate::kernel::{Change, KernelEvent};
+use crate::kernel::{KernelEvent, ROUTE_PROTOCOL};
 
 /// The parts of a pass, each with those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,11 +17,11 @@ pub(super) enum Work {
 impl Reconciler {
     /// What an event asks for; `None` for what does not concern us.
     pub(super) fn work_of(&mut self, event: &KernelEvent) -> Option<Work> {
-        let device = self.node.device.index;
+        let device = self.node.device();
         match event {
             KernelEvent::Link(_, link) => {
                 let ours = link.index == device || link.index == self.node.uplink.ifindex;
-                if ours || link.name == self.node.spec.name {
+                if ours || self.node.overlay.as_ref().is_some_and(|overlay| link.name == overlay.spec.name) {
                     self.ways.clear();
                     return Some(Work::Everything);
                 }
@@ -31,24 +31,24 @@ impl Reconciler {
                 self.ways.clear();
                 Some(Work::Everything)
             }
-            // Our own additions come back as events too; they must not make a pass of their own.
-            KernelEvent::Route(change, route) => {
-                if route.ifindex == Some(device) {
-                    return (*change == Change::Deleted).then_some(Work::Overlay);
-                }
-                self.ways.clear();
+            KernelEvent::Route(..) | KernelEvent::Neighbour(..) | KernelEvent::Fdb(..)
+                if self.expected.as_ref().is_some_and(|expected| expected.is_contradicted_by(event)) =>
+            {
                 Some(Work::Overlay)
             }
-            KernelEvent::Neighbour(change, neighbour) if neighbour.ifindex == device => {
-                (*change == Change::Deleted).then_some(Work::Overlay)
+            // Another route may lead to a VTEP now; one on our device or of ours leads to pods.
+            KernelEvent::Route(_, route) => {
+                let ours = route.protocol == ROUTE_PROTOCOL || route.ifindex == Some(device);
+                (!ours).then(|| {
+                    self.ways.clear();
+                    Work::Overlay
+                })
             }
             KernelEvent::Neighbour(_, neighbour) => {
-                self.node.subnet.contains(&neighbour.address).then_some(Work::Containers)
+                let a_pods = neighbour.ifindex != device && self.node.subnet.contains(&neighbour.address);
+                a_pods.then_some(Work::Containers)
             }
-            KernelEvent::Fdb(change, entry) if entry.ifindex == device => {
-                (*change == Change::Deleted).then_some(Work::Overlay)
-            }
-            KernelEvent::Fdb(..) => Some(Work::Containers),
+            KernelEvent::Fdb(_, entry) => (entry.ifindex != device).then_some(Work::Containers),
             KernelEvent::Overrun => {
                 self.ways.clear();
                 Some(Work::Everything)

@@ -154,6 +154,9 @@ fn reading_neither_waits_nor_fills_memory() {
 }
 
 proptest! {
+    // Each case waits for the disk.
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
     #[test]
     fn what_is_written_is_read_back(network in any::<u32>(), length in 8u8..=28, add in 2u8..=4, subnet in any::<u32>(), mtu in any::<u16>(), ip_masq in any::<bool>()) {
         let file = SubnetFile {

@@ -24,6 +24,7 @@ const INNER_IP: usize = IP + vxlan::ENCAP_LEN;
 #[inline(always)]
 pub(super) fn run(skb: &mut Skb) -> Verdict {
     match decide(skb) {
+        Ok(peer) if peer.direct == 1 => route(skb, peer),
         Ok(peer) => encapsulate(skb, peer),
         Err(verdict) => verdict,
     }
@@ -83,9 +84,8 @@ fn may_be_fast(skb: &Skb, ip: &ipv4::Header, peer: &Peer, endpoint: &Endpoint) -
     if peer.uplink == 0 {
         return Err(Reason::PassPodNoUplink);
     }
-    if largest_segment(skb, ip) + vxlan::ENCAP_LEN as u32 > u32::from(peer.mtu)
-        || skb.len() + vxlan::ENCAP_LEN as u32 > 0xffff
-    {
+    let added = if peer.direct == 1 { 0 } else { vxlan::ENCAP_LEN as u32 };
+    if largest_segment(skb, ip) + added > u32::from(peer.mtu) || skb.len() + added > 0xffff {
         return Err(Reason::PassPodTooBig);
     }
     let Some(next) = skb.bytes::<8>(NEXT) else { return Err(Reason::PassPodMalformed) };
@@ -154,6 +154,14 @@ fn foreign_source(skb: &Skb, frame: &ethernet::Header, source: u32, is_anothers:
         return Verdict::Drop(Reason::DropForgedPodSource);
     }
     Reason::PassPodForeignSource.into()
+}
+
+/// Sends to a peer that is a hop away: a router's part, without encapsulation.
+#[inline(always)]
+fn route(skb: &mut Skb, peer: &Peer) -> Verdict {
+    let Some(ip) = skb.bytes_mut::<{ ipv4::LEN }>(IP) else { return Reason::PassPodMalformed.into() };
+    ipv4::decrement_ttl(ip);
+    Verdict::Redirect(Reason::FastDirectOut, skb.redirect_neighbour(peer.uplink, peer.next_hop))
 }
 
 /// Writes the headers and sends. Only growing the packet can fail without harm, so it comes first.

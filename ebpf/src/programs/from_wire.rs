@@ -9,7 +9,7 @@ use loden_ebpf::{
     vxlan,
 };
 
-use super::{Verdict, gate, globals, lookup, skb::Skb};
+use super::{Verdict, gate, globals, lookup, observe, skb::Skb};
 
 const ETH: usize = ethernet::LEN;
 /// Where the headers stand, counted from the start of the frame.
@@ -25,23 +25,30 @@ struct Delivery {
     set_ce: bool,
 }
 
+/// What came, and may be fast.
+enum Arrival {
+    Encapsulated(Delivery),
+    Direct(&'static Endpoint),
+}
+
 #[inline(always)]
 pub(super) fn run(skb: &mut Skb) -> Verdict {
     match decide(skb) {
-        Ok(delivery) => decapsulate(skb, &delivery),
+        Ok(Arrival::Encapsulated(delivery)) => decapsulate(skb, &delivery),
+        Ok(Arrival::Direct(endpoint)) => deliver(skb, endpoint, false, Reason::FastDirectIn),
         Err(verdict) => verdict,
     }
 }
 
 /// Everything that can be decided, and nothing written.
 #[inline(always)]
-fn decide(skb: &mut Skb) -> Result<Delivery, Verdict> {
+fn decide(skb: &mut Skb) -> Result<Arrival, Verdict> {
     if skb.ether_type() != ethernet::IPV4 || skb.has_vlan() || !skb.is_for_host() {
         return Err(Verdict::Ignore);
     }
     let Some(outer) = skb.bytes::<{ ipv4::LEN }>(OUTER_IP) else { return Err(Verdict::Ignore) };
     if ipv4::protocol(outer) != ipv4::UDP || ipv4::destination(outer) != globals::VTEP.load() {
-        return Err(Verdict::Ignore);
+        return direct(skb).map(Arrival::Direct);
     }
     if !ipv4::is_plain(outer) || ipv4::is_fragment(outer) {
         return Err(unusual_outer(skb, outer));
@@ -57,11 +64,22 @@ fn decide(skb: &mut Skb) -> Result<Delivery, Verdict> {
     let Some(outer) = skb.bytes::<{ ipv4::LEN }>(OUTER_IP) else { return Err(Verdict::Ignore) };
     let sender = ipv4::source(outer).to_be_bytes();
     match inner(skb, outer, sender) {
-        Ok(delivery) => Ok(delivery),
+        Ok(delivery) => Ok(Arrival::Encapsulated(delivery)),
         // The kernel accepts VXLAN from anybody. Whatever is passed on to it is from a peer.
         Err(_) if !lookup::is_vtep(sender) => Err(Verdict::Drop(Reason::DropUnknownVtep)),
         Err(verdict) => Err(verdict),
     }
+}
+
+/// Not VXLAN for us. What a direct peer's pod sends to a pod here is routed to it, the gate permitting.
+#[inline(always)]
+fn direct(skb: &mut Skb) -> Result<&'static Endpoint, Verdict> {
+    let Some(ip) = skb.bytes::<{ ipv4::LEN }>(OUTER_IP) else { return Err(Verdict::Ignore) };
+    let is_direct = lookup::peer(ipv4::source(ip)).is_some_and(|peer| peer.direct == 1);
+    let Some(endpoint) = lookup::endpoint(ipv4::destination(ip)).filter(|_| is_direct) else {
+        return Err(Verdict::Ignore);
+    };
+    observe::forward(skb, endpoint).map_err(|()| Reason::PassDirect.into())
 }
 
 #[inline(always)]

@@ -1,6 +1,12 @@
-//! Point 2 of the flow gate: what comes out of the host stack is compared with what went in. Only looks.
+//! The flow gate's two points: what goes into the host stack is noted, what comes out is compared. Only looks.
 
-use loden_ebpf::{abi::FlowKey, ethernet, flow::Direction, ipv4, reason::Reason};
+use loden_ebpf::{
+    abi::{Endpoint, FlowKey},
+    ethernet,
+    flow::Direction,
+    ipv4,
+    reason::Reason,
+};
 
 use super::{Verdict, gate, lookup, skb::Skb};
 
@@ -24,6 +30,27 @@ pub(super) fn inbound(skb: &mut Skb) -> Verdict {
         return Verdict::Ignore;
     }
     conclude(&key, Direction::Inbound)
+}
+
+/// An IP packet for a pod, not encapsulated, on its way into the host stack: may it skip that? If not, it is noted
+/// as point 1 of its flow.
+#[inline(always)]
+pub(super) fn forward(skb: &mut Skb, endpoint: &'static Endpoint) -> Result<&'static Endpoint, ()> {
+    let (ip, key, tcp_flags) = read(skb, Direction::Inbound).ok_or(())?;
+    let plain = ipv4::is_plain(&ip)
+        && !ipv4::is_fragment(&ip)
+        && ipv4::ttl(&ip) > 1
+        && u32::from(ipv4::total_len(&ip)) + ethernet::LEN as u32 == skb.len();
+    if plain && skb.is_for_host() {
+        if !gate::is_gated(endpoint) {
+            return Ok(endpoint);
+        }
+        if let gate::Answer::Fast = gate::ask(&key, Direction::Inbound, tcp_flags) {
+            return Ok(endpoint);
+        }
+    }
+    gate::enter(&key, Direction::Inbound);
+    Err(())
 }
 
 #[inline(always)]
