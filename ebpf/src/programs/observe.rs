@@ -3,7 +3,7 @@
 use loden_ebpf::{
     abi::{Endpoint, FlowKey},
     ethernet,
-    flow::Direction,
+    flow::{Direction, Left},
     ipv4,
     reason::Reason,
 };
@@ -19,7 +19,7 @@ pub(super) fn outbound(skb: &mut Skb) -> Verdict {
     if lookup::peer(ipv4::destination(&ip)).is_none() || lookup::endpoint(ipv4::source(&ip)).is_none() {
         return Verdict::Ignore;
     }
-    conclude(&key, Direction::Outbound)
+    conclude(skb, &key, Direction::Outbound)
 }
 
 /// Egress of the host side of a pod's veth: from a peer's pod towards the local one.
@@ -29,7 +29,7 @@ pub(super) fn inbound(skb: &mut Skb) -> Verdict {
     if lookup::peer(ipv4::source(&ip)).is_none() || lookup::endpoint(ipv4::destination(&ip)).is_none() {
         return Verdict::Ignore;
     }
-    conclude(&key, Direction::Inbound)
+    conclude(skb, &key, Direction::Inbound)
 }
 
 /// An IP packet for a pod, not encapsulated, on its way into the host stack: may it skip that? If not, it is noted
@@ -49,13 +49,13 @@ pub(super) fn forward(skb: &mut Skb, endpoint: &'static Endpoint) -> Result<&'st
             return Ok(endpoint);
         }
     }
-    gate::enter(&key, Direction::Inbound);
+    gate::enter(skb, IP, &key, Direction::Inbound);
     Err(())
 }
 
 #[inline(always)]
-fn conclude(key: &FlowKey, direction: Direction) -> Verdict {
-    if gate::leave(key, direction) {
+fn conclude(skb: &Skb, key: &FlowKey, direction: Direction) -> Verdict {
+    if gate::leave(skb, IP, key, direction) != Left::Translated {
         return Verdict::Ignore;
     }
     gate::translated(key);

@@ -50,7 +50,8 @@ use under_both_gates;
 
 /// Nodes with agents and so many containers on each, known to all agents.
 fn cluster(nodes: u32, each: u32, args: &[&str]) -> (Cluster, Vec<Container>) {
-    let mut cluster = Cluster::start(&Plan { nodes, ..Plan::default() }, args).unwrap();
+    let args: Vec<&str> = args.iter().copied().chain(["--datapath=ebpf"]).collect();
+    let mut cluster = Cluster::start(&Plan { nodes, ..Plan::default() }, &args).unwrap();
     let containers = cluster.run_containers(each).unwrap();
     let per_node = each as usize;
     let (first, rest) = containers.split_at(per_node);
