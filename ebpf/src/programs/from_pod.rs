@@ -66,16 +66,16 @@ fn decide(skb: &mut Skb) -> Result<Way, Verdict> {
         Some(endpoint) if endpoint.ifindex == skb.ifindex() => endpoint,
         other => return Err(foreign_source(skb, frame, source, other.is_some())),
     };
-    if ethernet::destination(frame) != endpoint.gateway_mac {
-        return Err(Reason::PassPodNotForGateway.into());
-    }
-
-    match may_be_fast(skb, ip, peer, endpoint) {
+    // Not for the gateway as the agent knows it: a bridge changes its MAC as containers come and go.
+    let is_routed = ethernet::destination(frame) == endpoint.gateway_mac;
+    let answer =
+        if is_routed { may_be_fast(skb, ip, peer, endpoint) } else { Err(Reason::PassPodNotForGateway) };
+    match answer {
         Ok(()) => Ok(Way::Peer(peer)),
         Err(reason) => {
             // It goes into the host stack: noted, so that point 2 knows it.
             if let Some((key, _)) = flow_key(skb, ip) {
-                gate::enter(&key, Direction::Outbound);
+                gate::enter(skb, IP, &key, Direction::Outbound);
             }
             Err(reason.into())
         }
@@ -107,7 +107,7 @@ fn local(
     {
         return Ok(to);
     }
-    gate::enter(&key, Direction::Outbound);
+    gate::enter(skb, IP, &key, Direction::Outbound);
     Err(Reason::PassPodLocal.into())
 }
 

@@ -3,7 +3,7 @@
 use loden_ebpf::{
     abi::{Endpoint, FlowKey},
     ethernet,
-    flow::Direction,
+    flow::{Direction, Left},
     ipv4,
     reason::Reason,
 };
@@ -19,7 +19,7 @@ pub(super) fn outbound(skb: &mut Skb) -> Verdict {
     if lookup::peer(ipv4::destination(&ip)).is_none() || lookup::endpoint(ipv4::source(&ip)).is_none() {
         return Verdict::Ignore;
     }
-    conclude(&key, Direction::Outbound)
+    conclude(skb, &key, Direction::Outbound)
 }
 
 /// Egress of the host side of a pod's veth: from a peer's pod towards the local one.
@@ -32,19 +32,19 @@ pub(super) fn inbound(skb: &mut Skb) -> Verdict {
         return Verdict::Ignore;
     }
     if lookup::peer(source).is_some() {
-        return conclude(&key, Direction::Inbound);
+        return conclude(skb, &key, Direction::Inbound);
     }
     if lookup::endpoint(source).is_some() {
         // From another local pod: the flow is that one's, and its reverse is this one's.
-        return conclude_local(&key.reversed(), destination);
+        return conclude_local(skb, &key.reversed(), destination);
     }
     Verdict::Ignore
 }
 
 /// Point 2 of a flow between two local pods: what was translated gates both.
 #[inline(always)]
-fn conclude_local(key: &FlowKey, destination: u32) -> Verdict {
-    let verdict = conclude(key, Direction::Outbound);
+fn conclude_local(skb: &Skb, key: &FlowKey, destination: u32) -> Verdict {
+    let verdict = conclude(skb, key, Direction::Outbound);
     if let Verdict::Pass(_) = verdict {
         lookup::gate_endpoint(destination);
     }
@@ -68,13 +68,13 @@ pub(super) fn forward(skb: &mut Skb, endpoint: &'static Endpoint) -> Result<&'st
             return Ok(endpoint);
         }
     }
-    gate::enter(&key, Direction::Inbound);
+    gate::enter(skb, IP, &key, Direction::Inbound);
     Err(())
 }
 
 #[inline(always)]
-fn conclude(key: &FlowKey, direction: Direction) -> Verdict {
-    if gate::leave(key, direction) {
+fn conclude(skb: &Skb, key: &FlowKey, direction: Direction) -> Verdict {
+    if gate::leave(skb, IP, key, direction) != Left::Translated {
         return Verdict::Ignore;
     }
     gate::translated(key);

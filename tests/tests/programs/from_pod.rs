@@ -66,8 +66,11 @@ fn ecn() -> Vec<Case> {
         .into_iter()
         .map(|(inner, outer)| {
             let peer = (PEER_VTEP, PEER_VTEP_MAC);
-            case(&format!("TOS {inner:#04x}"), &sent_udp().tos(inner))
-                .encapsulates(encapsulated_to(sent_udp().tos(inner).ttl(63), peer, outer))
+            case(&format!("TOS {inner:#04x}"), &sent_udp().tos(inner)).encapsulates(encapsulated_to(
+                sent_udp().tos(inner).ttl(63),
+                peer,
+                outer,
+            ))
         })
         .collect()
 }
@@ -108,8 +111,8 @@ fn addresses() -> Vec<Case> {
     let not_for_gateway = other_macs.into_iter().map(|(what, mac)| {
         case(&format!("frame for {what}"), &sent_udp().macs(mac, POD_MAC)).passes(PassPodNotForGateway)
     });
-    let no_uplink = case("to a peer that only the kernel reaches", &sent_udp().to(KERNEL_REMOTE))
-        .passes(PassPodNoUplink);
+    let no_uplink =
+        case("to a peer that only the kernel reaches", &sent_udp().to(KERNEL_REMOTE)).passes(PassPodNoUplink);
     no_peer.chain(foreign).chain(not_for_gateway).chain([no_uplink]).collect()
 }
 
@@ -193,7 +196,9 @@ fn lengths() -> Vec<Case> {
         case("segments that fit: the kernel makes no room in a GSO packet of unknown type", &sent_tcp(ACK))
             .gso(u32::from(PEER_MTU) - 50 - 40)
             .passes(PassPodNoRoom),
-        case("segments one byte too large", &sent_tcp(ACK)).gso(u32::from(PEER_MTU) - 50 - 39).passes(PassPodTooBig),
+        case("segments one byte too large", &sent_tcp(ACK))
+            .gso(u32::from(PEER_MTU) - 50 - 39)
+            .passes(PassPodTooBig),
         case("UDP segments that fit", &sent_udp()).gso(u32::from(PEER_MTU) - 50 - 28).passes(PassPodNoRoom),
         case("UDP segments one byte too large", &sent_udp())
             .gso(u32::from(PEER_MTU) - 50 - 27)
