@@ -19,7 +19,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use agent::{AgentArgs, EtcdArgs, FlannelOnlyArgs, UplinkArgs};
 
-use crate::docker_opts::DockerOptsArgs;
+use crate::{docker_opts::DockerOptsArgs, status::StatusArgs};
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -37,12 +37,22 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// How the help tells of `cli/layers.rs`.
+const ENVIRONMENT: &str = "\
+Flags may be written with one dash or two, as flannel's. A flag that is not on the command line is taken from \
+FLANNEL_OPTIONS (a line of flags), then from its own variable (--etcd-prefix from FLANNELD_ETCD_PREFIX, --gate \
+from LODEN_GATE), then from FLANNEL_ETCD_ENDPOINTS or FLANNEL_ETCD and FLANNEL_ETCD_PREFIX or FLANNEL_ETCD_KEY.";
+
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the agent: keep this node's subnet lease, and carry packets to and from every other node
+    #[command(after_help = ENVIRONMENT)]
     Agent(AgentArgs),
+    /// Show what the running agent knows and does
+    Status(StatusArgs),
     /// Remove from this node what the agent has left in place, and nothing else
+    #[command(after_help = ENVIRONMENT)]
     Cleanup(CleanupArgs),
     /// Write dockerd's options from subnet.env, as flannel's mk-docker-opts.sh does
     DockerOpts(DockerOptsArgs),
@@ -59,7 +69,7 @@ pub struct CleanupArgs {
     pub agent: AgentArgs,
 
     /// Take away the eBPF programs and maps only; leave the device, routes and rules for flannel or another agent
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
           value_parser = crate::config::flag_value::boolean, value_name = "BOOL")]
     pub keep_kernel: bool,
 }
@@ -111,15 +121,19 @@ pub fn parse(
     if Path::new(&args[0]).file_name().is_some_and(|name| name == "flanneld") {
         args.insert(1, "agent".into());
     }
+    // Help and usage speak of the program by its own name, whatever it was called as.
+    args[0] = "loden".into();
     let mut command = Cli::command();
     command.build();
-    let top = words::Flags::of(&command);
     let subcommand = args.get(1).and_then(|word| word.to_str()).unwrap_or_default().to_owned();
-    match command.find_subcommand(&subcommand).filter(|found| found.get_name() != "help") {
-        Some(found) if matches!(subcommand.as_str(), "agent" | "cleanup") => {
-            let flags = words::Flags::of(found);
-            let given = words::normalise(args.split_off(2), &flags).map_err(Exit::error)?;
-            let layers = layers::collect(given, &flags, env).map_err(Exit::error)?;
+    let flags = |name: &str| command.find_subcommand(name).map(words::Flags::of);
+    match flags(&subcommand) {
+        // The script's options are one letter each and have no variables; help takes words.
+        Some(_) if matches!(subcommand.as_str(), "docker-opts" | "help") => matches(args, None),
+        Some(own) => {
+            let given = words::normalise(args.split_off(2), &own).map_err(Exit::error)?;
+            let agents = flags("agent").unwrap_or_default();
+            let layers = layers::collect(given, &own, &agents, env).map_err(Exit::error)?;
             // Each layer is tried alone first, so that an error says where the bad word stands.
             for layer in &layers {
                 let alone = [&args[..], &layer.words()[..]].concat();
@@ -128,8 +142,8 @@ pub fn parse(
             args.extend(layers.iter().flat_map(layers::Layer::words));
             matches(args, None)
         }
-        Some(_) => matches(args, None),
         None => {
+            let top = words::Flags::of(&command);
             let rest = words::normalise(args.split_off(1), &top).map_err(Exit::error)?;
             args.extend(rest.into_iter().filter_map(|word| word.text));
             matches(args, None)

@@ -1,7 +1,7 @@
 //! The eBPF side of the data path: loading, pinning, attaching, and the maps. The only user of aya.
 //!
 //! Links and maps are pinned below `<bpffs-dir>/v<ABI_VERSION>/`, so they outlive the agent: a restart adopts the
-//! maps and swaps the programs in place ([`hooks`]), and no packet finds a hook without a program. What the
+//! maps and swaps the programs in place, and no packet finds a hook without a program. What the
 //! maps should hold is compared with what they hold; nothing is replayed.
 //!
 //! It never decides which peer or endpoint belongs in a map: it is told.
@@ -24,8 +24,8 @@ use loden_ebpf::{
 };
 
 pub use self::{
-    hooks::{Direction, Hook, Program},
-    load::{Settings, probe},
+    hooks::{Direction, GuardMode, Hook, Program},
+    load::{Settings, VxlanSettings, probe},
     pins::{Pins, detach_all},
 };
 
@@ -91,6 +91,7 @@ pub struct Dataplane {
     settings: Settings,
     pins: Pins,
     hooks: BTreeMap<Hook, hooks::Attached>,
+    guard_mode: GuardMode,
     peers: Array<MapData, Peer>,
     vteps: HashMap<MapData, [u8; 4], u32>,
     endpoints: Array<MapData, Endpoint>,
@@ -138,6 +139,8 @@ pub struct PeerPath {
     pub vtep: Ipv4Addr,
     /// MAC of its VXLAN device.
     pub vtep_mac: [u8; 6],
+    /// Packets go there without encapsulation.
+    pub direct: bool,
     /// The way there, where the fast path may use it.
     pub underlay: Option<Underlay>,
 }

@@ -1,1 +1,203 @@
-//! (in the making)
+//! Which local pod sits behind which veth: found from the bridge that carries the own subnet, as its kernel would
+//! find it, and from what the programs saw.
+//!
+//! The kernel delivers to a pod by its neighbour table (address to MAC) and the bridge's FDB (MAC to port); an
+//! endpoint is the two of them joined. Both forget a silent pod after minutes, so what was found once stays until
+//! its port is gone or something speaks against it. Pure: [`crate::reconcile`] reads the kernel and fills the map.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use ipnet::Ipv4Net;
+use loden_ebpf::abi::Endpoint;
+
+/// A bridge with an address in the own subnet, such as docker0 or cni0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bridge {
+    /// Its MAC: the pods' gateway.
+    pub mac: [u8; 6],
+    /// Its own addresses.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Interface indices of its ports that are veths.
+    pub ports: BTreeSet<u32>,
+    /// Addresses that its neighbour table resolves; `None` for one that did not answer.
+    pub neighbours: BTreeMap<Ipv4Addr, Option<[u8; 6]>>,
+    /// Ports by the MAC learned there.
+    pub fdb: BTreeMap<[u8; 6], u32>,
+}
+
+/// A packet that a pod's veth sent from an address that is not its endpoint yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The veth.
+    pub port: u32,
+    /// Source address.
+    pub address: Ipv4Addr,
+    /// Source MAC.
+    pub mac: [u8; 6],
+}
+
+/// Endpoints by their address.
+pub type Endpoints = BTreeMap<Ipv4Addr, Endpoint>;
+
+/// Finds the endpoints of the subnet behind these bridges. Earlier ones are kept where nothing contradicts them.
+#[must_use]
+pub fn discover(subnet: Ipv4Net, bridges: &[Bridge], seen: &[Seen], earlier: &Endpoints) -> Endpoints {
+    let mut found = Endpoints::new();
+    for bridge in bridges {
+        let is_pod = |address: &Ipv4Addr| subnet.contains(address) && !bridge.addresses.contains(address);
+        for (&address, endpoint) in earlier.iter().filter(|(address, e)| is_pod(address) && bridge.keeps(e)) {
+            found.insert(address, Endpoint { gateway_mac: bridge.mac, ..*endpoint });
+        }
+        // A sighting fills a gap; it never overrides what the kernel itself would do.
+        for seen in seen.iter().filter(|seen| is_pod(&seen.address) && bridge.confirms(seen)) {
+            let endpoint = bridge.endpoint(seen.address, seen.port, seen.mac);
+            found.entry(seen.address).or_insert(endpoint);
+        }
+        for (&address, mac) in bridge.neighbours.iter().filter(|(address, _)| is_pod(address)) {
+            match mac {
+                None => {
+                    found.remove(&address);
+                }
+                Some(mac) => bridge.place(&mut found, address, *mac),
+            }
+        }
+    }
+    found
+}
+
+impl Bridge {
+    fn endpoint(&self, address: Ipv4Addr, port: u32, mac: [u8; 6]) -> Endpoint {
+        Endpoint { address: address.octets(), ifindex: port, mac, gateway_mac: self.mac, gated: 0 }
+    }
+
+    /// Puts a resolved neighbour behind the port where its MAC is; where that is forgotten, what was found before
+    /// stands if it has the same MAC.
+    fn place(&self, found: &mut Endpoints, address: Ipv4Addr, mac: [u8; 6]) {
+        match self.fdb.get(&mac).filter(|port| self.ports.contains(port)) {
+            Some(&port) => {
+                found.insert(address, self.endpoint(address, port, mac));
+            }
+            None if found.get(&address).is_some_and(|endpoint| endpoint.mac != mac) => {
+                found.remove(&address);
+            }
+            None => {}
+        }
+    }
+
+    /// Whether an endpoint found before can still be true: its port is there and its MAC is nowhere else.
+    fn keeps(&self, endpoint: &Endpoint) -> bool {
+        self.ports.contains(&endpoint.ifindex)
+            && self.fdb.get(&endpoint.mac).is_none_or(|port| *port == endpoint.ifindex)
+    }
+
+    /// Whether the bridge knows the sender at the port where it was seen: it learns before it forwards.
+    fn confirms(&self, seen: &Seen) -> bool {
+        self.ports.contains(&seen.port) && self.fdb.get(&seen.mac) == Some(&seen.port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SUBNET: &str = "10.5.1.0/24";
+    const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const POD: [u8; 6] = [2, 0, 0, 0, 0, 0x10];
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
+
+    fn address(host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 5, 1, host)
+    }
+
+    fn bridge() -> Bridge {
+        Bridge {
+            mac: GATEWAY,
+            addresses: [address(1)].into(),
+            ports: [7, 8].into(),
+            neighbours: [(address(2), Some(POD))].into(),
+            fdb: [(POD, 7)].into(),
+        }
+    }
+
+    fn discover(bridge: Bridge, seen: &[Seen], earlier: &Endpoints) -> Endpoints {
+        super::discover(SUBNET.parse().unwrap(), &[bridge], seen, earlier)
+    }
+
+    fn at(port: u32, mac: [u8; 6]) -> Endpoint {
+        Endpoint { address: address(2).octets(), ifindex: port, mac, gateway_mac: GATEWAY, gated: 0 }
+    }
+
+    #[test]
+    fn a_neighbour_behind_a_known_port_is_an_endpoint() {
+        assert_eq!(discover(bridge(), &[], &Endpoints::new()), [(address(2), at(7, POD))].into());
+    }
+
+    #[test]
+    fn the_bridge_itself_and_foreign_addresses_are_not() {
+        let mut bridge = bridge();
+        bridge.neighbours = [(address(1), Some(POD)), (Ipv4Addr::new(10, 5, 2, 2), Some(POD))].into();
+        assert!(discover(bridge, &[], &Endpoints::new()).is_empty());
+    }
+
+    #[test]
+    fn a_silent_pod_stays_though_both_tables_forgot_it() {
+        let earlier = [(address(2), at(7, POD))].into();
+        let silent = Bridge { neighbours: BTreeMap::new(), fdb: BTreeMap::new(), ..bridge() };
+        assert_eq!(discover(silent, &[], &earlier), earlier);
+    }
+
+    #[test]
+    fn a_pod_goes_with_its_port() {
+        let earlier = [(address(2), at(7, POD))].into();
+        let gone = Bridge { ports: [8].into(), fdb: BTreeMap::new(), ..bridge() };
+        assert!(discover(gone, &[], &earlier).is_empty());
+    }
+
+    #[test]
+    fn an_address_that_no_longer_answers_goes() {
+        let earlier = [(address(2), at(7, POD))].into();
+        let failed = Bridge { neighbours: [(address(2), None)].into(), ..bridge() };
+        assert!(discover(failed, &[], &earlier).is_empty());
+    }
+
+    #[test]
+    fn an_address_moves_with_the_pod_that_has_it_now() {
+        let earlier = [(address(2), at(7, POD))].into();
+        let mut moved = bridge();
+        moved.neighbours = [(address(2), Some(OTHER))].into();
+        moved.fdb = [(OTHER, 8), (POD, 7)].into();
+        assert_eq!(discover(moved.clone(), &[], &earlier)[&address(2)], at(8, OTHER));
+        moved.fdb = [(POD, 7)].into();
+        assert!(
+            discover(moved, &[], &earlier).is_empty(),
+            "the new one's port is not known yet: the kernel's"
+        );
+    }
+
+    #[test]
+    fn a_sighting_fills_a_gap_and_never_takes_an_address_away() {
+        let mut quiet = bridge();
+        quiet.neighbours.clear();
+        let seen = Seen { port: 7, address: address(2), mac: POD };
+        assert_eq!(discover(quiet, &[seen], &Endpoints::new())[&address(2)], at(7, POD));
+
+        let mut both = bridge();
+        both.fdb.insert(OTHER, 8);
+        let thief = Seen { port: 8, address: address(2), mac: OTHER };
+        assert_eq!(discover(both.clone(), &[thief], &Endpoints::new())[&address(2)], at(7, POD));
+        both.neighbours.clear();
+        let earlier = [(address(2), at(7, POD))].into();
+        assert_eq!(discover(both, &[thief], &earlier)[&address(2)], at(7, POD));
+    }
+
+    #[test]
+    fn a_sighting_that_the_bridge_did_not_learn_is_not_believed() {
+        let mut quiet = bridge();
+        quiet.neighbours.clear();
+        let seen = Seen { port: 8, address: address(2), mac: POD };
+        assert!(discover(quiet, &[seen], &Endpoints::new()).is_empty());
+    }
+}

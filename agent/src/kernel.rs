@@ -12,12 +12,14 @@ mod link;
 mod neighbour;
 mod peers;
 mod route;
+mod ruleset;
 pub mod sysctl;
 mod vxlan;
 
 use std::{io, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
+use nix::errno::Errno;
 use rtnetlink::{
     Handle,
     packet_core::{
@@ -26,7 +28,11 @@ use rtnetlink::{
     },
     packet_route::RouteNetlinkMessage,
 };
-use tokio::{task::AbortHandle, time::timeout};
+use tokio::{
+    sync::Mutex,
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
 
 pub(crate) use self::route::PROTOCOL_BOOT;
 pub use self::{
@@ -36,6 +42,7 @@ pub use self::{
     neighbour::{FdbEntry, FdbOf, Neighbour, NeighbourState},
     peers::{OpError, Removed},
     route::{ROUTE_PROTOCOL, Route, RouteKind, RouteTo, TABLE_MAIN},
+    ruleset::RulesetEvents,
     vxlan::{DEFAULT_PORT, VxlanDevice, VxlanSpec},
 };
 
@@ -47,6 +54,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often a dump is tried that changes while it is read.
 const DUMP_TRIES: u32 = 20;
+
+/// How long the rest of a dump that nobody waits for may keep the socket.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why the kernel did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -119,9 +129,9 @@ pub enum KernelError {
 impl KernelError {
     /// The errno with which the kernel refused, where it did.
     #[must_use]
-    pub fn errno(&self) -> Option<nix::errno::Errno> {
+    pub fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Refused { source, .. } => source.raw_os_error().map(nix::errno::Errno::from_raw),
+            Self::Refused { source, .. } => source.raw_os_error().map(Errno::from_raw),
             _ => None,
         }
     }
@@ -132,6 +142,8 @@ impl KernelError {
 #[derive(Debug, Clone)]
 pub struct Kernel {
     handle: Handle,
+    /// One socket carries one dump at a time; the kernel answers EBUSY to a second.
+    dumping: Arc<Mutex<()>>,
     _connection: Arc<Connection>,
 }
 
@@ -157,15 +169,20 @@ impl Kernel {
         connection.set_forward_done(true);
         connection.set_forward_ack(true);
         let connection = Arc::new(Connection(tokio::spawn(connection).abort_handle()));
-        Ok(Self { handle, _connection: connection })
+        Ok(Self { handle, dumping: Arc::default(), _connection: connection })
     }
 
     /// Lists objects; the kernel filters by what `message` says where it can.
     async fn dump(&self, what: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
+        let _one = self.dumping.lock().await;
         for _ in 0..DUMP_TRIES {
             let request = with_flags(message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
-            if let Some(found) = self.try_dump(what, request).await? {
-                return Ok(found);
+            match self.try_dump(what, request).await {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                // Whoever waited for the dump before has gone away, and its rest is still on the way.
+                Err(error) if error.errno() == Some(Errno::EBUSY) => sleep(BUSY_PAUSE).await,
+                Err(error) => return Err(error),
             }
         }
         Err(KernelError::Restless { what: what.to_owned() })

@@ -12,20 +12,31 @@
 //! | [`firewall`] | forward and masquerade rules |
 //! | [`dataplane`] | the only user of aya: loads, pins, attaches, fills and reads maps |
 //! | [`endpoints`] | which local pod sits behind which veth: pure |
-//! | [`reconcile`] | the loop that brings all of them together |
+//! | [`telemetry`], [`health`], [`service`] | logging; `/healthz` and `/readyz`; what the service manager is told |
+//! | [`docker_opts`] | dockerd's options from `subnet.env` |
+//! | [`run`], [`reconcile`] | the start, and the loop that brings all of them together |
+//! | [`control`], [`status`], [`cleanup`] | the control socket, what it tells, and undoing everything |
+//! | [`state`] | what there is to undo |
 
+pub mod cleanup;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod dataplane;
 pub mod docker_opts;
 pub mod endpoints;
 pub mod firewall;
+pub mod health;
 pub mod kernel;
 pub mod lease;
 pub mod network;
 pub mod overlay;
 pub mod reconcile;
 pub mod registry;
+pub mod run;
+pub mod service;
+pub mod state;
+pub mod status;
 pub mod subnet;
 pub mod subnet_file;
 pub mod telemetry;

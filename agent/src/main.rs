@@ -2,29 +2,54 @@
 
 use std::process::ExitCode;
 
-use loden_agent::cli::{self, Command, Exit};
-use loden_agent::config::Config;
-use loden_agent::docker_opts;
+use loden_agent::{
+    cleanup,
+    cli::{self, CleanupArgs, Command, Exit},
+    config::Config,
+    docker_opts, run, status, telemetry,
+};
+use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
-    match cli::parse(std::env::args_os(), &|name| std::env::var(name).ok()).and_then(run) {
+    // What is not UTF-8 is looked at all the same, so that it is refused and not passed over.
+    let env = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    match cli::parse(std::env::args_os(), &env).and_then(dispatch) {
         Ok(code) => code,
         Err(exit) => exit.report(),
     }
 }
 
-fn run(command: Command) -> Result<ExitCode, Exit> {
+fn dispatch(command: Command) -> Result<ExitCode, Exit> {
     match command {
         Command::Agent(args) => {
-            let _config = Config::from_args(args).map_err(Exit::error)?;
-            Err(Exit::error("the agent is not part of this build"))
+            let config = Config::from_args(args).map_err(Exit::error)?;
+            telemetry::init(&config.log).map_err(Exit::error)?;
+            block_on(run::run(config)).map(|()| ExitCode::SUCCESS)
         }
-        Command::Cleanup(args) => {
-            let _config = Config::from_args(args.agent).map_err(Exit::error)?;
-            Err(Exit::error("cleanup is not part of this build"))
-        }
+        Command::Status(args) => block_on(status::run(&args)).map(|()| ExitCode::SUCCESS),
+        Command::Cleanup(args) => clean_up(args),
         Command::DockerOpts(args) => docker_opts::run(&args, docker_opts::process_variables())
             .map(|()| ExitCode::SUCCESS)
-            .map_err(|error| Exit { code: 1, ..Exit::error(error) }),
+            .map_err(failure),
     }
+}
+
+fn clean_up(args: CleanupArgs) -> Result<ExitCode, Exit> {
+    let config = Config::from_args(args.agent).map_err(Exit::error)?;
+    let errors = block_on(cleanup::run(&config, args.keep_kernel))?;
+    for error in &errors {
+        eprintln!("loden: {error}");
+    }
+    Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs on one thread: a network namespace belongs to a thread, and nothing here computes for long.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> Result<T, Exit> {
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(failure)?;
+    runtime.block_on(work).map_err(|error| failure(format!("{error:#}")))
+}
+
+/// A failure while running, as opposed to a wrong command line.
+fn failure(reason: impl std::fmt::Display) -> Exit {
+    Exit { code: 1, ..Exit::error(reason) }
 }

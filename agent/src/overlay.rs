@@ -10,6 +10,7 @@
 //! form, permanent neighbours inside the network, and permanent unicast FDB entries; on other links, routes
 //! into the network with our protocol number. Everything else is foreign and stays.
 
+mod expected;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
-pub use self::plan::plan;
+pub use self::{expected::Expected, plan::plan};
 use crate::kernel::{FdbEntry, Neighbour, Route, mac_text};
 
 /// Another node, as its lease describes it.
@@ -41,7 +42,7 @@ pub struct Desired {
     pub network: Ipv4Net,
     /// The subnet of this node.
     pub own: Ipv4Net,
-    /// The index of the VXLAN device.
+    /// The index of the VXLAN device; 0 where the backend has none, and every peer is direct.
     pub device: u32,
     /// The index of the uplink, by which direct peers are reached.
     pub uplink: u32,

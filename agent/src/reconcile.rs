@@ -1,1 +1,386 @@
-//! (in the making)
+//! The loop that keeps this node as it should be: desired minus actual, again and again.
+//!
+//! It runs on every change of the leases, on every netlink event that matters, on what the programs see, after a
+//! failure with a growing wait, and every 30 seconds. Each pass reads what is and changes what differs; nothing
+//! is remembered of events but that something happened, so a missed one costs time and never correctness.
+
+mod containers;
+mod pass;
+mod report;
+mod underlay;
+mod work;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Result, bail};
+use aya::maps::{MapData, RingBuf};
+use ipnet::Ipv4Net;
+use tokio::{
+    io::unix::AsyncFd,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::work::Work;
+use crate::{
+    config::{Config, Datapath, Gate, SourceCheck, Xdp},
+    control,
+    dataplane::{self, Dataplane, GuardMode, Settings, Underlay, VxlanSettings},
+    endpoints::{Bridge, Endpoints},
+    firewall::{Firewall, FirewallSpec},
+    health::Readiness,
+    kernel::{Events, Kernel, RulesetEvents, VxlanDevice, VxlanSpec, sysctl},
+    network::{NetworkConfig, Vxlan},
+    overlay::Expected,
+    registry::{Cluster, Keeper},
+    service::Heartbeat,
+    state::State,
+    uplink::Uplink,
+};
+
+/// The longest time for which somebody's change stays unnoticed where the kernel does not tell of it.
+const TICK: Duration = Duration::from_secs(30);
+/// How long the host's rules may go on changing before ours are looked at.
+const RULES_SETTLE: Duration = Duration::from_secs(1);
+/// How long events are gathered before a pass: containers come with a dozen of them.
+const GATHER: Duration = Duration::from_millis(20);
+/// First and longest wait after a failed pass.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// What this node is: fixed at the start, or changed by a pass that says so.
+pub struct Node {
+    /// The configuration.
+    pub config: Config,
+    /// The network config as it was when the agent started.
+    pub network: NetworkConfig,
+    /// The interface that carries the overlay.
+    pub uplink: Uplink,
+    /// The VXLAN device, where the backend has one.
+    pub overlay: Option<Overlay>,
+    /// The subnet that this node holds.
+    pub subnet: Ipv4Net,
+}
+
+/// The VXLAN device.
+pub struct Overlay {
+    /// The backend's part of the network config.
+    pub vxlan: Vxlan,
+    /// What the device should be.
+    pub spec: VxlanSpec,
+    /// What it is.
+    pub device: VxlanDevice,
+}
+
+impl Node {
+    /// Interface index of the VXLAN device; 0 where there is none.
+    fn device(&self) -> u32 {
+        self.overlay.as_ref().map_or(0, |overlay| overlay.device.index)
+    }
+
+    /// MTU of the pods, in bytes.
+    fn pod_mtu(&self) -> u32 {
+        self.overlay.as_ref().map_or(self.uplink.mtu, |overlay| overlay.device.mtu)
+    }
+}
+
+/// How packets travel now.
+enum Path {
+    /// The programs, in front of the kernel.
+    Ebpf(Box<Dataplane>),
+    /// The kernel alone, for this reason.
+    Kernel(String),
+}
+
+/// The loop's state.
+pub struct Reconciler {
+    node: Node,
+    kernel: Kernel,
+    events: Events,
+    /// Tells when the host's rules change; `None` where the kernel cannot tell.
+    ruleset: Option<RulesetEvents>,
+    /// When to look at our own rules because somebody changed rules.
+    rules_due: Option<Instant>,
+    keeper: Keeper,
+    control: control::Requests,
+    readiness: Readiness,
+    heartbeat: Heartbeat,
+    firewall: Firewall,
+    /// What `loden cleanup` will undo.
+    state: State,
+    path: Path,
+    new_sightings: Option<AsyncFd<RingBuf<MapData>>>,
+    /// Ways to VTEPs; forgotten when a route, an address or a link changes.
+    ways: HashMap<Ipv4Addr, Option<Underlay>>,
+    /// What the last plan was for: the echo of its own changes is no work.
+    expected: Option<Expected>,
+    /// Peers that the kernel cannot be given, and why.
+    refused: BTreeSet<String>,
+    has_direct_peers: bool,
+    bridges: Vec<Bridge>,
+    endpoints: Endpoints,
+    /// What the last pass could not do.
+    failures: Vec<String>,
+    /// Passes, and those of them that had to change something.
+    passes: u64,
+    repairs: u64,
+}
+
+impl Reconciler {
+    /// Loads the programs where they are wanted; nothing is attached before the first pass.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel grants no event socket, and with `--datapath=ebpf` where the programs cannot be loaded.
+    pub fn new(
+        node: Node,
+        kernel: Kernel,
+        keeper: Keeper,
+        control: control::Requests,
+        readiness: Readiness,
+        heartbeat: Heartbeat,
+    ) -> Result<Self> {
+        let events = kernel.events()?;
+        let path = open_path(&node)?;
+        let mut state = State::read(&node.config.run_dir)?;
+        state.device = node.overlay.as_ref().map(|overlay| overlay.spec.name.clone());
+        state.write(&node.config.run_dir)?;
+        let mut reconciler = Self {
+            firewall: Firewall::new(firewall_spec(&node)),
+            state,
+            node,
+            ruleset: listen_for_rules(&kernel),
+            kernel,
+            events,
+            rules_due: None,
+            keeper,
+            control,
+            readiness,
+            heartbeat,
+            path,
+            new_sightings: None,
+            ways: HashMap::new(),
+            expected: None,
+            refused: BTreeSet::new(),
+            has_direct_peers: false,
+            bridges: Vec::new(),
+            endpoints: Endpoints::new(),
+            failures: Vec::new(),
+            passes: 0,
+            repairs: 0,
+        };
+        reconciler.listen_for_sightings()?;
+        Ok(reconciler)
+    }
+
+    /// Runs until told to stop.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel's event socket cannot be had any more.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.tick().await;
+        let mut work = Work::Everything;
+        let mut wait = RETRY.0;
+        loop {
+            self.pass(work).await;
+            self.heartbeat.beat();
+            let retry = if self.failures.is_empty() {
+                wait = RETRY.0;
+                None
+            } else {
+                let at = Instant::now() + wait;
+                wait = (wait * 2).min(RETRY.1);
+                Some(at)
+            };
+            match self.wait(&stop, &mut tick, retry).await? {
+                Some(next) => work = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits for something to do, answering requests meanwhile; `None` when it is time to stop.
+    async fn wait(
+        &mut self,
+        stop: &CancellationToken,
+        tick: &mut tokio::time::Interval,
+        retry: Option<Instant>,
+    ) -> Result<Option<Work>> {
+        let mut work: Option<Work> = None;
+        let mut until: Option<Instant> = None;
+        loop {
+            let found = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(None),
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => return Ok(work),
+                Some((request, back)) = self.control.recv() => {
+                    // Who asked may be gone.
+                    let _ = back.send(self.answer(request));
+                    None
+                }
+                changed = self.keeper.cluster.changed() => {
+                    if changed.is_err() { bail!("the lease's keeper has ended"); }
+                    Some(Work::Overlay)
+                }
+                event = self.events.next() => match event {
+                    Some(event) => self.work_of(&event),
+                    None => {
+                        self.events = self.kernel.events()?;
+                        Some(Work::Everything)
+                    }
+                },
+                () = sighted(&mut self.new_sightings) => Some(Work::Containers),
+                () = ruled(&mut self.ruleset) => {
+                    self.rules_changed();
+                    None
+                }
+                () = sleep_until(self.rules_due.unwrap_or_else(Instant::now)), if self.rules_due.is_some() => {
+                    self.rules_due = None;
+                    Some(Work::Everything)
+                }
+                _ = tick.tick() => Some(Work::Everything),
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() && work.is_none() => Some(Work::Everything),
+            };
+            if let Some(found) = found {
+                work = work.max(Some(found));
+                until.get_or_insert_with(|| Instant::now() + GATHER);
+            }
+        }
+    }
+
+    /// Somebody changed the host's rules: what flows were allowed before, they must prove again, at once; whether
+    /// our own rules are still there can wait until the changes have settled.
+    fn rules_changed(&mut self) {
+        if let Some(Err(error)) = self.dataplane().map(Dataplane::bump_epoch) {
+            tracing::warn!("{error}");
+        }
+        self.rules_due.get_or_insert_with(|| Instant::now() + RULES_SETTLE);
+    }
+
+    /// The newest snapshot of the leases.
+    fn cluster(&self) -> Arc<Cluster> {
+        Arc::clone(&self.keeper.cluster.borrow())
+    }
+
+    fn dataplane(&mut self) -> Option<&mut Dataplane> {
+        match &mut self.path {
+            Path::Ebpf(dataplane) => Some(dataplane),
+            Path::Kernel(_) => None,
+        }
+    }
+
+    fn listen_for_sightings(&mut self) -> Result<()> {
+        self.new_sightings = self.dataplane().map(Dataplane::take_new_sightings).transpose()?.flatten();
+        Ok(())
+    }
+}
+
+impl Path {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Ebpf(_) => "ebpf",
+            Self::Kernel(_) => "kernel",
+        }
+    }
+}
+
+fn listen_for_rules(kernel: &Kernel) -> Option<RulesetEvents> {
+    let events = kernel.ruleset_events();
+    events
+        .inspect_err(|error| tracing::warn!("changes of the host's rules take effect after 15 s: {error}"))
+        .ok()
+}
+
+/// Completes when the host's rules have changed; never where the kernel does not tell.
+async fn ruled(ruleset: &mut Option<RulesetEvents>) {
+    let Some(listening) = ruleset else { return std::future::pending().await };
+    if let Err(error) = listening.changed().await {
+        tracing::warn!("changes of the host's rules take effect after 15 s from now on: {error}");
+        *ruleset = None;
+    }
+}
+
+/// Completes when the programs have told of a sighting; never where there are no programs.
+async fn sighted(ring: &mut Option<AsyncFd<RingBuf<MapData>>>) {
+    let Some(ring) = ring else { return std::future::pending().await };
+    match ring.readable_mut().await {
+        Ok(mut guard) => {
+            // The map holds what was seen; the ring only wakes us.
+            while guard.get_inner_mut().next().is_some() {}
+            guard.clear_ready();
+        }
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn load(node: &Node, settings: &Settings) -> Result<Dataplane, dataplane::DataplaneError> {
+    let mut dataplane = Dataplane::load(settings, &node.config.bpffs_dir)?;
+    dataplane.set_guard_mode(guard_mode(node.config.xdp));
+    Ok(dataplane)
+}
+
+fn guard_mode(xdp: Xdp) -> GuardMode {
+    match xdp {
+        Xdp::Auto | Xdp::Off => GuardMode::WhereNative,
+        Xdp::Native => GuardMode::Native,
+        Xdp::Generic => GuardMode::Generic,
+    }
+}
+
+fn open_path(node: &Node) -> Result<Path> {
+    if node.config.datapath == Datapath::Kernel {
+        // An earlier agent's programs would go on as they are.
+        for error in dataplane::detach_all(&node.config.bpffs_dir) {
+            tracing::warn!("{error}");
+        }
+        return Ok(Path::Kernel("--datapath=kernel".into()));
+    }
+    match load(node, &settings(node)?) {
+        Ok(dataplane) => Ok(Path::Ebpf(Box::new(dataplane))),
+        Err(error) if node.config.datapath == Datapath::Auto => {
+            let error = anyhow::Error::from(error);
+            tracing::warn!("the kernel alone carries the packets: {error:#}");
+            Ok(Path::Kernel(format!("{error:#}")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn settings(node: &Node) -> Result<Settings> {
+    let range = sysctl::get("net.ipv4.ip_local_port_range")?;
+    let mut ports = range.split_whitespace().filter_map(|word| word.parse().ok());
+    let source_ports = ports.next().zip(ports.next()).filter(|(min, max)| min <= max);
+    Ok(Settings {
+        network: node.network.network,
+        subnet_len: node.network.subnet_len,
+        subnet: node.subnet,
+        vtep: node.uplink.public_ip,
+        vxlan: node.overlay.as_ref().map(|overlay| VxlanSettings {
+            mac: overlay.device.mac,
+            vni: overlay.vxlan.vni,
+            port: overlay.vxlan.port,
+        }),
+        // Linux's own default, should the sysctl ever read otherwise than two ports.
+        source_ports: source_ports.unwrap_or((32768, 60999)),
+        outer_ttl: sysctl::get("net.ipv4.ip_default_ttl")?.trim().parse().unwrap_or(64),
+        strict: node.config.gate == Gate::Strict,
+        drop_forged: node.config.source_check == SourceCheck::Drop,
+    })
+}
+
+fn firewall_spec(node: &Node) -> FirewallSpec {
+    FirewallSpec {
+        network: node.network.network,
+        subnet: node.subnet,
+        masquerade: node.config.ip_masq,
+        fully_random: node.config.ip_masq_fully_random,
+        forward: node.config.forward_rules,
+    }
+}

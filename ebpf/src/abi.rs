@@ -10,10 +10,14 @@ pub const ABI_VERSION: u32 = 1;
 pub mod program {
     /// TC ingress of the host side of a pod's veth.
     pub const FROM_POD: &str = "from_pod";
+    /// XDP on an uplink.
+    pub const GUARD: &str = "guard";
     /// TC egress of the host side of a pod's veth.
     pub const TO_POD: &str = "to_pod";
     /// TC ingress of an uplink.
     pub const FROM_WIRE: &str = "from_wire";
+    /// TC egress of an uplink that leads to direct peers.
+    pub const TO_WIRE: &str = "to_wire";
     /// TC ingress of the VXLAN device.
     pub const FROM_OVERLAY: &str = "from_overlay";
     /// TC egress of the VXLAN device.
@@ -103,8 +107,10 @@ pub struct Peer {
     pub subnet: [u8; 4],
     /// Its prefix length.
     pub prefix_len: u8,
+    /// 1 where packets go there without encapsulation (host-gw, DirectRouting).
+    pub direct: u8,
     /// Always 0.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
 }
 
 impl FlowKey {
@@ -117,8 +123,20 @@ impl FlowKey {
             remote: remote.to_be_bytes(),
             local_port: local_port.to_be_bytes(),
             remote_port: remote_port.to_be_bytes(),
-            protocol,
-            pad: [0; 3],
+            protocol: u32::from(protocol),
+        }
+    }
+
+    /// The same flow, seen from its other end.
+    #[inline(always)]
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self {
+            local: self.remote,
+            remote: self.local,
+            local_port: self.remote_port,
+            remote_port: self.local_port,
+            protocol: self.protocol,
         }
     }
 }
@@ -149,9 +167,11 @@ pub struct Endpoint {
     pub gated: u32,
 }
 
-/// A flow as this node sees it: local pod first. ICMP echo has its identifier in both ports.
+/// A flow as this node sees it: local pod first. Of an ICMP echo, the sender's port is the identifier and the
+/// receiver's the type, so that requests and replies are flows of their own: filters tell them apart.
 ///
-/// Aligned, because the programs build it on their stack, where the verifier allows no misaligned store.
+/// Every field at a multiple of its size, because the programs build it on their stack, where the verifier allows
+/// no misaligned store.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -164,9 +184,7 @@ pub struct FlowKey {
     /// Port of the remote pod.
     pub remote_port: [u8; 2],
     /// IP protocol number.
-    pub protocol: u8,
-    /// Always 0: it is part of the key.
-    pub pad: [u8; 3],
+    pub protocol: u32,
 }
 
 /// What was observed of a flow. Times are `CLOCK_MONOTONIC` in nanoseconds, at tick resolution. Written by the programs.
@@ -181,6 +199,10 @@ pub struct Flow {
     pub inbound_seen: u64,
     /// Until when packets for the pod may skip the host stack.
     pub inbound_until: u64,
+    /// What tells the packet of `outbound_seen` from others: see [`crate::flow::mark`].
+    pub outbound_mark: u64,
+    /// The same of `inbound_seen`.
+    pub inbound_mark: u64,
     /// Epoch in which the flow qualified.
     pub epoch: u32,
     /// 1 where the host was seen to translate this flow.
@@ -213,19 +235,42 @@ pub struct SightingKey {
 pub struct Sighting {
     /// Source MAC of the packet.
     pub mac: [u8; 6],
+    /// Always 0; keeps the next field aligned on the programs' stack.
+    pub pad: [u8; 2],
     /// Destination MAC of the packet.
     pub gateway_mac: [u8; 6],
+    /// Always 0.
+    pub pad_end: [u8; 2],
 }
 
 const _: () = {
     assert!(size_of::<Peer>() == 32);
     assert!(size_of::<Endpoint>() == 24);
     assert!(size_of::<FlowKey>() == 16);
-    assert!(size_of::<Flow>() == 40);
+    assert!(size_of::<Flow>() == 56);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<SightingKey>() == 8);
-    assert!(size_of::<Sighting>() == 12);
+    assert!(size_of::<Sighting>() == 16);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_key_holds_its_fields_in_network_order() {
+        let key = FlowKey::new(6, (0x0a05_0102, 80), (0x0a05_0203, 40_000));
+        let expected = FlowKey {
+            local: [10, 5, 1, 2],
+            remote: [10, 5, 2, 3],
+            local_port: [0, 80],
+            remote_port: [0x9c, 0x40],
+            protocol: 6,
+        };
+        assert_eq!(key, expected);
+        assert_eq!(key.reversed(), FlowKey::new(6, (0x0a05_0203, 40_000), (0x0a05_0102, 80)));
+    }
+}
 
 #[cfg(feature = "user")]
 mod pod {

@@ -1,11 +1,13 @@
-//! The TC programs. Each entry point is one expression; the work is in `programs/`.
+//! The programs: TC but for one. Each entry point is one expression; the work is in `programs/`.
 //!
 //! | program | hook | does |
 //! | --- | --- | --- |
 //! | `from_pod` | ingress of the host side of a pod's veth | encapsulates and sends to the uplink |
-//! | `from_wire` | ingress of an uplink | decapsulates and delivers into the pod |
+//! | `guard` | XDP on an uplink, optional | drops VXLAN from strangers |
+//! | `from_wire` | ingress of an uplink | decapsulates and delivers into the pod; routes what direct peers send |
 //! | `from_overlay` | ingress of the VXLAN device | delivers what the kernel decapsulated; point 1 of inbound flows |
 //! | `to_overlay` | egress of the VXLAN device | point 2 of outbound flows |
+//! | `to_wire` | egress of an uplink with direct peers | point 2 of outbound flows to them |
 //! | `to_pod` | egress of the host side of a pod's veth | point 2 of inbound flows |
 //!
 //! The rule above all: whatever a program is not sure of goes on into the kernel, and is decided before the

@@ -5,6 +5,7 @@ mod from_pod;
 mod from_wire;
 mod gate;
 mod globals;
+mod guard;
 mod lookup;
 mod maps;
 mod observe;
@@ -12,8 +13,8 @@ mod skb;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    macros::classifier,
-    programs::TcContext,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use loden_ebpf::reason::Reason;
 
@@ -62,6 +63,11 @@ fn conclude(verdict: Verdict, len: u32) -> i32 {
     }
 }
 
+#[xdp]
+pub(crate) fn guard(ctx: XdpContext) -> u32 {
+    guard::run(&ctx)
+}
+
 #[classifier]
 pub(crate) fn from_pod(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
@@ -85,6 +91,13 @@ pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub(crate) fn to_overlay(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx);
+    let len = skb.len();
+    conclude(observe::outbound(&mut skb), len)
+}
+
+#[classifier]
+pub(crate) fn to_wire(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let len = skb.len();
     conclude(observe::outbound(&mut skb), len)

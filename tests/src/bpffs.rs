@@ -33,6 +33,9 @@ impl Bpffs {
 
 impl Drop for Bpffs {
     fn drop(&mut self) {
+        if !self.path.exists() {
+            return;
+        }
         let path = self.path.display().to_string();
         let gone = run("umount", &[&path])
             .and_then(|_| std::fs::remove_dir(&self.path).context("the directory stays"));

@@ -1,13 +1,23 @@
 //! A whole cluster on one machine: an underlay, a real etcd, nodes with agents, containers on them.
 
-use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
 use tempfile::TempDir;
 
 use crate::{
-    bpffs::Bpffs, container::Container, etcd::Etcd, netns::Netns, node::Node, process::wait_for, remains,
+    bpffs::Bpffs,
+    container::Container,
+    etcd::Etcd,
+    netns::Netns,
+    node::{self, Node},
+    process::wait_for,
+    remains,
     underlay::Underlay,
 };
 
@@ -29,6 +39,8 @@ pub struct Plan {
     pub underlay: Ipv4Net,
     /// The uplinks' MTU, bytes.
     pub mtu: u32,
+    /// The agent's binary; where none is named, [`node::binary`] finds it.
+    pub binary: Option<PathBuf>,
 }
 
 impl Default for Plan {
@@ -38,6 +50,7 @@ impl Default for Plan {
             config: r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#.to_owned(),
             underlay: Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 64, 0), 24),
             mtu: 1500,
+            binary: None,
         }
     }
 }
@@ -53,6 +66,7 @@ pub struct Cluster {
     underlay: Underlay,
     bpffs: Bpffs,
     directory: TempDir,
+    binary: PathBuf,
 }
 
 impl Cluster {
@@ -69,8 +83,9 @@ impl Cluster {
         let address = underlay.plug(&etcd_netns, ETCD)?;
         let etcd = Etcd::inside(&etcd_netns, address)?;
         etcd.ctl(&["put", &format!("{PREFIX}/config"), &plan.config])?;
+        let binary = plan.binary.clone().map_or_else(node::binary, Ok)?;
         let mut cluster =
-            Self { nodes: Vec::new(), etcd, _etcd_netns: etcd_netns, underlay, bpffs, directory };
+            Self { binary, nodes: Vec::new(), etcd, _etcd_netns: etcd_netns, underlay, bpffs, directory };
         for _ in 0..plan.nodes {
             cluster.add_node()?;
         }
@@ -105,7 +120,15 @@ impl Cluster {
         let address = self.underlay.plug(&netns, FIRST_NODE + n)?;
         let directory = self.directory.path().join(&name);
         let bpffs = self.bpffs.path().join(&name);
-        self.nodes.push(Node::new(&name, netns, address, self.etcd.endpoint(), directory, bpffs)?);
+        self.nodes.push(Node::new(
+            &name,
+            netns,
+            address,
+            self.etcd.endpoint(),
+            directory,
+            bpffs,
+            self.binary.clone(),
+        )?);
         self.nodes.last_mut().context("just pushed")
     }
 
@@ -124,6 +147,12 @@ impl Cluster {
     #[must_use]
     pub fn underlay(&self) -> &Underlay {
         &self.underlay
+    }
+
+    /// Where the nodes' pins are.
+    #[must_use]
+    pub fn bpffs(&self) -> &Path {
+        self.bpffs.path()
     }
 
     /// The directory of the cluster's files.

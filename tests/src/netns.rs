@@ -109,7 +109,10 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        if let Err(error) = run("ip", &["netns", "del", &self.name]) {
+        // Not there any more where an interrupted run has been cleared away by force.
+        if self.path().exists()
+            && let Err(error) = run("ip", &["netns", "del", &self.name])
+        {
             eprintln!("namespace {} is left behind: {error:#}", self.name);
         }
     }

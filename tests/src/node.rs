@@ -5,7 +5,7 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::ExitStatus,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -77,7 +77,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// Where the directory cannot be made, or the agent is not built.
+    /// Where the directory cannot be made.
     pub fn new(
         name: &str,
         netns: Netns,
@@ -85,9 +85,9 @@ impl Node {
         etcd: String,
         directory: PathBuf,
         bpffs: PathBuf,
+        binary: PathBuf,
     ) -> Result<Self> {
         fs::create_dir_all(directory.join("run")).with_context(|| directory.display().to_string())?;
-        let binary = binary()?;
         Ok(Self {
             agent: None,
             netns,
@@ -154,9 +154,8 @@ impl Node {
     ///
     /// Where it ends, or is not ready in time; the message holds the end of its log.
     pub fn start_agent(&mut self, args: &[&str]) -> Result<()> {
-        let began = SystemTime::now();
         self.launch_agent(args)?;
-        self.wait_until_ready(began)
+        self.wait_until_ready()
     }
 
     /// Starts the agent and does not wait for it.
@@ -188,14 +187,13 @@ impl Node {
         ["--run-dir".into(), path(&self.run_directory()), "--bpffs-dir".into(), path(&self.bpffs)]
     }
 
-    fn wait_until_ready(&mut self, began: SystemTime) -> Result<()> {
+    fn wait_until_ready(&mut self) -> Result<()> {
         let outcome = wait_for("the agent to be ready", READY, || {
             let running = self.agent.as_mut().is_some_and(|agent| matches!(agent.ended(), Ok(None)));
             if !running {
                 return Some(Err(anyhow::anyhow!("the agent has ended")));
             }
-            let written = fs::metadata(self.subnet_file()).and_then(|file| file.modified()).ok()?;
-            let ready = written >= began && self.status().is_ok_and(|status| status["ready"] == true);
+            let ready = self.status().is_ok_and(|status| status["ready"] == true);
             ready.then_some(Ok(()))
         });
         outcome.and_then(|ready| ready).with_context(|| {

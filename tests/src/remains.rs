@@ -2,7 +2,10 @@
 //!
 //! Namespaces are named `ld-<pid>-…`, directories `/tmp/loden-<pid>-…`, and every mount is below such a directory.
 
+pub mod host;
+
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -70,6 +73,19 @@ pub fn remove(pid: u32) -> Result<()> {
     Ok(())
 }
 
+/// The processes that have ended and left something behind: a kept demo, or a run that was killed.
+///
+/// # Errors
+///
+/// Where the machine cannot be asked.
+pub fn owners() -> Result<BTreeSet<u32>> {
+    let id = |name: &String| name.split('-').nth(1).and_then(|id| id.parse::<u32>().ok());
+    let namespaces = entries(Path::new("/run/netns"), "ld-")?;
+    let directories = entries(&std::env::temp_dir(), "loden-")?;
+    let owners = namespaces.iter().chain(&directories).filter_map(id);
+    Ok(owners.filter(|id| !Path::new("/proc").join(id.to_string()).exists()).collect())
+}
+
 fn namespace_prefix(pid: u32) -> String {
     format!("ld-{pid}-")
 }
@@ -111,5 +127,13 @@ fn children(pid: u32) -> Vec<String> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let lists =
         threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
+    let ids = lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    ids.filter(|id| !is_zombie(id)).collect()
+}
+
+/// Whether the process has ended and only its parent has not asked for its status yet.
+fn is_zombie(id: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    // The name before the state may hold anything, a bracket too (proc(5)).
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
 }

@@ -6,6 +6,7 @@
 mod build;
 mod demo;
 mod ebpf;
+mod interrupt;
 mod lint;
 mod progress;
 mod setup;

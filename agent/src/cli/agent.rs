@@ -31,17 +31,17 @@ pub struct AgentArgs {
     pub subnet_lease_renew_margin: u16,
 
     /// Masquerade packets that leave the overlay network
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
           value_parser = boolean, value_name = "BOOL")]
     pub ip_masq: bool,
 
     /// Let masquerading keep source ports where it can, instead of choosing them at random
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
           value_parser = boolean, value_name = "BOOL")]
     pub ip_masq_fully_random_disable: bool,
 
     /// Accept forwarded packets of the overlay network in the host's firewall
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true",
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true",
           value_parser = boolean, value_name = "BOOL")]
     pub iptables_forward_rules: bool,
 
@@ -69,7 +69,7 @@ pub struct AgentArgs {
     pub gate: Gate,
 
     /// Drop VXLAN from strangers in the uplink's driver (native) or before the stack (generic)
-    #[arg(long, value_enum, default_value_t = Xdp::Auto, help_heading = LODEN)]
+    #[arg(long, value_enum, default_value_t = Xdp::Off, help_heading = LODEN)]
     pub xdp: Xdp,
 
     /// What happens to a packet of a peer whose inner source is not in that peer's subnet
@@ -172,7 +172,7 @@ pub struct UplinkArgs {
 /// Flags of flannel that Loden knows and does not act on.
 #[derive(Debug, Clone, clap::Args)]
 pub struct FlannelOnlyArgs {
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+    #[arg(long, hide = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           default_value = "false", value_parser = boolean)]
     pub kube_subnet_mgr: bool,
     #[arg(long, hide = true)]
@@ -183,12 +183,12 @@ pub struct FlannelOnlyArgs {
     pub kube_annotation_prefix: String,
     #[arg(long, hide = true, default_value = Self::NET_CONFIG_PATH)]
     pub net_config_path: String,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+    #[arg(long, hide = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           default_value = "true", value_parser = boolean)]
     pub set_node_network_unavailable: bool,
     #[arg(long, hide = true, default_value_t = Self::IPTABLES_RESYNC)]
     pub iptables_resync: i64,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+    #[arg(long, hide = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           default_value = "false", value_parser = boolean)]
     pub ip_blackhole_route: bool,
     #[arg(long, hide = true)]

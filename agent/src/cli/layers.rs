@@ -38,10 +38,13 @@ impl Layer {
     }
 }
 
-/// Gathers all layers, each without the flags that an earlier one gives.
+/// Gathers all layers, each without the flags that an earlier one gives. `own` are the flags of the command that was
+/// given; the environment is written for the agent, whose flags are `agents`, and what the command does not know of it
+/// is left out.
 pub(super) fn collect(
     given: Vec<Word>,
-    flags: &Flags,
+    own: &Flags,
+    agents: &Flags,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<Layer>, String> {
     let env = |name: &str| env(name).filter(|value| !value.is_empty());
@@ -50,7 +53,7 @@ pub(super) fn collect(
     let mut add = |origin: Option<String>, words: Vec<Word>| {
         let words: Vec<Word> = words
             .into_iter()
-            .filter(|word| word.flag.as_ref().is_none_or(|flag| !seen.contains(flag)))
+            .filter(|word| word.flag.as_ref().is_none_or(|flag| !seen.contains(flag) && own.knows(flag)))
             .collect();
         seen.extend(words.iter().filter_map(|word| word.flag.clone()));
         layers.push(Layer { origin, words });
@@ -58,13 +61,13 @@ pub(super) fn collect(
 
     add(None, given);
     if let Some(line) = env("FLANNEL_OPTIONS") {
-        let words = words::split_line(&line)
-            .and_then(|words| Ok(words::normalise(words.into_iter().map(OsString::from).collect(), flags)))
-            .map_err(|reason| format!("FLANNEL_OPTIONS: {reason}"))?
-            .map_err(|reason| format!("FLANNEL_OPTIONS: {reason}"))?;
+        let wrong = |reason: &dyn std::fmt::Display| format!("FLANNEL_OPTIONS: {reason}");
+        let words = words::split_line(&line).map_err(|reason| wrong(&reason))?;
+        let words = words::normalise(words.into_iter().map(OsString::from).collect(), agents)
+            .map_err(|reason| wrong(&reason))?;
         add(Some("FLANNEL_OPTIONS".into()), words);
     }
-    for (flag, heading) in flags.listed() {
+    for (flag, heading) in agents.listed() {
         let owner = if heading == Some(LODEN) { "LODEN" } else { "FLANNELD" };
         let name = format!("{owner}_{}", flag.replace('-', "_").to_uppercase());
         if let Some(value) = env(&name) {

@@ -17,12 +17,12 @@ enum Takes {
     ValueOrNothing,
     /// `true` or `false` after `=`, or nothing, which is `true`.
     Boolean,
-    /// Nothing: help and version.
+    /// Nothing: help, version and switches of our own.
     Nothing,
 }
 
 /// The flags that a command knows, by name without dashes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Flags {
     takes: BTreeMap<String, Takes>,
     /// In the order of the command, with the heading they stand under.
@@ -36,9 +36,11 @@ impl Flags {
         for arg in command.get_arguments() {
             let Some(long) = arg.get_long() else { continue };
             let takes = match arg.get_action() {
-                ArgAction::Help | ArgAction::HelpShort | ArgAction::HelpLong | ArgAction::Version => {
-                    Takes::Nothing
-                }
+                ArgAction::SetTrue
+                | ArgAction::Help
+                | ArgAction::HelpShort
+                | ArgAction::HelpLong
+                | ArgAction::Version => Takes::Nothing,
                 _ if arg.get_num_args().is_some_and(|range| range.min_values() == 0) => Takes::Boolean,
                 _ if arg.get_default_values().is_empty() => Takes::ValueOrNothing,
                 _ => Takes::Value,
@@ -54,6 +56,11 @@ impl Flags {
     /// Name and help heading of each flag that can be set.
     pub(super) fn listed(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
         self.listed.iter().map(|(name, heading)| (name.as_str(), heading.as_deref()))
+    }
+
+    /// Whether there is a flag of this name.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.takes.contains_key(name)
     }
 
     fn takes(&self, name: &[u8]) -> Option<Takes> {
@@ -94,6 +101,12 @@ pub(super) fn normalise(words: Vec<OsString>, flags: &Flags) -> Result<Vec<Word>
     let mut boolean_before: Option<String> = None;
     while let Some(word) = words.next() {
         let previous = boolean_before.take();
+        if word == "--" {
+            match words.next() {
+                None => break,
+                Some(next) => return Err(format!("unexpected word '{}' after --", next.display())),
+            }
+        }
         let Some((name, value)) = split_flag(word.as_bytes()) else {
             if let Some(flag) = previous.filter(|_| word.to_str().is_some_and(|word| boolean(word).is_ok())) {
                 let word = word.display();

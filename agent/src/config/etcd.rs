@@ -124,6 +124,9 @@ impl FromStr for Endpoint {
         if authority.contains('@') {
             return Err("must not hold a user; give --etcd-username and --etcd-password".into());
         }
+        if authority.is_empty() {
+            return Err(right.into());
+        }
         let port_missing = "names no port; etcd's client port is usually 2379, so HOST:2379";
         let (host, port) = authority.rsplit_once(':').ok_or(port_missing)?;
         if host.ends_with(':') || (host.starts_with('[') && !host.ends_with(']')) {

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapInfo, PerCpuArray, RingBuf},
-    programs::SchedClassifier,
+    programs::{SchedClassifier, Xdp},
 };
 use ipnet::Ipv4Net;
 use loden_ebpf::{
@@ -15,7 +15,7 @@ use loden_ebpf::{
 };
 
 use super::{
-    Dataplane, DataplaneError, Program,
+    Dataplane, DataplaneError, Direction, GuardMode, Program,
     pins::{PINNED_MAPS, Pins},
 };
 
@@ -32,12 +32,8 @@ pub struct Settings {
     pub subnet: Ipv4Net,
     /// The address at which this node receives VXLAN.
     pub vtep: Ipv4Addr,
-    /// MAC of the VXLAN device.
-    pub vtep_mac: [u8; 6],
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// UDP port of VXLAN.
-    pub port: u16,
+    /// The VXLAN device, where there is one.
+    pub vxlan: Option<VxlanSettings>,
     /// Range of UDP source ports.
     pub source_ports: (u16, u16),
     /// TTL of outer packets.
@@ -46,6 +42,17 @@ pub struct Settings {
     pub strict: bool,
     /// Drop packets with a forged source.
     pub drop_forged: bool,
+}
+
+/// What the programs know of the VXLAN device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VxlanSettings {
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port; no packet has port 0, so 0 turns VXLAN off.
+    pub port: u16,
 }
 
 impl Settings {
@@ -108,6 +115,7 @@ impl Dataplane {
             settings: settings.clone(),
             pins,
             hooks: BTreeMap::new(),
+            guard_mode: GuardMode::default(),
             peers_held: BTreeMap::new(),
             endpoints_held: BTreeMap::new(),
         };
@@ -124,6 +132,7 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
     let subnet_mask = u32::from(settings.subnet.netmask());
     let vtep = u32::from(settings.vtep);
     let (strict, drop_forged) = (u8::from(settings.strict), u8::from(settings.drop_forged));
+    let vxlan = settings.vxlan.unwrap_or_default();
     let mut loader = EbpfLoader::new();
     loader
         .override_global(global::NETWORK, &network, true)
@@ -132,9 +141,9 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
         .override_global(global::SUBNET, &subnet, true)
         .override_global(global::SUBNET_MASK, &subnet_mask, true)
         .override_global(global::VTEP, &vtep, true)
-        .override_global(global::VTEP_MAC, &settings.vtep_mac, true)
-        .override_global(global::VNI, &settings.vni, true)
-        .override_global(global::PORT, &settings.port, true)
+        .override_global(global::VTEP_MAC, &vxlan.mac, true)
+        .override_global(global::VNI, &vxlan.vni, true)
+        .override_global(global::PORT, &vxlan.port, true)
         .override_global(global::SOURCE_PORT_MIN, &settings.source_ports.0, true)
         .override_global(global::SOURCE_PORT_MAX, &settings.source_ports.1, true)
         .override_global(global::OUTER_TTL, &settings.outer_ttl, true)
@@ -156,9 +165,13 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
 
 fn load_program(ebpf: &mut Ebpf, program: Program) -> anyhow::Result<()> {
     let name = program.name();
-    let classifier: &mut SchedClassifier =
-        ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
-    classifier.load().with_context(|| format!("the kernel refuses program {name}"))
+    let loaded = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    let done = if program.direction() == Direction::Driver {
+        <&mut Xdp>::try_from(loaded)?.load()
+    } else {
+        <&mut SchedClassifier>::try_from(loaded)?.load()
+    };
+    done.with_context(|| format!("the kernel refuses program {name}"))
 }
 
 /// Removes the pins of maps that this agent would misread or that have another size: the programs that still

@@ -1,6 +1,10 @@
 //! What the maps hold: compared with what they should, and read for people.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::Ipv4Addr,
+};
 
 use aya::maps::{MapData, MapError, RingBuf};
 use ipnet::Ipv4Net;
@@ -8,6 +12,7 @@ use loden_ebpf::{
     abi::{Counter, Endpoint, Peer, Sighting, SightingKey, map},
     reason::Reason,
 };
+use tokio::io::unix::AsyncFd;
 
 use super::{Changes, Counters, Dataplane, DataplaneError, PeerPath};
 
@@ -34,6 +39,23 @@ impl Dataplane {
             }
         }
         Ok(())
+    }
+
+    /// Removes the slots that none of these peers covers; the others stay as they are. Returns how many went.
+    ///
+    /// # Errors
+    ///
+    /// Where the map cannot be written; what was written stays.
+    pub fn retain_peers(&mut self, paths: &[PeerPath]) -> Result<usize, DataplaneError> {
+        let (network, subnet_len) = (self.settings.network, self.settings.subnet_len);
+        let wanted: BTreeSet<u32> =
+            paths.iter().flat_map(|path| slots_of(path.subnet, network, subnet_len)).collect();
+        let gone: Vec<u32> = self.peers_held.keys().filter(|slot| !wanted.contains(slot)).copied().collect();
+        for slot in &gone {
+            self.peers.set(*slot, Peer::default(), 0).map_err(at(map::PEERS))?;
+            self.peers_held.remove(slot);
+        }
+        Ok(gone.len())
     }
 
     /// Makes these the peers. Subnets that the grid cannot hold are left to the kernel.
@@ -193,9 +215,16 @@ impl Dataplane {
         Ok(seen)
     }
 
-    /// The ring buffer that tells of new sightings; once.
-    pub fn take_new_sightings(&mut self) -> Option<RingBuf<MapData>> {
-        self.new_sightings.take()
+    /// The ring buffer that tells of new sightings; once. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel cannot wait for it.
+    pub fn take_new_sightings(&mut self) -> io::Result<Option<AsyncFd<RingBuf<MapData>>>> {
+        let Some(ring) = self.new_sightings.take() else { return Ok(None) };
+        // SAFETY: the ring buffer owns its descriptor and never closes or exchanges it while it lives, and
+        // AsyncFd owns the ring buffer.
+        Ok(Some(unsafe { AsyncFd::register(ring) }?))
     }
 }
 
@@ -213,6 +242,7 @@ fn peer(path: &PeerPath) -> Peer {
         vtep_mac: path.vtep_mac,
         subnet: path.subnet.network().octets(),
         prefix_len: path.subnet.prefix_len(),
+        direct: u8::from(path.direct),
         ..Peer::default()
     };
     if let Some(underlay) = path.underlay {

@@ -1,11 +1,16 @@
 //! What the kernel tells of its own accord: changes of links, addresses, routes, neighbours and FDB entries.
 //!
 //! An event is a reason to look, never the truth itself: the socket's buffer is finite, and what does not fit
-//! is lost. The loss is told ([`KernelEvent::Overrun`]); whoever listens must then list everything again.
+//! is lost. The loss is told ([`KernelEvent::Overrun`]); whoever listens must then list everything again. It
+//! is told when the buffer is empty again: until then the kernel drops further events without a word
+//! (`NETLINK_S_CONGESTED`, kernel 6.18), and a list made in the meantime could miss them.
 //! Not everything is told at all: the routes that vanish with a link that goes down are not (kernel 6.18,
 //! `fib_flush`), so the link's event must count as one of them.
 
+use std::time::Duration;
+
 use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use rtnetlink::{
     MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -13,7 +18,7 @@ use rtnetlink::{
     proto::sys::AsyncSocket as _,
     sys::SocketAddr,
 };
-use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Address, Connection, FdbEntry, Kernel, KernelError, Link, Neighbour, Result, Route, address, link,
@@ -21,8 +26,14 @@ use super::{
 };
 
 /// What the receive buffer of the events' socket may hold, in bytes. The default of 208 KiB is full after
-/// some hundred events; the kernel grants what `net.core.rmem_max` allows.
+/// some hundred events.
 const RECEIVE_BUFFER: u32 = 8 << 20;
+
+/// After a loss, this long without an event means that the receive buffer is empty.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// How long a loss is kept back at most while events go on.
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
 /// What happened to the object that an event tells of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +65,8 @@ pub enum KernelEvent {
 #[derive(Debug)]
 pub struct Events {
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    /// Events were lost and perhaps still are.
+    lost: bool,
     _connection: Connection,
 }
 
@@ -73,9 +86,13 @@ impl Kernel {
         ];
         let (mut connection, _, messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(KernelError::Connect)?;
-        connection.socket_mut().socket_mut().set_rx_buf_sz(RECEIVE_BUFFER).map_err(KernelError::Connect)?;
-        let task: AbortHandle = tokio::spawn(connection).abort_handle();
-        Ok(Events { messages, _connection: Connection(task) })
+        let socket = connection.socket_mut().socket_mut();
+        // The force is CAP_NET_ADMIN's; without it `net.core.rmem_max` is the limit.
+        if setsockopt(socket, RcvBufForce, &(RECEIVE_BUFFER as usize)).is_err() {
+            socket.set_rx_buf_sz(RECEIVE_BUFFER).map_err(KernelError::Connect)?;
+        }
+        let connection = Connection(tokio::spawn(connection).abort_handle());
+        Ok(Events { messages, lost: false, _connection: connection })
     }
 }
 
@@ -83,12 +100,31 @@ impl Events {
     /// The next event; `None` when the socket has failed, and a new one must be made. May be dropped while
     /// it waits without losing an event.
     pub async fn next(&mut self) -> Option<KernelEvent> {
-        loop {
+        while !self.lost {
             let (message, _) = self.messages.next().await?;
-            if let Some(event) = parse(message.payload) {
-                return Some(event);
+            match parse(message.payload) {
+                Some(KernelEvent::Overrun) => self.lost = true,
+                Some(event) => return Some(event),
+                None => {}
             }
         }
+        self.settle().await
+    }
+
+    /// Passes over what comes until nothing comes; what it was will be seen in the lists. Where events go on
+    /// and on, the loss is told all the same, and once more later.
+    async fn settle(&mut self) -> Option<KernelEvent> {
+        let end = Instant::now() + SETTLE_LIMIT;
+        while Instant::now() < end {
+            match timeout_at(Instant::now() + QUIET, self.messages.next()).await {
+                Ok(message) => drop(message?),
+                Err(_) => {
+                    self.lost = false;
+                    break;
+                }
+            }
+        }
+        Some(KernelEvent::Overrun)
     }
 }
 

@@ -40,13 +40,16 @@ pub struct Removed {
 }
 
 impl Kernel {
-    /// What there is now: the routes, neighbours and FDB entries on the VXLAN device, and the routes on other
-    /// links that carry Loden's protocol number.
+    /// What there is now: the routes, neighbours and FDB entries on the VXLAN device (0 where the backend has
+    /// none), and the routes on other links that carry Loden's protocol number.
     ///
     /// # Errors
     ///
     /// As the kernel says.
     pub async fn overlay_actual(&self, device: u32) -> Result<Actual> {
+        if device == 0 {
+            return Ok(Actual { routes: self.own_routes().await?, ..Actual::default() });
+        }
         let (by_link, own, neighbours, fdb) = tokio::try_join!(
             self.routes_by_link(device),
             self.own_routes(),

@@ -140,9 +140,12 @@ impl Kernel {
     /// As the kernel says: `ENETUNREACH` without a route, `EHOSTUNREACH` and others where one forbids.
     pub async fn route_get(&self, dst: Ipv4Addr) -> Result<RouteTo> {
         let what = format!("looking for the route to {dst}");
-        let resolved = self.route_answer(&what, dst, RouteFlags::empty()).await?;
         // The plain answer is the one path chosen; the route itself tells whether there was a choice.
-        let matched = self.route_answer(&what, dst, RouteFlags::FibMatch).await;
+        let (resolved, matched) = tokio::join!(
+            self.route_answer(&what, dst, RouteFlags::empty()),
+            self.route_answer(&what, dst, RouteFlags::FibMatch),
+        );
+        let resolved = resolved?;
         let several = |message: RouteMessage| {
             message.attributes.iter().any(|a| matches!(a, RouteAttribute::MultiPath(_)))
         };

@@ -25,8 +25,9 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
     let device = desired.device;
     let mut ops = Vec::new();
 
-    let fdb: Vec<_> = actual.fdb.iter().filter_map(|entry| own_fdb(desired, entry)).collect();
-    let set = target.fdb.iter().filter(|(mac, dst)| !fdb.contains(&(**mac, **dst)));
+    // A unicast MAC address has one VTEP: the kernel appends only to group addresses and zero.
+    let fdb: BTreeMap<_, _> = actual.fdb.iter().filter_map(|entry| own_fdb(desired, entry)).collect();
+    let set = target.fdb.iter().filter(|(mac, dst)| fdb.get(*mac) != Some(*dst));
     ops.extend(set.map(|(&mac, &dst)| Op::SetFdb { device, mac, dst }));
 
     let neighbours: BTreeMap<_, _> =
@@ -40,7 +41,8 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
 
     let stale = neighbours.keys().filter(|address| !target.neighbours.contains_key(*address));
     ops.extend(stale.map(|&address| Op::DelNeighbour { device, address }));
-    ops.extend(stale_fdb(&target, &fdb).map(|(mac, dst)| Op::DelFdb { device, mac, dst }));
+    let stale = fdb.iter().filter(|(mac, _)| !target.fdb.contains_key(*mac));
+    ops.extend(stale.map(|(&mac, &dst)| Op::DelFdb { device, mac, dst }));
 
     Plan { ops, refused: target.refused }
 }
@@ -112,7 +114,7 @@ fn route(desired: &Desired, peer: &OverlayPeer) -> Route {
 /// the same destination, metric and TOS (`NLM_F_REPLACE`), so that one need not be deleted.
 fn route_ops(desired: &Desired, target: &Target, actual: &Actual) -> (Vec<Route>, Vec<Route>) {
     let mut there: BTreeMap<Ipv4Net, Vec<&Route>> = BTreeMap::new();
-    for route in &actual.routes {
+    for route in actual.routes.iter().filter(|route| route.table == TABLE_MAIN) {
         there.entry(route.dst).or_default().push(route);
     }
     let mut set = Vec::new();
@@ -132,24 +134,7 @@ fn route_ops(desired: &Desired, target: &Target, actual: &Actual) -> (Vec<Route>
     (set, delete)
 }
 
-/// What is left of the FDB after the new entries were set: an entry for a MAC address replaces the first VTEP
-/// that was there for it; any further one is stale.
-fn stale_fdb<'a>(
-    target: &'a Target,
-    fdb: &'a [([u8; 6], Ipv4Addr)],
-) -> impl Iterator<Item = ([u8; 6], Ipv4Addr)> + 'a {
-    let replaced = |at: usize, mac: [u8; 6]| {
-        let first = fdb.iter().position(|(other, _)| *other == mac) == Some(at);
-        let set = target.fdb.get(&mac).is_some_and(|dst| !fdb.contains(&(mac, *dst)));
-        first && set
-    };
-    fdb.iter()
-        .enumerate()
-        .filter(move |(at, (mac, dst))| target.fdb.get(mac) != Some(dst) && !replaced(*at, *mac))
-        .map(|(_, entry)| *entry)
-}
-
-fn own_route(desired: &Desired, route: &Route) -> bool {
+pub(super) fn own_route(desired: &Desired, route: &Route) -> bool {
     if route.table != TABLE_MAIN || route.kind != RouteKind::Unicast {
         return false;
     }
@@ -161,14 +146,14 @@ fn own_route(desired: &Desired, route: &Route) -> bool {
     route.protocol == ROUTE_PROTOCOL || flannels
 }
 
-fn own_neighbour(desired: &Desired, neighbour: &Neighbour) -> Option<(Ipv4Addr, [u8; 6])> {
+pub(super) fn own_neighbour(desired: &Desired, neighbour: &Neighbour) -> Option<(Ipv4Addr, [u8; 6])> {
     let own = neighbour.ifindex == desired.device
         && neighbour.state == NeighbourState::Permanent
         && desired.network.contains(&neighbour.address);
     own.then(|| (neighbour.address, neighbour.mac.unwrap_or_default()))
 }
 
-fn own_fdb(desired: &Desired, entry: &FdbEntry) -> Option<([u8; 6], Ipv4Addr)> {
+pub(super) fn own_fdb(desired: &Desired, entry: &FdbEntry) -> Option<([u8; 6], Ipv4Addr)> {
     let own = entry.ifindex == desired.device && entry.own && entry.permanent && entry.mac != [0; 6];
     entry.dst.filter(|_| own && entry.mac[0] & 1 == 0).map(|dst| (entry.mac, dst))
 }

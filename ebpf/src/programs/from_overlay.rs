@@ -1,29 +1,28 @@
 //! What the kernel decapsulated because the uplink's program did not: delivered past the host stack where the
 //! gate allows, noted as point 1 of its flow where it does not.
 
-use loden_ebpf::{ethernet, flow::Direction, ipv4, reason::Reason};
+use loden_ebpf::{ethernet, ipv4, reason::Reason};
 
-use super::{Verdict, from_wire, gate, lookup, observe, skb::Skb};
+use super::{Verdict, from_wire, lookup, observe, skb::Skb};
 
 #[inline(always)]
 pub(super) fn run(skb: &mut Skb) -> Verdict {
     let pass = Verdict::Pass(Reason::PassOverlay);
-    let Some((ip, key, tcp_flags)) = observe::read(skb, Direction::Inbound) else { return pass };
-    if lookup::peer(ipv4::source(&ip)).is_none() {
+    if skb.ether_type() != ethernet::IPV4 {
         return pass;
     }
-    let Some(endpoint) = lookup::endpoint(ipv4::destination(&ip)) else { return pass };
-    let plain = ipv4::is_plain(&ip)
-        && !ipv4::is_fragment(&ip)
-        && ipv4::ttl(&ip) > 1
-        && u32::from(ipv4::total_len(&ip)) + ethernet::LEN as u32 == skb.len();
-    if plain
-        && skb.is_for_host()
-        && let gate::Answer::Fast = gate::ask(endpoint, &key, Direction::Inbound, tcp_flags)
-    {
-        skb.set_for_host();
-        return from_wire::deliver(skb, endpoint, false, Reason::FastOverlay);
+    let Some(ip) = skb.bytes::<{ ipv4::LEN }>(ethernet::LEN) else { return pass };
+    let (source, destination) = (ipv4::source(ip), ipv4::destination(ip));
+    let Some(endpoint) = lookup::endpoint(destination) else { return pass };
+    if lookup::peer(source).is_none() {
+        return pass;
     }
-    gate::enter(&key, Direction::Inbound);
-    pass
+    match observe::forward(skb, endpoint) {
+        Ok(endpoint) => {
+            // Before 6.15 the pod would see what the VXLAN device made of the inner MAC.
+            skb.set_for_host();
+            from_wire::deliver(skb, endpoint, false, Reason::FastOverlay)
+        }
+        Err(()) => pass,
+    }
 }

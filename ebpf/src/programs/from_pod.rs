@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
 use loden_ebpf::{
-    abi::{FlowKey, Peer, Sighting, SightingKey},
+    abi::{Endpoint, FlowKey, Peer, Sighting, SightingKey},
     ethernet,
     flow::Direction,
     ipv4,
@@ -12,6 +12,8 @@ use loden_ebpf::{
 
 use super::{Verdict, gate, globals, lookup, maps, skb::Skb};
 
+/// Length of the Ethernet header.
+const ETH: usize = ethernet::LEN;
 /// Where the IP header starts.
 const IP: usize = ethernet::LEN;
 /// Where the next header starts when there are no IP options.
@@ -19,17 +21,25 @@ const NEXT: usize = IP + ipv4::LEN;
 /// Where the IP header stands after encapsulation.
 const INNER_IP: usize = IP + vxlan::ENCAP_LEN;
 
+/// Where a packet may go past the host.
+enum Way {
+    Peer(&'static Peer),
+    Local(&'static Endpoint),
+}
+
 #[inline(always)]
 pub(super) fn run(skb: &mut Skb) -> Verdict {
     match decide(skb) {
-        Ok(peer) => encapsulate(skb, peer),
+        Ok(Way::Local(endpoint)) => Verdict::Redirect(Reason::FastLocal, skb.redirect_peer(endpoint.ifindex)),
+        Ok(Way::Peer(peer)) if peer.direct == 1 => route(skb, peer),
+        Ok(Way::Peer(peer)) => encapsulate(skb, peer),
         Err(verdict) => verdict,
     }
 }
 
 /// Everything that can be decided, and nothing written.
 #[inline(always)]
-fn decide(skb: &mut Skb) -> Result<&'static Peer, Verdict> {
+fn decide(skb: &mut Skb) -> Result<Way, Verdict> {
     if skb.ether_type() != ethernet::IPV4 || skb.has_vlan() {
         return Err(Reason::PassPodNotIpv4.into());
     }
@@ -40,42 +50,69 @@ fn decide(skb: &mut Skb) -> Result<&'static Peer, Verdict> {
     let Some(frame) = skb.bytes::<ETH>(0) else { return Err(malformed) };
     let Some(ip) = skb.bytes::<{ ipv4::LEN }>(IP) else { return Err(malformed) };
 
-    let Some(peer) = lookup::peer(ipv4::destination(ip)) else {
-        return Err(Reason::PassPodNoPeer.into());
+    let destination = ipv4::destination(ip);
+    let Some(peer) = lookup::peer(destination) else {
+        return match lookup::endpoint(destination) {
+            Some(endpoint) => local(skb, frame, ip, endpoint).map(Way::Local),
+            // Two pods that only ever talk to each other are in no table of the host: this is how it hears of them.
+            None if lookup::is_own(destination) && lookup::endpoint(ipv4::source(ip)).is_none() => {
+                Err(foreign_source(skb, frame, ipv4::source(ip), false))
+            }
+            None => Err(Reason::PassPodNoPeer.into()),
+        };
     };
     let source = ipv4::source(ip);
     let endpoint = match lookup::endpoint(source) {
         Some(endpoint) if endpoint.ifindex == skb.ifindex() => endpoint,
         other => return Err(foreign_source(skb, frame, source, other.is_some())),
     };
-    if ethernet::destination(frame) != endpoint.gateway_mac {
-        return Err(Reason::PassPodNotForGateway.into());
-    }
-
-    // From here on a packet that goes into the host stack is noted, so that point 2 knows it.
-    let Some((key, tcp_flags)) = flow_key(skb, ip) else {
-        return Err(Reason::PassPodProtocol.into());
-    };
-    match may_be_fast(skb, ip, peer, &key, tcp_flags, endpoint) {
-        Ok(()) => Ok(peer),
+    // Not for the gateway as the agent knows it: a bridge changes its MAC as containers come and go.
+    let is_routed = ethernet::destination(frame) == endpoint.gateway_mac;
+    let answer =
+        if is_routed { may_be_fast(skb, ip, peer, endpoint) } else { Err(Reason::PassPodNotForGateway) };
+    match answer {
+        Ok(()) => Ok(Way::Peer(peer)),
         Err(reason) => {
-            gate::enter(&key, Direction::Outbound);
+            // It goes into the host stack: noted, so that point 2 knows it.
+            if let Some((key, _)) = flow_key(skb, ip) {
+                gate::enter(skb, IP, &key, Direction::Outbound);
+            }
             Err(reason.into())
         }
     }
 }
 
-const ETH: usize = ethernet::LEN;
+/// To another pod of this node. On a bridge both are in one segment: the frame goes over as it is, if it is meant
+/// for that pod's MAC; through the gateway, the host routes it.
+#[inline(always)]
+fn local(
+    skb: &Skb,
+    frame: &ethernet::Header,
+    ip: &ipv4::Header,
+    to: &'static Endpoint,
+) -> Result<&'static Endpoint, Verdict> {
+    let source = ipv4::source(ip);
+    let from = match lookup::endpoint(source) {
+        Some(endpoint) if endpoint.ifindex == skb.ifindex() => endpoint,
+        other => return Err(foreign_source(skb, frame, source, other.is_some())),
+    };
+    let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(Reason::PassPodLocal.into()) };
+    let one_frame = ethernet::destination(frame) == to.mac
+        && to.ifindex != from.ifindex
+        && ipv4::is_plain(ip)
+        && !ipv4::is_fragment(ip)
+        && u32::from(ipv4::total_len(ip)) + ETH as u32 == skb.len();
+    let gated = gate::is_gated(from) || gate::is_gated(to);
+    if one_frame && (!gated || matches!(gate::ask(&key, Direction::Outbound, tcp_flags), gate::Answer::Fast))
+    {
+        return Ok(to);
+    }
+    gate::enter(skb, IP, &key, Direction::Outbound);
+    Err(Reason::PassPodLocal.into())
+}
 
 #[inline(always)]
-fn may_be_fast(
-    skb: &Skb,
-    ip: &ipv4::Header,
-    peer: &Peer,
-    key: &FlowKey,
-    tcp_flags: u8,
-    endpoint: &loden_ebpf::abi::Endpoint,
-) -> Result<(), Reason> {
+fn may_be_fast(skb: &Skb, ip: &ipv4::Header, peer: &Peer, endpoint: &Endpoint) -> Result<(), Reason> {
     if !ipv4::is_plain(ip) {
         return Err(Reason::PassPodOptions);
     }
@@ -91,12 +128,19 @@ fn may_be_fast(
     if peer.uplink == 0 {
         return Err(Reason::PassPodNoUplink);
     }
-    if largest_segment(skb, ip) + vxlan::ENCAP_LEN as u32 > u32::from(peer.mtu)
-        || skb.len() + vxlan::ENCAP_LEN as u32 > 0xffff
-    {
+    let added = if peer.direct == 1 { 0 } else { vxlan::ENCAP_LEN as u32 };
+    if largest_segment(skb, ip) + added > u32::from(peer.mtu) || skb.len() + added > 0xffff {
         return Err(Reason::PassPodTooBig);
     }
-    match gate::ask(endpoint, key, Direction::Outbound, tcp_flags) {
+    let Some(next) = skb.bytes::<8>(NEXT) else { return Err(Reason::PassPodMalformed) };
+    if !ipv4::has_ports(ipv4::protocol(ip), next) {
+        return Err(Reason::PassPodProtocol);
+    }
+    if !gate::is_gated(endpoint) {
+        return Ok(());
+    }
+    let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(Reason::PassPodProtocol) };
+    match gate::ask(&key, Direction::Outbound, tcp_flags) {
         gate::Answer::Fast => Ok(()),
         gate::Answer::Control => Err(Reason::PassPodTcpControl),
         gate::Answer::NotQualified => Err(Reason::PassPodGate),
@@ -140,7 +184,11 @@ fn foreign_source(skb: &Skb, frame: &ethernet::Header, source: u32, is_anothers:
         return Reason::PassPodForeignSource.into();
     }
     let key = SightingKey { ifindex: skb.ifindex(), address: source.to_be_bytes() };
-    let sighting = Sighting { mac: ethernet::source(frame), gateway_mac: ethernet::destination(frame) };
+    let sighting = Sighting {
+        mac: ethernet::source(frame),
+        gateway_mac: ethernet::destination(frame),
+        ..Sighting::default()
+    };
     // Told once: the agent forgets a sighting that it wants to hear of again.
     if maps::SIGHTINGS.insert(key, &sighting, u64::from(BPF_NOEXIST)).is_ok() {
         // A full ring is no harm: the agent lists the sightings on its tick too.
@@ -150,6 +198,14 @@ fn foreign_source(skb: &Skb, frame: &ethernet::Header, source: u32, is_anothers:
         return Verdict::Drop(Reason::DropForgedPodSource);
     }
     Reason::PassPodForeignSource.into()
+}
+
+/// Sends to a peer that is a hop away: a router's part, without encapsulation.
+#[inline(always)]
+fn route(skb: &mut Skb, peer: &Peer) -> Verdict {
+    let Some(ip) = skb.bytes_mut::<{ ipv4::LEN }>(IP) else { return Reason::PassPodMalformed.into() };
+    ipv4::decrement_ttl(ip);
+    Verdict::Redirect(Reason::FastDirectOut, skb.redirect_neighbour(peer.uplink, peer.next_hop))
 }
 
 /// Writes the headers and sends. Only growing the packet can fail without harm, so it comes first.

@@ -9,7 +9,7 @@ use loden_ebpf::{
     vxlan,
 };
 
-use super::{Verdict, gate, globals, lookup, skb::Skb};
+use super::{Verdict, gate, globals, lookup, observe, skb::Skb};
 
 const ETH: usize = ethernet::LEN;
 /// Where the headers stand, counted from the start of the frame.
@@ -25,23 +25,30 @@ struct Delivery {
     set_ce: bool,
 }
 
+/// What came, and may be fast.
+enum Arrival {
+    Encapsulated(Delivery),
+    Direct(&'static Endpoint),
+}
+
 #[inline(always)]
 pub(super) fn run(skb: &mut Skb) -> Verdict {
     match decide(skb) {
-        Ok(delivery) => decapsulate(skb, &delivery),
+        Ok(Arrival::Encapsulated(delivery)) => decapsulate(skb, &delivery),
+        Ok(Arrival::Direct(endpoint)) => deliver(skb, endpoint, false, Reason::FastDirectIn),
         Err(verdict) => verdict,
     }
 }
 
 /// Everything that can be decided, and nothing written.
 #[inline(always)]
-fn decide(skb: &mut Skb) -> Result<Delivery, Verdict> {
+fn decide(skb: &mut Skb) -> Result<Arrival, Verdict> {
     if skb.ether_type() != ethernet::IPV4 || skb.has_vlan() || !skb.is_for_host() {
         return Err(Verdict::Ignore);
     }
     let Some(outer) = skb.bytes::<{ ipv4::LEN }>(OUTER_IP) else { return Err(Verdict::Ignore) };
     if ipv4::protocol(outer) != ipv4::UDP || ipv4::destination(outer) != globals::VTEP.load() {
-        return Err(Verdict::Ignore);
+        return direct(skb).map(Arrival::Direct);
     }
     if !ipv4::is_plain(outer) || ipv4::is_fragment(outer) {
         return Err(unusual_outer(skb, outer));
@@ -57,21 +64,41 @@ fn decide(skb: &mut Skb) -> Result<Delivery, Verdict> {
     let Some(outer) = skb.bytes::<{ ipv4::LEN }>(OUTER_IP) else { return Err(Verdict::Ignore) };
     let sender = ipv4::source(outer).to_be_bytes();
     match inner(skb, outer, sender) {
-        Ok(delivery) => Ok(delivery),
+        Ok(delivery) => Ok(Arrival::Encapsulated(delivery)),
+        // Another overlay on the same port has VTEPs of its own.
+        Err(verdict @ Verdict::Pass(Reason::PassWireVni)) => Err(verdict),
         // The kernel accepts VXLAN from anybody. Whatever is passed on to it is from a peer.
         Err(_) if !lookup::is_vtep(sender) => Err(Verdict::Drop(Reason::DropUnknownVtep)),
         Err(verdict) => Err(verdict),
     }
 }
 
+/// Not VXLAN for us. What a direct peer's pod sends to a pod here is routed to it, the gate permitting.
+#[inline(always)]
+fn direct(skb: &mut Skb) -> Result<&'static Endpoint, Verdict> {
+    let Some(ip) = skb.bytes::<{ ipv4::LEN }>(OUTER_IP) else { return Err(Verdict::Ignore) };
+    let is_direct = lookup::peer(ipv4::source(ip)).is_some_and(|peer| peer.direct == 1);
+    let Some(endpoint) = lookup::endpoint(ipv4::destination(ip)).filter(|_| is_direct) else {
+        return Err(Verdict::Ignore);
+    };
+    observe::forward(skb, endpoint).map_err(|()| Reason::PassDirect.into())
+}
+
 #[inline(always)]
 fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, Verdict> {
     let cut = Verdict::Pass(Reason::PassWireOuter);
     let Some(headers) = skb.bytes::<16>(UDP) else { return Err(cut) };
-    match vxlan::vni(headers) {
-        None => return Err(Reason::PassWireFlags.into()),
-        Some(vni) if vni != globals::VNI.load() => return Err(Reason::PassWireVni.into()),
-        Some(_) => {}
+    if vxlan::vni_field(headers) != globals::VNI.load() {
+        return Err(Reason::PassWireVni.into());
+    }
+    if vxlan::vni(headers).is_none() {
+        return Err(Reason::PassWireFlags.into());
+    }
+    // The kernel trims to the outer lengths; where they say the same as the frame, nothing has to be trimmed.
+    if u32::from(ipv4::total_len(outer)) + OUTER_IP as u32 != skb.len()
+        || u32::from(vxlan::udp_len(headers)) + UDP as u32 != skb.len()
+    {
+        return Err(cut);
     }
     let Some(frame) = skb.bytes::<ETH>(INNER_ETH) else { return Err(cut) };
     if ethernet::ether_type(frame) != ethernet::IPV4
@@ -98,8 +125,12 @@ fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, V
         Ecn::SetCe => true,
         Ecn::Drop => return Err(Reason::PassWireEcn.into()),
     };
-    let (key, tcp_flags) = flow_key(skb, ip, headers)?;
-    match gate::ask(endpoint, &key, Direction::Inbound, tcp_flags) {
+    check_inner_checksum(skb, ip, headers)?;
+    if !gate::is_gated(endpoint) {
+        return Ok(Delivery { endpoint, set_ce });
+    }
+    let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(Reason::PassWireProtocol.into()) };
+    match gate::ask(&key, Direction::Inbound, tcp_flags) {
         gate::Answer::Fast => Ok(Delivery { endpoint, set_ce }),
         gate::Answer::Control => Err(Reason::PassWireTcpControl.into()),
         gate::Answer::NotQualified => Err(Reason::PassWireGate.into()),
@@ -124,36 +155,48 @@ fn check_source(ip: &ipv4::Header, sender: [u8; 4]) -> Result<(), Verdict> {
     }
 }
 
+/// Only what the gate could follow is fast, gated or not, so that both decide alike. And where nothing inside
+/// would show damage that the outer checksum does, the kernel looks at that.
 #[inline(always)]
-fn flow_key(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(FlowKey, u8), Verdict> {
+fn check_inner_checksum(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(), Verdict> {
+    let Some(next) = skb.bytes::<8>(INNER_NEXT) else { return Err(Reason::PassWireProtocol.into()) };
     let protocol = ipv4::protocol(ip);
-    let none = Verdict::Pass(Reason::PassWireProtocol);
-    let Some(next) = skb.bytes::<8>(INNER_NEXT) else { return Err(none) };
-    let Some((remote_port, local_port)) = ipv4::ports(protocol, next) else { return Err(none) };
-    let mut tcp_flags = 0;
-    if protocol == ipv4::TCP {
-        let Some(flags) = skb.bytes::<1>(INNER_NEXT + 13) else { return Err(none) };
-        tcp_flags = flags[0];
-    } else if protocol == ipv4::UDP && next[6] | next[7] == 0 && vxlan::udp_checksum(headers) != 0 {
-        // Nothing inside would show damage that the outer checksum does.
+    if !ipv4::has_ports(protocol, next) {
+        return Err(Reason::PassWireProtocol.into());
+    }
+    if protocol == ipv4::UDP && next[6] | next[7] == 0 && vxlan::udp_checksum(headers) != 0 {
         return Err(Reason::PassWireChecksum.into());
     }
-    let key = FlowKey::new(protocol, (ipv4::destination(ip), local_port), (ipv4::source(ip), remote_port));
-    Ok((key, tcp_flags))
+    Ok(())
 }
 
-/// Outer options or a fragment: the kernel's, if a peer sent it; a fragment without ports goes on, since
-/// nothing comes of it when its first one is dropped here.
+#[inline(always)]
+fn flow_key(skb: &Skb, ip: &ipv4::Header) -> Option<(FlowKey, u8)> {
+    let protocol = ipv4::protocol(ip);
+    let (remote_port, local_port) = ipv4::ports(protocol, skb.bytes(INNER_NEXT)?)?;
+    let tcp_flags = if protocol == ipv4::TCP { skb.bytes::<1>(INNER_NEXT + 13)?[0] } else { 0 };
+    let key = FlowKey::new(protocol, (ipv4::destination(ip), local_port), (ipv4::source(ip), remote_port));
+    Some((key, tcp_flags))
+}
+
+/// Outer options or a fragment: the kernel's, if a peer sent it or it is another overlay's; a fragment without
+/// ports goes on, since nothing comes of it when its first one is dropped here.
 #[inline(always)]
 fn unusual_outer(skb: &Skb, outer: &ipv4::Header) -> Verdict {
     if ipv4::is_later_fragment(outer) {
         return Verdict::Ignore;
     }
-    match skb.bytes::<8>(OUTER_IP + ipv4::header_len(outer)) {
-        Some(udp) if vxlan::port(udp) != globals::PORT.load() => Verdict::Ignore,
-        _ if lookup::is_vtep(ipv4::source(outer).to_be_bytes()) => Reason::PassWireOuter.into(),
-        _ => Verdict::Drop(Reason::DropUnknownVtep),
+    let udp = OUTER_IP + ipv4::header_len(outer);
+    if skb.bytes::<8>(udp).is_some_and(|udp| vxlan::port(udp) != globals::PORT.load()) {
+        return Verdict::Ignore;
     }
+    if skb.bytes::<16>(udp).is_some_and(|headers| vxlan::vni_field(headers) != globals::VNI.load()) {
+        return Reason::PassWireVni.into();
+    }
+    if lookup::is_vtep(ipv4::source(outer).to_be_bytes()) {
+        return Reason::PassWireOuter.into();
+    }
+    Verdict::Drop(Reason::DropUnknownVtep)
 }
 
 /// Takes the headers off and delivers. Only shrinking the packet can fail without harm, so it comes first.

@@ -23,7 +23,7 @@ fn a_container_that_comes_back_at_its_address_on_another_veth_is_reached_fast() 
         });
         assert_eq!(seen, client.address());
         wait_for("the fast path to the new container", Duration::from_secs(10), || {
-            let work = || ping(client.netns(), server.address(), 10);
+            let work = || ping(client.netns(), server.address(), 40);
             let ((), share) = Share::during(&cluster.nodes, &[&client, &server], work).ok()?;
             (share.smaller() > 0.9).then_some(())
         })

@@ -2,8 +2,17 @@
 //!
 //! The slow path behind the fast one answers a ping as well, so tests of the fast path count packets.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy.toml allows it in tests, which for clippy does not mean their modules"
+)]
+
 mod churn;
+mod direct;
 mod fast_path;
+mod guard;
+mod leaving;
+mod local;
 mod mixed;
 mod nat;
 mod reachability;

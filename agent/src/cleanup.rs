@@ -1,0 +1,63 @@
+//! `loden cleanup`: removes what the agent has left on this host, and nothing else. A failure is noted, and it
+//! goes on.
+
+use anyhow::Result;
+
+use crate::{
+    config::Config,
+    dataplane,
+    firewall::Firewall,
+    kernel::{Kernel, sysctl},
+    run,
+    state::State,
+};
+
+/// Removes programs, links and maps; unless `keep_kernel`, also routes, device, rules and subnet.env, and puts
+/// sysctls back. Returns what could not be done.
+///
+/// With `keep_kernel` the node is left as flannel leaves it: device, routes and lease.
+///
+/// # Errors
+///
+/// Where an agent still runs, or the kernel grants no netlink socket.
+pub async fn run(config: &Config, keep_kernel: bool) -> Result<Vec<String>> {
+    let _lock = run::lock(&config.run_dir)?;
+    let state = State::read(&config.run_dir)?;
+    let mut errors: Vec<String> =
+        dataplane::detach_all(&config.bpffs_dir).iter().map(ToString::to_string).collect();
+    println!("programs, links and maps below {} removed", config.bpffs_dir.display());
+    if keep_kernel {
+        let routes = Kernel::connect()?.hand_back_routes().await;
+        match routes {
+            Ok(routes) => println!("{routes} routes handed back to flannel"),
+            Err(error) => errors.push(error.to_string()),
+        }
+        return Ok(errors);
+    }
+    if let Some(device) = &state.device {
+        let removed = Kernel::connect()?.remove_overlay(device).await;
+        for done in removed.done {
+            println!("{done}");
+        }
+        errors.extend(removed.errors.iter().map(ToString::to_string));
+    }
+    errors.extend(Firewall::remove().await.iter().map(ToString::to_string));
+    println!("firewall rules removed");
+    for (name, before) in &state.sysctls {
+        match sysctl::set(name, before) {
+            Ok(()) => println!("{name} put back to {before}"),
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    for path in [&config.subnet_file, &config.run_dir.join("control.sock")] {
+        match std::fs::remove_file(path) {
+            Ok(()) => println!("{} removed", path.display()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => errors.push(format!("{}: {error}", path.display())),
+        }
+    }
+    if errors.is_empty() {
+        State::remove(&config.run_dir)?;
+    }
+    Ok(errors)
+}

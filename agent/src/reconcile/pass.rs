@@ -1,0 +1,218 @@
+//! One pass: read what is, change what differs, note what failed and go on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result};
+
+use super::{Path, Reconciler, Work, firewall_spec, settings};
+use crate::{
+    dataplane::PeerPath,
+    kernel::{VxlanSpec, sysctl},
+    network::Backend,
+    overlay::{self, Desired, Expected, Plan},
+    registry::{Cluster, Own},
+    run,
+    subnet_file::SubnetFile,
+};
+
+impl Reconciler {
+    /// Brings the node to what it should be, as far as `work` reaches. Failures are kept for the status and make
+    /// the loop come back.
+    pub(super) async fn pass(&mut self, work: Work) {
+        let cluster = self.cluster();
+        let earlier = std::mem::take(&mut self.failures);
+        let mut changed = false;
+        let work = if self.follow_subnet(&cluster) { Work::Everything } else { work };
+        if work == Work::Everything {
+            changed |= self.step("node", Self::node).await;
+        }
+        if work >= Work::Overlay {
+            changed |= self.step("peers", async |this: &mut Self| this.peers(&cluster).await).await;
+        }
+        changed |= self.step("containers", Self::containers).await;
+        self.passes += 1;
+        self.repairs += u64::from(changed);
+        for failure in self.failures.iter().filter(|failure| !earlier.contains(failure)) {
+            tracing::warn!("{failure}");
+        }
+        self.say_what_is_ready(&cluster);
+    }
+
+    fn say_what_is_ready(&self, cluster: &Cluster) {
+        let lease = match &cluster.own {
+            Own::Held(_) => Ok(()),
+            Own::Lost { subnet, reason } => Err(format!("{subnet} is lost: {reason}")),
+        };
+        self.readiness.set(run::LEASE, lease);
+        let peers = if cluster.is_listed() { Ok(()) } else { Err("not listed yet".to_owned()) };
+        self.readiness.set(run::PEERS, peers);
+        let clean = if self.failures.is_empty() { Ok(()) } else { Err(self.failures.join("; ")) };
+        self.readiness.set(run::DATAPATH, clean);
+    }
+
+    /// Runs one part; says whether it changed anything.
+    async fn step(&mut self, what: &str, part: impl AsyncFnOnce(&mut Self) -> Result<bool>) -> bool {
+        match part(self).await {
+            Ok(changed) => changed,
+            Err(error) => {
+                self.failures.push(format!("{what}: {error:#}"));
+                true
+            }
+        }
+    }
+
+    /// Takes the subnet from the lease; says whether it is another than before.
+    fn follow_subnet(&mut self, cluster: &Cluster) -> bool {
+        match &cluster.own {
+            Own::Held(lease) if lease.subnet != self.node.subnet => {
+                tracing::error!(
+                    from = %self.node.subnet, to = %lease.subnet,
+                    "this node has another subnet now: its containers must be started anew to be reached"
+                );
+                self.node.subnet = lease.subnet;
+                true
+            }
+            Own::Held(_) | Own::Lost { .. } => false,
+        }
+    }
+
+    /// The node itself: sysctls, device, address, rules, programs, subnet.env.
+    async fn node(&mut self) -> Result<bool> {
+        let mut changed = self.set_sysctls()?;
+        changed |= self.device().await?;
+        self.firewall.set_spec(firewall_spec(&self.node));
+        let rules = self.firewall.ensure().await;
+        changed |= self.reload()?;
+        if let Some(dataplane) = self.dataplane() {
+            dataplane.read_back()?;
+            changed |= dataplane.check_hooks() > 0;
+        }
+        self.write_subnet_file()?;
+        // Last, because pods reach one another without rules of ours on most hosts.
+        changed |= rules.context("firewall")?;
+        Ok(changed)
+    }
+
+    /// The VXLAN device and its address, where the backend has one.
+    async fn device(&mut self) -> Result<bool> {
+        let Some(overlay) = &mut self.node.overlay else { return Ok(false) };
+        let spec = VxlanSpec { mac: Some(overlay.device.mac), ..overlay.spec.clone() };
+        let device = self.kernel.ensure_vxlan(&spec).await?;
+        let new_mac = device.mac != overlay.device.mac;
+        let mut changed = !device.adopted || !device.corrected.is_empty();
+        overlay.device = device;
+        if new_mac {
+            let attrs = run::attrs(&self.node.network.backend, &self.node.uplink, self.node.overlay.as_ref());
+            self.keeper.set_attrs(attrs);
+        }
+        let (index, subnet, network) = (self.node.device(), self.node.subnet, self.node.network.network);
+        changed |= !self.kernel.has_overlay_address(index, subnet, network).await?;
+        self.kernel.set_overlay_address(index, subnet, network).await?;
+        Ok(changed)
+    }
+
+    /// Loads the programs anew where a constant of theirs has changed; they take over at the next hooks.
+    fn reload(&mut self) -> Result<bool> {
+        let wanted = settings(&self.node)?;
+        let Path::Ebpf(dataplane) = &self.path else { return Ok(false) };
+        if *dataplane.settings() == wanted {
+            return Ok(false);
+        }
+        self.path = Path::Ebpf(Box::new(super::load(&self.node, &wanted)?));
+        self.listen_for_sightings()?;
+        Ok(true)
+    }
+
+    fn write_subnet_file(&self) -> Result<()> {
+        let file = SubnetFile {
+            network: self.node.network.network,
+            subnet: self.node.subnet,
+            mtu: u16::try_from(self.node.pod_mtu()).unwrap_or(u16::MAX),
+            ip_masq: self.node.config.ip_masq,
+        };
+        file.write(&self.node.config.subnet_file)?;
+        Ok(())
+    }
+
+    /// The peers: first off the fast path, then in the kernel, then on the fast path, so that the fast path never
+    /// knows a peer that the kernel does not.
+    async fn peers(&mut self, cluster: &Cluster) -> Result<bool> {
+        if self.node.network.backend == Backend::Alloc || !cluster.is_listed() {
+            // Alloc leaves the routes to somebody else. Not known yet is not none: what is programmed stays.
+            return Ok(false);
+        }
+        let mut peers = BTreeMap::new();
+        let mut paths: Vec<PeerPath> = Vec::new();
+        for lease in cluster.peers.values() {
+            if let Some((peer, path)) = self.paths(lease).await {
+                peers.insert(lease.subnet, peer);
+                paths.push(path);
+            }
+        }
+        self.has_direct_peers = paths.iter().any(|path| path.direct);
+        let gone = match self.dataplane() {
+            Some(dataplane) => dataplane.retain_peers(&paths)?,
+            None => 0,
+        };
+        let mut changed = gone > 0;
+        let desired = Desired {
+            network: self.node.network.network,
+            own: self.node.subnet,
+            device: self.node.device(),
+            uplink: self.node.uplink.ifindex,
+            peers,
+        };
+        let plan = overlay::plan(&desired, &self.kernel.overlay_actual(desired.device).await?);
+        changed |= !plan.is_empty();
+        self.tell_of_refused(&plan);
+        self.failures.extend(self.kernel.apply(&plan).await.iter().map(ToString::to_string));
+        self.expected = Some(Expected::of(desired));
+        if let Some(dataplane) = self.dataplane() {
+            let changes = dataplane.set_peers(&paths)?;
+            if gone > 0 || changes.invalidates() {
+                dataplane.bump_epoch()?;
+            }
+            changed |= !changes.is_empty();
+        }
+        Ok(changed)
+    }
+}
+
+impl Reconciler {
+    /// One wrong lease is one peer's trouble: told once, and no reason for this node to be unready.
+    fn tell_of_refused(&mut self, plan: &Plan) {
+        let refused: BTreeSet<String> = plan
+            .refused
+            .iter()
+            .map(|(peer, refusal)| format!("peer {} at {} is left out: {refusal}", peer.subnet, peer.vtep))
+            .collect();
+        for reason in refused.difference(&self.refused) {
+            tracing::warn!("{reason}");
+        }
+        self.refused = refused;
+    }
+
+    /// Forwarding for pods at all, and tolerance of connections whose middle the host stack has not seen.
+    fn set_sysctls(&mut self) -> Result<bool> {
+        let mut changed = self.set_sysctl("net.ipv4.ip_forward", "1")?;
+        // Missing where no connection is tracked: then nothing can be out of window either.
+        let liberal = "net.netfilter.nf_conntrack_tcp_be_liberal";
+        if matches!(self.path, Path::Ebpf(_)) && sysctl::get(liberal).is_ok() {
+            changed |= self.set_sysctl(liberal, "1")?;
+        }
+        Ok(changed)
+    }
+
+    fn set_sysctl(&mut self, name: &str, value: &str) -> Result<bool> {
+        let before = sysctl::get(name)?;
+        if before.trim() == value {
+            return Ok(false);
+        }
+        // Noted before it is changed: a crash in between loses nothing.
+        self.state.note_sysctl(name, before.trim());
+        self.state.write(&self.node.config.run_dir)?;
+        sysctl::set(name, value)?;
+        tracing::info!("{name} set to {value}, was {}", before.trim());
+        Ok(true)
+    }
+}

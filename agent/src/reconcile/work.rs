@@ -1,0 +1,58 @@
+//! How much a pass has to look at, and what an event asks for.
+
+use super::Reconciler;
+use crate::kernel::{KernelEvent, ROUTE_PROTOCOL};
+
+/// The parts of a pass, each with those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Work {
+    /// Bridges, endpoints and hooks.
+    Containers,
+    /// Peers, on the VXLAN device and in the maps.
+    Overlay,
+    /// Device, addresses, rules, sysctls, files; the maps are read back.
+    Everything,
+}
+
+impl Reconciler {
+    /// What an event asks for; `None` for what does not concern us.
+    pub(super) fn work_of(&mut self, event: &KernelEvent) -> Option<Work> {
+        let device = self.node.device();
+        match event {
+            KernelEvent::Link(_, link) => {
+                let ours = link.index == device || link.index == self.node.uplink.ifindex;
+                if ours || self.node.overlay.as_ref().is_some_and(|overlay| link.name == overlay.spec.name) {
+                    self.ways.clear();
+                    return Some(Work::Everything);
+                }
+                Some(Work::Containers)
+            }
+            KernelEvent::Address(..) => {
+                self.ways.clear();
+                Some(Work::Everything)
+            }
+            KernelEvent::Route(..) | KernelEvent::Neighbour(..) | KernelEvent::Fdb(..)
+                if self.expected.as_ref().is_some_and(|expected| expected.is_contradicted_by(event)) =>
+            {
+                Some(Work::Overlay)
+            }
+            // Another route may lead to a VTEP now; one on our device or of ours leads to pods.
+            KernelEvent::Route(_, route) => {
+                let ours = route.protocol == ROUTE_PROTOCOL || route.ifindex == Some(device);
+                (!ours).then(|| {
+                    self.ways.clear();
+                    Work::Overlay
+                })
+            }
+            KernelEvent::Neighbour(_, neighbour) => {
+                let a_pods = neighbour.ifindex != device && self.node.subnet.contains(&neighbour.address);
+                a_pods.then_some(Work::Containers)
+            }
+            KernelEvent::Fdb(_, entry) => (entry.ifindex != device).then_some(Work::Containers),
+            KernelEvent::Overrun => {
+                self.ways.clear();
+                Some(Work::Everything)
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `<run-dir>/state.json`: what the agent has made or changed on this host, so that `loden cleanup` can undo it
+//! after the agent is gone.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+
+/// What there is to undo.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Name of the VXLAN device.
+    pub device: Option<String>,
+    /// Sysctls that were changed, with what they were before the first agent changed them.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
+}
+
+impl State {
+    /// Reads the file; a missing one is an empty state.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be read, or is not what an agent writes.
+    pub fn read(run_dir: &Path) -> Result<Self> {
+        let path = path(run_dir);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .with_context(|| format!("{} is not an agent's state; remove it", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error).with_context(|| path.display().to_string()),
+        }
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory cannot be written.
+    pub fn write(&self, run_dir: &Path) -> Result<()> {
+        let path = path(run_dir);
+        let mut file = NamedTempFile::new_in(run_dir).with_context(|| run_dir.display().to_string())?;
+        serde_json::to_writer_pretty(&mut file, self)?;
+        file.write_all(b"\n")?;
+        file.persist(&path).with_context(|| path.display().to_string())?;
+        Ok(())
+    }
+
+    /// Removes the file.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be removed; that it is gone already is fine.
+    pub fn remove(run_dir: &Path) -> Result<()> {
+        let path = path(run_dir);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| path.display().to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes what a sysctl was, if it was not noted before.
+    pub fn note_sysctl(&mut self, name: &str, before: &str) {
+        self.sysctls.entry(name.to_owned()).or_insert_with(|| before.to_owned());
+    }
+}
+
+fn path(run_dir: &Path) -> PathBuf {
+    run_dir.join("state.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back_and_the_first_value_of_a_sysctl_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(State::read(directory.path()).unwrap(), State::default());
+        let mut state = State { device: Some("flannel.1".into()), ..State::default() };
+        state.note_sysctl("net.ipv4.ip_forward", "0");
+        state.note_sysctl("net.ipv4.ip_forward", "1");
+        state.write(directory.path()).unwrap();
+        let read = State::read(directory.path()).unwrap();
+        assert_eq!(read, state);
+        assert_eq!(read.sysctls["net.ipv4.ip_forward"], "0");
+        State::remove(directory.path()).unwrap();
+        State::remove(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("state.json"), "[1]").unwrap();
+        let error = State::read(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("state.json is not an agent's state"), "{error}");
+    }
+}

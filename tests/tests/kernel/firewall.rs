@@ -1,0 +1,403 @@
+//! The firewall's rules, and what they do to packets.
+
+use std::path::Path;
+
+use loden_agent::firewall::{Firewall, FirewallSpec, forward_drops};
+use loden_tests::netns::{self, Netns};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+
+use crate::{inside, lines, node};
+
+fn spec() -> FirewallSpec {
+    FirewallSpec {
+        network: node::NETWORK.parse().unwrap(),
+        subnet: "10.5.1.0/24".parse().unwrap(),
+        masquerade: true,
+        fully_random: true,
+        forward: true,
+    }
+}
+
+/// Brings the rules into being and says whether there was anything to do; they must be current then.
+fn ensure(netns: &Netns, firewall: &mut Firewall) -> bool {
+    inside(netns, async |_| {
+        let done = firewall.ensure().await.unwrap();
+        assert!(firewall.is_current().await.unwrap());
+        done
+    })
+}
+
+fn is_current(netns: &Netns, firewall: &Firewall) -> bool {
+    inside(netns, async |_| firewall.is_current().await.unwrap())
+}
+
+/// All chains of the iptables filter table.
+fn filter(netns: &Netns) -> Vec<String> {
+    lines(netns, "iptables -S")
+}
+
+const LODEN: [&str; 2] = [
+    "-A LODEN-FWD -s 10.5.0.0/16 -m comment --comment \"loden forward\" -j ACCEPT",
+    "-A LODEN-FWD -d 10.5.0.0/16 -m comment --comment \"loden forward\" -j ACCEPT",
+];
+
+#[test]
+fn the_kernel_has_the_rules_that_were_meant() {
+    let netns = Netns::create("fw").unwrap();
+    let mut firewall = Firewall::new(spec());
+    assert!(!is_current(&netns, &firewall));
+    assert!(ensure(&netns, &mut firewall));
+    assert!(!ensure(&netns, &mut firewall), "nothing to do the second time");
+    assert_eq!(
+        lines(&netns, "nft list table ip loden"),
+        [
+            "table ip loden {",
+            "chain postrouting {",
+            "type nat hook postrouting priority srcnat; policy accept;",
+            "meta mark & 0x00004000 == 0x00004000 return comment \"marked by kube-proxy, which masquerades itself\"",
+            "ip saddr 10.5.1.0/24 ip daddr 10.5.0.0/16 return comment \"pod to pod\"",
+            "ip saddr 10.5.0.0/16 ip daddr 10.5.1.0/24 return comment \"pod to pod, received\"",
+            "ip saddr != 10.5.0.0/16 ip daddr 10.5.1.0/24 return comment \"outside to pod: the client's address is kept\"",
+            "ip saddr 10.5.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random comment \"pod to outside\"",
+            "ip saddr != 10.5.0.0/16 ip daddr 10.5.0.0/16 masquerade fully-random comment \"host to remote pod\"",
+            "}",
+            "}",
+        ]
+    );
+    let expected = [
+        "-P INPUT ACCEPT",
+        "-P FORWARD ACCEPT",
+        "-P OUTPUT ACCEPT",
+        "-N LODEN-FWD",
+        "-A FORWARD -j LODEN-FWD",
+    ];
+    assert_eq!(filter(&netns), [&expected[..], &LODEN[..]].concat());
+}
+
+#[test]
+fn a_new_agent_finds_the_old_ones_rules_and_a_new_subnet_replaces_them() {
+    let netns = Netns::create("fw").unwrap();
+    ensure(&netns, &mut Firewall::new(spec()));
+    let mut firewall = Firewall::new(FirewallSpec { subnet: "10.5.9.0/24".parse().unwrap(), ..spec() });
+    assert!(ensure(&netns, &mut firewall));
+    let nft = netns.exec("nft list ruleset").unwrap();
+    assert_eq!(nft.matches("pod to outside").count(), 1);
+    assert!(nft.contains("10.5.9.0/24") && !nft.contains("10.5.1.0/24"), "{nft}");
+    assert_eq!(filter(&netns).iter().filter(|line| line.contains("-j LODEN-FWD")).count(), 1);
+}
+
+#[test]
+fn whatever_is_flushed_or_changed_is_noticed_and_put_right() {
+    let netns = Netns::create("fw").unwrap();
+    let mut firewall = Firewall::new(spec());
+    ensure(&netns, &mut firewall);
+    let right = (lines(&netns, "nft --stateless list table ip loden"), filter(&netns));
+    for damage in [
+        "nft flush ruleset",
+        "nft flush table ip loden",
+        "nft delete table ip loden",
+        "nft add rule ip loden postrouting accept",
+        "nft insert rule ip loden postrouting counter",
+        "iptables -F FORWARD",
+        "iptables -F LODEN-FWD",
+        "iptables -D LODEN-FWD 1",
+        "iptables -I LODEN-FWD -j DROP",
+        "iptables -A FORWARD -j LODEN-FWD",
+        "iptables -F",
+    ] {
+        netns.exec(damage).unwrap();
+        assert!(!is_current(&netns, &firewall), "{damage} is noticed");
+        assert!(ensure(&netns, &mut firewall), "{damage}");
+        assert_eq!(lines(&netns, "nft --stateless list table ip loden"), right.0, "after {damage}");
+        assert_eq!(filter(&netns), right.1, "after {damage}");
+    }
+}
+
+#[test]
+fn what_is_switched_off_is_removed() {
+    let netns = Netns::create("fw").unwrap();
+    let mut firewall = Firewall::new(spec());
+    ensure(&netns, &mut firewall);
+    firewall.set_spec(FirewallSpec { masquerade: false, ..spec() });
+    assert!(ensure(&netns, &mut firewall));
+    assert_eq!(lines(&netns, "nft list tables"), ["table ip filter"]);
+    firewall.set_spec(FirewallSpec { masquerade: false, forward: false, ..spec() });
+    assert!(ensure(&netns, &mut firewall));
+    assert_eq!(filter(&netns), ["-P INPUT ACCEPT", "-P FORWARD ACCEPT", "-P OUTPUT ACCEPT"]);
+    assert!(!ensure(&netns, &mut firewall));
+}
+
+#[test]
+fn removal_takes_ours_and_leaves_the_rest() {
+    let netns = Netns::create("fw").unwrap();
+    netns.exec("nft add table ip operator").unwrap();
+    netns.exec("iptables -N DOCKER-USER").unwrap();
+    netns.exec("iptables -A FORWARD -j DOCKER-USER").unwrap();
+    netns.exec("iptables -P FORWARD DROP").unwrap();
+    let before = netns.exec("nft --stateless list ruleset").unwrap();
+    ensure(&netns, &mut Firewall::new(spec()));
+    assert_ne!(netns.exec("nft --stateless list ruleset").unwrap(), before);
+    for _ in 0..2 {
+        let errors = inside(&netns, async |_| Firewall::remove().await);
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(netns.exec("nft --stateless list ruleset").unwrap(), before);
+    }
+}
+
+#[test]
+fn flannels_masquerade_rules_are_taken_over_once_and_those_of_another_network_stay() {
+    let netns = Netns::create("fw").unwrap();
+    let flannel = |network: &str| {
+        for line in [
+            "iptables -t nat -N FLANNEL-POSTRTG",
+            &format!(
+                "iptables -t nat -A FLANNEL-POSTRTG -s {network} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully"
+            ),
+            "nft add table ip flannel-ipv4",
+            "nft add chain ip flannel-ipv4 postrtg { type nat hook postrouting priority srcnat ; }",
+            &format!(
+                "nft add rule ip flannel-ipv4 postrtg ip saddr {network} ip daddr != 224.0.0.0/4 masquerade"
+            ),
+        ] {
+            netns.exec(line).unwrap();
+        }
+        // With the blank in the comment, as flannel has it.
+        let mut jump = netns.command("iptables");
+        jump.args(["-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", "flanneld masq"]);
+        netns::output(jump.args(["-j", "FLANNEL-POSTRTG"])).unwrap();
+    };
+    let theirs = || {
+        let rules = netns.exec("nft list ruleset").unwrap();
+        (rules.contains("FLANNEL-POSTRTG"), rules.contains("flannel-ipv4"))
+    };
+    flannel(node::NETWORK);
+    let mut firewall = Firewall::new(spec());
+    ensure(&netns, &mut firewall);
+    assert_eq!(theirs(), (false, false));
+    flannel(node::NETWORK);
+    ensure(&netns, &mut firewall);
+    assert_eq!(theirs(), (true, true), "a flanneld that still runs is not fought");
+
+    netns.exec("nft flush ruleset").unwrap();
+    flannel("10.77.0.0/16");
+    ensure(&netns, &mut Firewall::new(spec()));
+    assert_eq!(theirs(), (true, true), "another network's");
+}
+
+/// A host between a pod and an outside: `a` with its pod, and `b`, which is not in the overlay.
+struct Site {
+    host: Netns,
+    outside: Netns,
+    pod: Netns,
+}
+
+impl Site {
+    fn new() -> Self {
+        let (host, outside) = node::pair();
+        let pod = node::pod(&host, "10.5.1.0/24");
+        Self { host, outside, pod }
+    }
+}
+
+#[test]
+fn a_pod_reaches_the_outside_with_the_hosts_address() {
+    let site = Site::new();
+    node::ping(&site.pod, "192.168.77.12").unwrap_err();
+    ensure(&site.host, &mut Firewall::new(spec()));
+    node::ping(&site.pod, "192.168.77.12").unwrap();
+}
+
+#[test]
+fn a_client_from_outside_keeps_its_address() {
+    let site = Site::new();
+    site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    ensure(&site.host, &mut Firewall::new(spec()));
+    site.pod.exec("iptables -A INPUT -s 192.168.77.12 -p icmp").unwrap();
+    node::ping(&site.outside, "10.5.1.2").unwrap();
+    assert_eq!(counted(&site.pod), 1);
+}
+
+/// How often the first INPUT rule of a pod has matched.
+fn counted(pod: &Netns) -> u64 {
+    let rule = lines(pod, "iptables -t filter -L INPUT 1 -v -n -x");
+    rule[0].split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn pods_see_each_others_own_addresses_and_hosts_come_with_their_overlay_address() {
+    let (a, b) = node::pair();
+    let (pod_a, pod_b) = (node::pod(&a, "10.5.1.0/24"), node::pod(&b, "10.5.2.0/24"));
+    for (host, public, own, other) in [
+        (&a, "192.168.77.11", "10.5.1.0/24", "10.5.2.0/24"),
+        (&b, "192.168.77.12", "10.5.2.0/24", "10.5.1.0/24"),
+    ] {
+        let spec = node::spec(host, public);
+        let mac = if own == "10.5.1.0/24" { [2, 0, 0, 0, 0, 1] } else { [2, 0, 0, 0, 0, 2] };
+        let (vtep, vtep_mac) = if own == "10.5.1.0/24" {
+            ("192.168.77.12", [2, 0, 0, 0, 0, 2])
+        } else {
+            ("192.168.77.11", [2, 0, 0, 0, 0, 1])
+        };
+        inside(host, async |kernel| {
+            let spec = loden_agent::kernel::VxlanSpec { mac: Some(mac), ..spec };
+            let device = node::set_up(&kernel, &spec, own).await.index;
+            let desired = node::desired(own, device, spec.uplink, &[node::peer(other, vtep, vtep_mac)]);
+            node::reconcile(&kernel, &desired).await;
+        });
+        let spec = FirewallSpec { subnet: own.parse().unwrap(), ..self::spec() };
+        ensure(host, &mut Firewall::new(spec));
+    }
+    pod_b.exec("iptables -A INPUT -s 10.5.1.2 -p icmp").unwrap();
+    node::ping(&pod_a, "10.5.2.2").unwrap();
+    assert_eq!(counted(&pod_b), 1, "the pod's own address");
+
+    // A host whose packet would leave with its public address is masqueraded to that of its VXLAN device:
+    // the answer must come back through the overlay (flannel's sixth rule).
+    pod_b.exec("iptables -I INPUT -s 10.5.1.0 -p icmp").unwrap();
+    a.exec("ping -n -c 1 -W 2 -I 192.168.77.11 10.5.2.2").unwrap();
+    assert_eq!(counted(&pod_b), 1, "the host's overlay address");
+}
+
+/// What dockerd 20.10 makes of the filter table, and 28 (which drops what is not published).
+fn docker(host: &Netns) {
+    for line in [
+        "-P FORWARD DROP",
+        "-N DOCKER",
+        "-N DOCKER-USER",
+        "-N DOCKER-FORWARD",
+        "-A DOCKER-USER -j RETURN",
+        "-A DOCKER ! -i docker0 -o docker0 -j DROP",
+        "-A DOCKER ! -i cni0 -o cni0 -j DROP",
+        "-A DOCKER-FORWARD -j DOCKER",
+        "-A FORWARD -j DOCKER-USER",
+        "-A FORWARD -j DOCKER-FORWARD",
+    ] {
+        host.exec(&format!("iptables {line}")).unwrap();
+    }
+}
+
+#[test]
+fn dockers_forward_policy_and_drops_do_not_stop_the_overlay() {
+    let site = Site::new();
+    site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    docker(&site.host);
+    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    let mut firewall = Firewall::new(spec());
+    ensure(&site.host, &mut firewall);
+    node::ping(&site.outside, "10.5.1.2").unwrap();
+    node::ping(&site.pod, "192.168.77.12").unwrap();
+    let forward = lines(&site.host, "iptables -S FORWARD");
+    assert_eq!(
+        forward[1..],
+        ["-A FORWARD -j DOCKER-USER", "-A FORWARD -j LODEN-FWD", "-A FORWARD -j DOCKER-FORWARD"]
+    );
+}
+
+#[test]
+fn a_forward_policy_in_the_legacy_ruleset_is_seen_to_as_well() {
+    let site = Site::new();
+    site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    let mut firewall = Firewall::new(spec());
+    ensure(&site.host, &mut firewall);
+    assert!(!has_legacy(&site.host), "the legacy ruleset is not brought into being");
+    site.host.exec("iptables-legacy -P FORWARD DROP").unwrap();
+    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    assert!(!is_current(&site.host, &firewall));
+    assert!(ensure(&site.host, &mut firewall));
+    node::ping(&site.outside, "10.5.1.2").unwrap();
+    let errors = inside(&site.host, async |_| Firewall::remove().await);
+    assert!(errors.is_empty(), "{errors:?}");
+    let left = lines(&site.host, "iptables-legacy -S");
+    assert_eq!(left, ["-P INPUT ACCEPT", "-P FORWARD DROP", "-P OUTPUT ACCEPT"]);
+}
+
+fn has_legacy(netns: &Netns) -> bool {
+    !netns.exec("cat /proc/thread-self/net/ip_tables_names").unwrap().is_empty()
+}
+
+#[test]
+fn a_native_chain_that_drops_is_told_because_it_cannot_be_overruled() {
+    let site = Site::new();
+    site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    docker(&site.host);
+    let mut firewall = Firewall::new(spec());
+    ensure(&site.host, &mut firewall);
+    let drops = || inside(&site.host, async |_| forward_drops().await.unwrap());
+    assert!(drops().is_empty(), "Docker's policy is seen to");
+    site.host.exec("nft add table inet site").unwrap();
+    site.host
+        .exec("nft add chain inet site only { type filter hook forward priority filter ; policy drop ; }")
+        .unwrap();
+    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    assert_eq!(drops(), ["inet site only"]);
+    site.host.exec("nft add rule inet site only ip daddr 10.5.0.0/16 accept").unwrap();
+    site.host.exec("nft add rule inet site only ip saddr 10.5.0.0/16 accept").unwrap();
+    node::ping(&site.outside, "10.5.1.2").unwrap();
+}
+
+#[test]
+fn a_docker_that_starts_later_puts_itself_first_and_is_put_second_again() {
+    let site = Site::new();
+    site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    let mut firewall = Firewall::new(spec());
+    ensure(&site.host, &mut firewall);
+    docker(&site.host);
+    // As dockerd does: its own before all others.
+    for line in [
+        "-D FORWARD -j DOCKER-FORWARD",
+        "-I FORWARD -j DOCKER-FORWARD",
+        "-D FORWARD -j DOCKER-USER",
+        "-I FORWARD -j DOCKER-USER",
+    ] {
+        site.host.exec(&format!("iptables {line}")).unwrap();
+    }
+    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    assert!(!is_current(&site.host, &firewall));
+    assert!(ensure(&site.host, &mut firewall));
+    node::ping(&site.outside, "10.5.1.2").unwrap();
+}
+
+#[test]
+fn what_an_operator_forbids_in_docker_user_stays_forbidden() {
+    let site = Site::new();
+    site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    docker(&site.host);
+    site.host.exec("iptables -I DOCKER-USER -s 192.168.77.12 -j DROP").unwrap();
+    ensure(&site.host, &mut Firewall::new(spec()));
+    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+}
+
+#[test]
+fn without_iptables_only_the_table_is_made_and_without_nft_the_error_says_what_to_do() {
+    let netns = Netns::create("fw").unwrap();
+    let ensured = |tools: &[&str]| {
+        netns.run(|| {
+            let _tools = only(tools);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(Firewall::new(spec()).ensure())
+        })
+    };
+    assert!(ensured(&["nft"]).unwrap());
+    assert_eq!(lines(&netns, "nft list tables"), ["table ip loden"]);
+    let error = ensured(&[]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "nft is not installed or not in PATH: install nftables, or run without --ip-masq"
+    );
+}
+
+/// Leaves the calling thread, in a mount namespace of its own, only these of the programs in `/usr/sbin`.
+fn only(tools: &[&str]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for tool in tools {
+        std::fs::copy(Path::new("/usr/sbin").join(tool), dir.path().join(tool)).unwrap();
+    }
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(Some(dir.path()), "/usr/sbin", none, MsFlags::MS_BIND, none).unwrap();
+    dir
+}
