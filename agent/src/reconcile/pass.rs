@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{Path, Reconciler, Work, firewall_spec, settings};
 use crate::{
-    dataplane::{Dataplane, PeerPath},
+    dataplane::PeerPath,
     kernel::{VxlanSpec, sysctl},
     network::Backend,
     overlay::{self, Desired, Expected, Plan},
@@ -118,8 +118,7 @@ impl Reconciler {
         if *dataplane.settings() == wanted {
             return Ok(false);
         }
-        let dataplane = Dataplane::load(&wanted, &self.node.config.bpffs_dir)?;
-        self.path = Path::Ebpf(Box::new(dataplane));
+        self.path = Path::Ebpf(Box::new(super::load(&self.node, &wanted)?));
         self.listen_for_sightings()?;
         Ok(true)
     }

@@ -10,7 +10,9 @@
 mod churn;
 mod direct;
 mod fast_path;
+mod guard;
 mod leaving;
+mod local;
 mod mixed;
 mod nat;
 mod reachability;
