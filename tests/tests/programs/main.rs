@@ -4,9 +4,12 @@
 //! A failing test leaves `target/pcap/<test>.pcap`.
 
 mod case;
+mod from_overlay;
 mod from_pod;
 mod from_wire;
+mod gate;
 mod hash;
+mod observe;
 mod packet;
 mod rig;
 mod samples;
