@@ -94,6 +94,7 @@ fn outbound() -> Vec<Case> {
             .passes(PassPodProtocol)
             .then(|rig| assert!(rig.flows().is_empty())),
         case("TCP cut before its flags", &sent_ip().protocol(TCP).payload(13)).passes(PassPodProtocol),
+        case("TCP cut before its flags, open", &sent_ip().protocol(TCP).payload(13)).open().passes(PassPodProtocol),
         case("expired", &sent_udp())
             .after(|rig| set(rig, UDP, |flow| flow.outbound_until = EXPIRED))
             .passes(PassPodGate),
@@ -167,6 +168,9 @@ fn inbound() -> Vec<Case> {
             .after(|rig| rig.dataplane.bump_epoch().unwrap())
             .passes(PassWireGate),
         case("TCP cut before its flags", &inner_ip().protocol(TCP).payload(13)).passes(PassWireProtocol),
+        case("TCP cut before its flags, open", &inner_ip().protocol(TCP).payload(13))
+            .open()
+            .passes(PassWireProtocol),
         case("a qualified flow does not excuse a forged source", &inner_udp().from(WIDE_REMOTE))
             .after(all_in)
             .drops(DropForgedPeerSource),

@@ -13,3 +13,7 @@ mod observe;
 mod packet;
 mod rig;
 mod samples;
+mod hostile;
+mod oracle;
+mod reasons;
+mod truncated;
