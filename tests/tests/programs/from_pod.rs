@@ -11,7 +11,10 @@ fn what_a_pod_sends_is_encapsulated_or_passed_on_unchanged() {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    [fast(), direct(), ttl(), ecn(), addresses(), sightings(), not_plain(), lengths()].into_iter().flatten().collect()
+    [fast(), direct(), ttl(), ecn(), addresses(), sightings(), not_plain(), lengths()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn case(what: &str, packet: &Packet) -> Case {
@@ -55,7 +58,9 @@ fn direct() -> Vec<Case> {
         routed("direct: TOS stays", sent_udp().to(DIRECT_REMOTE).tos(0xbb)),
         case("direct: one byte more", &of(room + 1)).passes(PassPodTooBig),
         case("direct: TTL 1", &of(1).ttl(1)).passes(PassPodTtl),
-        case("direct: a GSO packet needs no room", &of(1000)).gso(500).routes(FastDirectOut, of(1000).ttl(63)),
+        case("direct: a GSO packet needs no room", &of(1000))
+            .gso(500)
+            .routes(FastDirectOut, of(1000).ttl(63)),
     ]
 }
 
@@ -83,8 +88,11 @@ fn ecn() -> Vec<Case> {
         .into_iter()
         .map(|(inner, outer)| {
             let peer = (PEER_VTEP, PEER_VTEP_MAC);
-            case(&format!("TOS {inner:#04x}"), &sent_udp().tos(inner))
-                .encapsulates(encapsulated_to(sent_udp().tos(inner).ttl(63), peer, outer))
+            case(&format!("TOS {inner:#04x}"), &sent_udp().tos(inner)).encapsulates(encapsulated_to(
+                sent_udp().tos(inner).ttl(63),
+                peer,
+                outer,
+            ))
         })
         .collect()
 }
@@ -125,8 +133,8 @@ fn addresses() -> Vec<Case> {
     let not_for_gateway = other_macs.into_iter().map(|(what, mac)| {
         case(&format!("frame for {what}"), &sent_udp().macs(mac, POD_MAC)).passes(PassPodNotForGateway)
     });
-    let no_uplink = case("to a peer that only the kernel reaches", &sent_udp().to(KERNEL_REMOTE))
-        .passes(PassPodNoUplink);
+    let no_uplink =
+        case("to a peer that only the kernel reaches", &sent_udp().to(KERNEL_REMOTE)).passes(PassPodNoUplink);
     no_peer.chain(foreign).chain(not_for_gateway).chain([no_uplink]).collect()
 }
 
@@ -210,7 +218,9 @@ fn lengths() -> Vec<Case> {
         case("segments that fit: the kernel makes no room in a GSO packet of unknown type", &sent_tcp(ACK))
             .gso(u32::from(PEER_MTU) - 50 - 40)
             .passes(PassPodNoRoom),
-        case("segments one byte too large", &sent_tcp(ACK)).gso(u32::from(PEER_MTU) - 50 - 39).passes(PassPodTooBig),
+        case("segments one byte too large", &sent_tcp(ACK))
+            .gso(u32::from(PEER_MTU) - 50 - 39)
+            .passes(PassPodTooBig),
         case("UDP segments that fit", &sent_udp()).gso(u32::from(PEER_MTU) - 50 - 28).passes(PassPodNoRoom),
         case("UDP segments one byte too large", &sent_udp())
             .gso(u32::from(PEER_MTU) - 50 - 27)

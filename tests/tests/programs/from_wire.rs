@@ -61,11 +61,8 @@ fn fast() -> Vec<Case> {
             .delivers(FastDecap, delivered(inner_udp())),
         case("any source MAC inside", &outer().then(inner_udp().macs(VTEP_MAC, STRANGER_MAC)))
             .delivers(FastDecap, delivered(inner_udp())),
-        case(
-            "a peer with a wide subnet",
-            &outer().from(WIDE_PEER_VTEP).then(inner_udp().from(WIDE_REMOTE)),
-        )
-        .delivers(FastDecap, delivered(inner_udp().from(WIDE_REMOTE))),
+        case("a peer with a wide subnet", &outer().from(WIDE_PEER_VTEP).then(inner_udp().from(WIDE_REMOTE)))
+            .delivers(FastDecap, delivered(inner_udp().from(WIDE_REMOTE))),
         case(
             "a peer that this node reaches by the kernel alone",
             &outer().from(KERNEL_PEER_VTEP).then(inner_udp().from(KERNEL_REMOTE)),
@@ -147,15 +144,17 @@ fn ecn() -> Vec<Case> {
         for (inner_ecn, result) in (0u8..).zip(row) {
             // With and without a DSCP on either side, which must neither be lost nor move inside.
             for (outer_dscp, inner_dscp) in [(0, 0), (0xb8, 0), (0, 0x28), (0xfc, 0x28)] {
-                let packet = outer().tos(outer_dscp | outer_ecn).then(inner_udp().tos(inner_dscp | inner_ecn));
+                let packet =
+                    outer().tos(outer_dscp | outer_ecn).then(inner_udp().tos(inner_dscp | inner_ecn));
                 let what = format!(
                     "TOS {:#04x} outside, {:#04x} inside",
                     outer_dscp | outer_ecn,
                     inner_dscp | inner_ecn
                 );
                 cases.push(match result {
-                    Some(ecn) => case(&what, &packet)
-                        .delivers(FastDecap, delivered(inner_udp()).tos(inner_dscp | ecn)),
+                    Some(ecn) => {
+                        case(&what, &packet).delivers(FastDecap, delivered(inner_udp()).tos(inner_dscp | ecn))
+                    }
                     None => case(&what, &packet).passes(PassWireEcn),
                 });
             }
@@ -305,11 +304,8 @@ fn senders() -> Vec<Case> {
     let foreign = |what: &str, source| {
         [
             arriving(&format!("a peer, from {what}"), inner_udp().from(source)).passes(PassWireForeignSource),
-            case(
-                &format!("a stranger, from {what}"),
-                &outer().from(STRANGER).then(inner_udp().from(source)),
-            )
-            .drops(DropUnknownVtep),
+            case(&format!("a stranger, from {what}"), &outer().from(STRANGER).then(inner_udp().from(source)))
+                .drops(DropUnknownVtep),
         ]
     };
     let stranger = |what, inner| case(what, &outer().from(STRANGER).then(inner)).drops(DropUnknownVtep);

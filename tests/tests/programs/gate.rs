@@ -57,7 +57,9 @@ fn outbound() -> Vec<Case> {
                 .after(all_out)
                 .encapsulates(encapsulated(packet.clone().ttl(63))),
         );
-        cases.push(case(&format!("{what}, the other way qualified"), &packet).after(all_in).passes(PassPodGate));
+        cases.push(
+            case(&format!("{what}, the other way qualified"), &packet).after(all_in).passes(PassPodGate),
+        );
     }
     for flags in (0..=255u8).filter(|flags| flags & (SYN | FIN | RST) != 0) {
         cases.push(
@@ -94,7 +96,9 @@ fn outbound() -> Vec<Case> {
             .passes(PassPodProtocol)
             .then(|rig| assert!(rig.flows().is_empty())),
         case("TCP cut before its flags", &sent_ip().protocol(TCP).payload(13)).passes(PassPodProtocol),
-        case("TCP cut before its flags, open", &sent_ip().protocol(TCP).payload(13)).open().passes(PassPodProtocol),
+        case("TCP cut before its flags, open", &sent_ip().protocol(TCP).payload(13))
+            .open()
+            .passes(PassPodProtocol),
         case("expired", &sent_udp())
             .after(|rig| set(rig, UDP, |flow| flow.outbound_until = EXPIRED))
             .passes(PassPodGate),
@@ -150,7 +154,9 @@ fn inbound() -> Vec<Case> {
                 .after(all_in)
                 .delivers(FastDecap, delivered(packet.clone())),
         );
-        cases.push(case(&format!("{what}, the other way qualified"), &packet).after(all_out).passes(PassWireGate));
+        cases.push(
+            case(&format!("{what}, the other way qualified"), &packet).after(all_out).passes(PassWireGate),
+        );
     }
     for flags in (0..=255u8).filter(|flags| flags & (SYN | FIN | RST) != 0) {
         cases.push(

@@ -170,7 +170,11 @@ fn hostile(program: Program) {
             }
             let share = redirected as f64 / frames as f64;
             let acts = [FromPod, FromWire, FromOverlay].contains(&program);
-            assert_eq!(share > 0.02, acts, "{share} of the frames were redirected: is the run worth anything?");
+            assert_eq!(
+                share > 0.02,
+                acts,
+                "{share} of the frames were redirected: is the run worth anything?"
+            );
         }
     });
 }

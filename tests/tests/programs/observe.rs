@@ -119,7 +119,10 @@ fn sequences() -> Vec<Case> {
                 assert!(flow.inbound_until > flow.inbound_seen && flow.outbound_until == 0);
             }),
         pod("outbound: point 1 alone proves nothing", &sent_udp()).after(goes_in).passes(PassPodGate),
-        pod("outbound: fast after both points", &sent_udp()).after(goes_in).after(comes_out).encapsulates(fast()),
+        pod("outbound: fast after both points", &sent_udp())
+            .after(goes_in)
+            .after(comes_out)
+            .encapsulates(fast()),
         pod("outbound: not what inbound has proven", &sent_udp())
             .after(arrives)
             .after(is_delivered)
@@ -145,11 +148,15 @@ fn sequences() -> Vec<Case> {
             .after(arrives)
             .after(is_delivered)
             .delivers(FastOverlay, delivered(inner_udp())),
-        Case::new("inbound at the uplink: fast after both points", Program::FromWire, &outer().then(inner_udp()))
-            .strict()
-            .after(arrives)
-            .after(is_delivered)
-            .delivers(FastDecap, delivered(inner_udp())),
+        Case::new(
+            "inbound at the uplink: fast after both points",
+            Program::FromWire,
+            &outer().then(inner_udp()),
+        )
+        .strict()
+        .after(arrives)
+        .after(is_delivered)
+        .delivers(FastDecap, delivered(inner_udp())),
         Case::new("open: what came out translated gates the endpoint's next packet", FromPod, &sent_udp())
             .after(comes_out)
             .passes(PassPodGate),
@@ -160,10 +167,14 @@ fn sequences() -> Vec<Case> {
         Case::new("open: and its SYN that arrives", Program::FromWire, &outer().then(inner_tcp(SYN)))
             .after(comes_out)
             .passes(PassWireTcpControl),
-        Case::new("open: a flow of the gated endpoint is fast again once it has qualified", FromPod, &sent_udp())
-            .after(comes_out)
-            .after(goes_in)
-            .after(comes_out)
-            .encapsulates(fast()),
+        Case::new(
+            "open: a flow of the gated endpoint is fast again once it has qualified",
+            FromPod,
+            &sent_udp(),
+        )
+        .after(comes_out)
+        .after(goes_in)
+        .after(comes_out)
+        .encapsulates(fast()),
     ]
 }

@@ -41,7 +41,8 @@ impl Allowed {
         expected[checksum.clone()].copy_from_slice(&went[checksum]);
         // One's complement has two zeroes; modulo 0xffff they are one.
         let sum = |header: &[u8]| {
-            header.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum::<u32>() % 0xffff
+            header.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum::<u32>()
+                % 0xffff
         };
         expected == went && sum(&came[self.ip.0..][..20]) == sum(&went[self.ip.1..][..20])
     }
@@ -171,7 +172,9 @@ fn from_pod(frame: &[u8], strict: bool) -> Option<Allowed> {
 fn from_wire(frame: &[u8], strict: bool) -> Option<Allowed> {
     let outer = plain_ip(frame, 14);
     if outer.as_ref().is_none_or(|outer| outer.protocol != UDP || outer.destination != VTEP) {
-        return delivered(frame, 0, WIRE_MAC, strict, |source| peer_of(source).is_some_and(|(_, direct)| direct));
+        return delivered(frame, 0, WIRE_MAC, strict, |source| {
+            peer_of(source).is_some_and(|(_, direct)| direct)
+        });
     }
     let outer = outer?;
     let udp = frame.get(34..50)?;
@@ -225,8 +228,9 @@ pub(crate) fn may_drop(program: Program, frame: &[u8]) -> bool {
             let is_udp_for_us = frame.get(23) == Some(&UDP) && address(frame, 30) == Some(VTEP);
             let vteps = [PEER_VTEP, KERNEL_PEER_VTEP, WIDE_PEER_VTEP, DIRECT_PEER_VTEP];
             let is_strange = sender.is_none_or(|sender| !vteps.contains(&sender));
-            let is_forged = address(frame, 76)
-                .is_some_and(|source| is_own(source) || peer_of(source).is_some_and(|(vtep, _)| Some(vtep) != sender));
+            let is_forged = address(frame, 76).is_some_and(|source| {
+                is_own(source) || peer_of(source).is_some_and(|(vtep, _)| Some(vtep) != sender)
+            });
             is_ethernet_to(frame, 0, WIRE_MAC) && is_udp_for_us && (is_strange || is_forged)
         }
         FromOverlay | ToPod | ToOverlay | ToWire => false,

@@ -15,7 +15,8 @@ const OUT_OF_REACH: [(Reason, &str); 1] = [(
 
 #[test]
 fn every_reason_has_a_row_that_produces_it() {
-    let cases = [from_pod::cases(), from_wire::cases(), from_overlay::cases(), observe::cases(), gate::cases()];
+    let cases =
+        [from_pod::cases(), from_wire::cases(), from_overlay::cases(), observe::cases(), gate::cases()];
     let produced: BTreeSet<Reason> = cases.iter().flatten().filter_map(|case| case.reason()).collect();
     let out_of_reach: BTreeSet<Reason> = OUT_OF_REACH.iter().map(|(reason, _)| *reason).collect();
     assert!(produced.is_disjoint(&out_of_reach), "a reason that was thought out of reach has a row");
@@ -27,7 +28,9 @@ fn every_reason_has_a_row_that_produces_it() {
 
 #[test]
 fn no_two_rows_of_a_table_have_the_same_name() {
-    for cases in [from_pod::cases(), from_wire::cases(), from_overlay::cases(), observe::cases(), gate::cases()] {
+    for cases in
+        [from_pod::cases(), from_wire::cases(), from_overlay::cases(), observe::cases(), gate::cases()]
+    {
         let names: BTreeSet<&str> = cases.iter().map(|case| case.what.as_str()).collect();
         assert_eq!(names.len(), cases.len());
     }

@@ -10,7 +10,9 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
-use loden_agent::dataplane::{Counters, Dataplane, PeerPath, Pins, Program, Settings, Underlay, VxlanSettings};
+use loden_agent::dataplane::{
+    Counters, Dataplane, PeerPath, Pins, Program, Settings, Underlay, VxlanSettings,
+};
 use loden_ebpf::{
     abi::{Endpoint, Flow, FlowKey, map},
     reason::Reason,

@@ -34,7 +34,12 @@ fn every_prefix_passes_unchanged(mode: Mode) {
     Lab::run(|lab| {
         let mut rig = Rig::load(lab, mode);
         for protocol in [TCP, UDP, ICMP] {
-            let until = Flow { inbound_until: u64::MAX, outbound_until: u64::MAX, epoch: rig.epoch(), ..Flow::default() };
+            let until = Flow {
+                inbound_until: u64::MAX,
+                outbound_until: u64::MAX,
+                epoch: rig.epoch(),
+                ..Flow::default()
+            };
             rig.set_flow(flow(protocol), until);
         }
         for (program, packet) in frames() {
@@ -45,7 +50,11 @@ fn every_prefix_passes_unchanged(mode: Mode) {
                 if (outcome.action, &outcome.frame[..]) != (UNSPEC, cut) {
                     let path = save("truncated", [cut, &outcome.frame]);
                     let action = outcome.action;
-                    panic!("{program:?}: {action} for {len} of {} bytes, see {}", frame.len(), path.display());
+                    panic!(
+                        "{program:?}: {action} for {len} of {} bytes, see {}",
+                        frame.len(),
+                        path.display()
+                    );
                 }
             }
             if !mode.strict {
@@ -59,7 +68,11 @@ fn every_prefix_passes_unchanged(mode: Mode) {
                 let frame = packet.build();
                 for len in SHORTEST..=frame.len() {
                     let outcome = rig.run(program, &frame[..len], Context::default());
-                    assert_eq!((outcome.action, &outcome.frame[..]), (UNSPEC, &frame[..len]), "{program:?}, {len}");
+                    assert_eq!(
+                        (outcome.action, &outcome.frame[..]),
+                        (UNSPEC, &frame[..len]),
+                        "{program:?}, {len}"
+                    );
                 }
             }
         }
