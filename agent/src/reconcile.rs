@@ -28,9 +28,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::work::Work;
 use crate::{
-    config::{Config, Datapath, Gate, SourceCheck},
+    config::{Config, Datapath, Gate, SourceCheck, Xdp},
     control,
-    dataplane::{self, Dataplane, Settings, Underlay, VxlanSettings},
+    dataplane::{self, Dataplane, GuardMode, Settings, Underlay, VxlanSettings},
     endpoints::{Bridge, Endpoints},
     firewall::{Firewall, FirewallSpec},
     health::Readiness,
@@ -320,6 +320,20 @@ async fn sighted(ring: &mut Option<AsyncFd<RingBuf<MapData>>>) {
     }
 }
 
+fn load(node: &Node, settings: &Settings) -> Result<Dataplane, dataplane::DataplaneError> {
+    let mut dataplane = Dataplane::load(settings, &node.config.bpffs_dir)?;
+    dataplane.set_guard_mode(guard_mode(node.config.xdp));
+    Ok(dataplane)
+}
+
+fn guard_mode(xdp: Xdp) -> GuardMode {
+    match xdp {
+        Xdp::Auto | Xdp::Off => GuardMode::WhereNative,
+        Xdp::Native => GuardMode::Native,
+        Xdp::Generic => GuardMode::Generic,
+    }
+}
+
 fn open_path(node: &Node) -> Result<Path> {
     if node.config.datapath == Datapath::Kernel {
         // An earlier agent's programs would go on as they are.
@@ -328,7 +342,7 @@ fn open_path(node: &Node) -> Result<Path> {
         }
         return Ok(Path::Kernel("--datapath=kernel".into()));
     }
-    match Dataplane::load(&settings(node)?, &node.config.bpffs_dir) {
+    match load(node, &settings(node)?) {
         Ok(dataplane) => Ok(Path::Ebpf(Box::new(dataplane))),
         Err(error) if node.config.datapath == Datapath::Auto => {
             let error = anyhow::Error::from(error);

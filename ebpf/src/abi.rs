@@ -10,6 +10,8 @@ pub const ABI_VERSION: u32 = 1;
 pub mod program {
     /// TC ingress of the host side of a pod's veth.
     pub const FROM_POD: &str = "from_pod";
+    /// XDP on an uplink.
+    pub const GUARD: &str = "guard";
     /// TC egress of the host side of a pod's veth.
     pub const TO_POD: &str = "to_pod";
     /// TC ingress of an uplink.
@@ -124,6 +126,19 @@ impl FlowKey {
             protocol: u32::from(protocol),
         }
     }
+
+    /// The same flow, seen from its other end.
+    #[inline(always)]
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self {
+            local: self.remote,
+            remote: self.local,
+            local_port: self.remote_port,
+            remote_port: self.local_port,
+            protocol: self.protocol,
+        }
+    }
 }
 
 impl Peer {
@@ -152,7 +167,8 @@ pub struct Endpoint {
     pub gated: u32,
 }
 
-/// A flow as this node sees it: local pod first. ICMP echo has its identifier in both ports.
+/// A flow as this node sees it: local pod first. Of an ICMP echo, the sender's port is the identifier and the
+/// receiver's the type, so that requests and replies are flows of their own: filters tell them apart.
 ///
 /// Every field at a multiple of its size, because the programs build it on their stack, where the verifier allows
 /// no misaligned store.
@@ -183,6 +199,10 @@ pub struct Flow {
     pub inbound_seen: u64,
     /// Until when packets for the pod may skip the host stack.
     pub inbound_until: u64,
+    /// What tells the packet of `outbound_seen` from others: see [`crate::flow::mark`].
+    pub outbound_mark: u64,
+    /// The same of `inbound_seen`.
+    pub inbound_mark: u64,
     /// Epoch in which the flow qualified.
     pub epoch: u32,
     /// 1 where the host was seen to translate this flow.
@@ -227,7 +247,7 @@ const _: () = {
     assert!(size_of::<Peer>() == 32);
     assert!(size_of::<Endpoint>() == 24);
     assert!(size_of::<FlowKey>() == 16);
-    assert!(size_of::<Flow>() == 40);
+    assert!(size_of::<Flow>() == 56);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<SightingKey>() == 8);
     assert!(size_of::<Sighting>() == 16);
@@ -248,6 +268,7 @@ mod tests {
             protocol: 6,
         };
         assert_eq!(key, expected);
+        assert_eq!(key.reversed(), FlowKey::new(6, (0x0a05_0203, 40_000), (0x0a05_0102, 80)));
     }
 }
 

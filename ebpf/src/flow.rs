@@ -1,18 +1,24 @@
 //! The flow gate: may this packet skip the host's netfilter?
 //!
 //! A flow qualifies for one direction when the host stack was seen to hand on one of its packets unchanged: the
-//! tuple that went into the stack (point 1) comes out of it (point 2). What netfilter dropped never reaches
-//! point 2, and what it translated differs there. Qualification ends after 5 to 15 seconds, so that the stack
-//! sees the flow again, and at once when the epoch changes. The directions are independent: each proves itself.
+//! very packet that went into the stack (point 1) comes out of it (point 2). What netfilter dropped never reaches
+//! point 2, and what it translated differs there. The tuple alone proves nothing: a pod that calls a service and
+//! its backend from one port sends one flow into the stack with the tuple with which the other comes out.
+//! Qualification ends after 5 to 15 seconds, so that the stack sees the flow again, and at once when the epoch
+//! changes. The directions are independent: each proves itself.
 //!
 //! An endpoint is *gated* when its flows must qualify: always in strict mode, in open mode from the first
 //! translated flow on. SYN, FIN and RST of gated endpoints always take the host stack, so conntrack knows every
 //! such connection and keeps tuples apart.
 
-use crate::abi::Flow;
+use crate::{
+    abi::Flow,
+    ipv4::{self, NextHeader},
+};
 
-/// How long after point 1 a packet may reach point 2 and still count as the same, in nanoseconds.
-pub const TRANSIT: u64 = 2_000_000_000;
+/// How long after point 1 a packet may reach point 2, in nanoseconds: longer than the three seconds for which
+/// the kernel keeps packets to a neighbour that does not answer.
+pub const TRANSIT: u64 = 4_000_000_000;
 /// Shortest time that a flow stays qualified, in nanoseconds.
 pub const QUALIFIED_MIN: u64 = 5_000_000_000;
 /// What the jitter adds at most, in nanoseconds.
@@ -38,24 +44,56 @@ pub fn is_fast(flow: &Flow, direction: Direction, now: u64, epoch: u32) -> bool 
     now < until && flow.epoch == epoch
 }
 
-/// Notes point 1: a packet of this direction goes into the host stack.
+/// What tells a packet from others of its tuple and does not change when a host forwards it: the IP id, of TCP
+/// the sequence and acknowledgement numbers, of UDP the length and the first bytes, of an echo the sequence
+/// number. `beyond` is what follows the next header's first eight bytes, zeroes where nothing does.
+///
+/// UDP's checksum is left out: it may be completed on the way.
 #[inline(always)]
-pub fn enter(flow: &mut Flow, direction: Direction, now: u64) {
+#[must_use]
+pub fn mark(header: &ipv4::Header, next: &NextHeader, beyond: [u8; 4]) -> u64 {
+    let second = match ipv4::protocol(header) {
+        ipv4::UDP => [next[4], next[5], 0, 0],
+        _ => [next[4], next[5], next[6], next[7]],
+    };
+    let id = u16::from_be_bytes([header[4], header[5]]);
+    // 64 bits hold all of it but the id; that is spread over them (Knuth's multiplicative hash).
+    let fields = u64::from(u32::from_be_bytes(second)) << 32 | u64::from(u32::from_be_bytes(beyond));
+    fields ^ u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// What a packet at point 2 says of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It went in as it came out: the flow has qualified.
+    Unchanged,
+    /// Another packet of this tuple went in after it, or instead of it: nothing is proven.
+    Another,
+    /// Nothing of this tuple went in: the host has translated it.
+    Translated,
+}
+
+/// Notes point 1: a packet of this direction, told by its [`mark`], goes into the host stack.
+#[inline(always)]
+pub fn enter(flow: &mut Flow, direction: Direction, mark: u64, now: u64) {
     match direction {
-        Direction::Outbound => flow.outbound_seen = now,
-        Direction::Inbound => flow.inbound_seen = now,
+        Direction::Outbound => (flow.outbound_seen, flow.outbound_mark) = (now, mark),
+        Direction::Inbound => (flow.inbound_seen, flow.inbound_mark) = (now, mark),
     }
 }
 
-/// Notes point 2: a packet of this direction came out of the host stack. Says whether it went in as it came out.
+/// Notes point 2: a packet of this direction came out of the host stack.
 #[inline(always)]
-pub fn leave(flow: &mut Flow, direction: Direction, now: u64, epoch: u32, random: u32) -> bool {
-    let seen = match direction {
-        Direction::Outbound => flow.outbound_seen,
-        Direction::Inbound => flow.inbound_seen,
+pub fn leave(flow: &mut Flow, direction: Direction, mark: u64, now: u64, epoch: u32, random: u32) -> Left {
+    let (seen, seen_mark) = match direction {
+        Direction::Outbound => (flow.outbound_seen, flow.outbound_mark),
+        Direction::Inbound => (flow.inbound_seen, flow.inbound_mark),
     };
     if seen == 0 || now.saturating_sub(seen) > TRANSIT {
-        return false;
+        return Left::Translated;
+    }
+    if mark != seen_mark {
+        return Left::Another;
     }
     if flow.epoch != epoch {
         // What an older epoch allowed, in either direction, must be proven anew.
@@ -69,7 +107,7 @@ pub fn leave(flow: &mut Flow, direction: Direction, now: u64, epoch: u32, random
         Direction::Outbound => flow.outbound_until = until,
         Direction::Inbound => flow.inbound_until = until,
     }
-    true
+    Left::Unchanged
 }
 
 #[cfg(test)]
@@ -84,32 +122,42 @@ mod tests {
     fn a_flow_is_fast_only_after_it_came_out_as_it_went_in() {
         let mut flow = Flow::default();
         assert!(!is_fast(&flow, Outbound, NOW, 0));
-        assert!(!leave(&mut flow, Outbound, NOW, 0, 0), "it came out without having gone in: translated");
-        enter(&mut flow, Outbound, NOW);
+        let out = leave(&mut flow, Outbound, 7, NOW, 0, 0);
+        assert_eq!(out, Left::Translated, "it came out without having gone in");
+        enter(&mut flow, Outbound, 7, NOW);
         assert!(!is_fast(&flow, Outbound, NOW, 0), "going in proves nothing");
-        assert!(leave(&mut flow, Outbound, NOW + 1000, 0, 0));
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW + 1000, 0, 0), Left::Unchanged);
         assert!(is_fast(&flow, Outbound, NOW + 2000, 0));
+    }
+
+    #[test]
+    fn another_packet_of_the_same_tuple_proves_nothing() {
+        let mut flow = Flow::default();
+        enter(&mut flow, Outbound, 7, NOW);
+        assert_eq!(leave(&mut flow, Outbound, 8, NOW + 1000, 0, 0), Left::Another);
+        assert!(!is_fast(&flow, Outbound, NOW + 2000, 0));
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW + 3000, 0, 0), Left::Unchanged, "the last of a batch");
     }
 
     #[test]
     fn one_direction_does_not_qualify_the_other() {
         let mut flow = Flow::default();
-        enter(&mut flow, Outbound, NOW);
-        assert!(leave(&mut flow, Outbound, NOW, 0, 0));
+        enter(&mut flow, Outbound, 7, NOW);
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 0, 0), Left::Unchanged);
         assert!(!is_fast(&flow, Inbound, NOW, 0));
-        assert!(!leave(&mut flow, Inbound, NOW, 0, 0));
+        assert_eq!(leave(&mut flow, Inbound, 7, NOW, 0, 0), Left::Translated);
     }
 
     #[test]
     fn a_new_epoch_ends_what_was_qualified_in_both_directions() {
         let mut flow = Flow::default();
         for direction in [Outbound, Inbound] {
-            enter(&mut flow, direction, NOW);
-            leave(&mut flow, direction, NOW, 0, 0);
+            enter(&mut flow, direction, 7, NOW);
+            leave(&mut flow, direction, 7, NOW, 0, 0);
         }
         assert!(!is_fast(&flow, Outbound, NOW, 1) && !is_fast(&flow, Inbound, NOW, 1));
-        enter(&mut flow, Outbound, NOW);
-        assert!(leave(&mut flow, Outbound, NOW, 1, 0));
+        enter(&mut flow, Outbound, 7, NOW);
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 1, 0), Left::Unchanged);
         assert!(is_fast(&flow, Outbound, NOW, 1));
         assert!(!is_fast(&flow, Inbound, NOW, 1), "the other direction has proven nothing in this epoch");
     }
@@ -117,16 +165,37 @@ mod tests {
     #[test]
     fn a_packet_that_left_long_after_one_entered_is_another() {
         let mut flow = Flow::default();
-        enter(&mut flow, Inbound, NOW);
-        assert!(!leave(&mut flow, Inbound, NOW + TRANSIT + 1, 0, 0));
+        enter(&mut flow, Inbound, 7, NOW);
+        assert_eq!(leave(&mut flow, Inbound, 7, NOW + TRANSIT + 1, 0, 0), Left::Translated);
+    }
+
+    #[test]
+    fn the_mark_follows_what_differs_between_packets_and_nothing_that_forwarding_changes() {
+        let mut header = [0x45, 0, 0, 60, 0x12, 0x34, 0x40, 0, 64, 0, 0, 0, 10, 5, 1, 2, 10, 5, 2, 2];
+        let next = [0x13, 0x88, 0x1f, 0x90, 0, 1, 2, 3];
+        for (protocol, last_counts) in [(ipv4::TCP, true), (ipv4::UDP, false), (ipv4::ICMP, true)] {
+            header[9] = protocol;
+            let first = mark(&header, &next, [4, 5, 6, 7]);
+            assert_eq!(
+                mark(&header, &[0x13, 0x88, 0x1f, 0x90, 0, 1, 2, 9], [4, 5, 6, 7]) != first,
+                last_counts
+            );
+            assert_ne!(mark(&header, &[0x13, 0x88, 0x1f, 0x90, 0, 9, 2, 3], [4, 5, 6, 7]), first);
+            assert_ne!(mark(&header, &next, [4, 5, 6, 8]), first);
+            let mut later = header;
+            (later[1], later[8], later[10]) = (3, 63, 1);
+            assert_eq!(mark(&later, &next, [4, 5, 6, 7]), first, "ECN, TTL and checksum are no part of it");
+            later[5] += 1;
+            assert_ne!(mark(&later, &next, [4, 5, 6, 7]), first);
+        }
     }
 
     proptest! {
         #[test]
         fn qualification_lasts_five_to_fifteen_seconds(random in any::<u32>()) {
             let mut flow = Flow::default();
-            enter(&mut flow, Inbound, NOW);
-            leave(&mut flow, Inbound, NOW, 0, random);
+            enter(&mut flow, Inbound, 7, NOW);
+            leave(&mut flow, Inbound, 7, NOW, 0, random);
             prop_assert!(is_fast(&flow, Inbound, NOW + QUALIFIED_MIN - 1, 0));
             prop_assert!(!is_fast(&flow, Inbound, NOW + QUALIFIED_MIN + QUALIFIED_JITTER, 0));
         }

@@ -145,7 +145,7 @@ pub fn encapsulate_ecn(inner_tos: u8) -> u8 {
 /// The first eight bytes of a TCP, UDP or ICMP header.
 pub type NextHeader = [u8; 8];
 
-/// Source and destination port, host order; an ICMP echo has its identifier in both.
+/// Source and destination port, host order; of an ICMP echo, identifier and type.
 ///
 /// `None` where the flow gate has nothing to go by: other protocols, and ICMP that is not echo.
 #[inline(always)]
@@ -155,7 +155,7 @@ pub fn ports(protocol: u8, next: &NextHeader) -> Option<(u16, u16)> {
     match protocol {
         TCP | UDP => Some((word(0), word(2))),
         // Type 8 is a request, 0 its reply (RFC 792).
-        ICMP if next[0] == 8 || next[0] == 0 => Some((word(4), word(4))),
+        ICMP if next[0] == 8 || next[0] == 0 => Some((word(4), u16::from(next[0]))),
         _ => None,
     }
 }
@@ -240,15 +240,19 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_has_its_identifier_in_both_ports_and_other_icmp_has_none() {
+    fn an_echo_has_its_identifier_and_type_for_ports_and_other_icmp_has_none() {
         for protocol in 0..=255 {
             for kind in 0..=255 {
                 let next = [kind, 0, 1, 2, 7, 9, 0, 1];
                 assert_eq!(has_ports(protocol, &next), ports(protocol, &next).is_some());
             }
         }
-        assert_eq!(ports(ICMP, &[8, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 0x0709)));
-        assert_eq!(ports(ICMP, &[0, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 0x0709)));
+        assert_eq!(ports(ICMP, &[8, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 8)));
+        assert_eq!(
+            ports(ICMP, &[0, 0, 1, 2, 7, 9, 0, 1]),
+            Some((0x0709, 0)),
+            "another flow than the request's"
+        );
         assert_eq!(ports(ICMP, &[3, 4, 1, 2, 7, 9, 0, 1]), None);
         assert_eq!(ports(132, &[0, 1, 0, 2, 0, 0, 0, 0]), None, "SCTP");
         assert_eq!(ports(UDP, &[0, 53, 1, 2, 0, 0, 0, 0]), Some((53, 0x0102)));

@@ -40,7 +40,7 @@ const REMIND: Duration = Duration::from_secs(60);
 /// The running task. Dropping it ends the task; the lease stays until it runs out.
 #[derive(Debug)]
 pub struct Keeper {
-    /// The latest snapshot.
+    /// The latest snapshot. That it cannot change any more (an error of the receiver) means that the task has ended.
     pub cluster: watch::Receiver<Arc<Cluster>>,
     commands: mpsc::UnboundedSender<Command>,
     task: JoinHandle<()>,

@@ -6,11 +6,11 @@ use aya_ebpf::{
 };
 use loden_ebpf::{
     abi::{Endpoint, Flow, FlowKey},
-    flow::{self, Direction},
+    flow::{self, Direction, Left},
     ipv4,
 };
 
-use super::{globals, maps};
+use super::{globals, maps, skb::Skb};
 
 /// What the gate says of a packet.
 pub(super) enum Answer {
@@ -40,30 +40,42 @@ pub(super) fn ask(key: &FlowKey, direction: Direction, tcp_flags: u8) -> Answer 
     }
 }
 
-/// Point 1: the packet goes into the host stack.
+/// Point 1: the packet, whose IP header is at `at`, goes into the host stack.
 #[inline(always)]
-pub(super) fn enter(key: &FlowKey, direction: Direction) {
-    let now = now();
+pub(super) fn enter(skb: &Skb, at: usize, key: &FlowKey, direction: Direction) {
+    let (mark, now) = (mark(skb, at), now());
     if let Some(entry) = maps::FLOWS.get_ptr_mut(key) {
         // SAFETY: the pointer is valid until the program ends; two CPUs that write the same field both write
         // the present time.
-        flow::enter(unsafe { &mut *entry }, direction, now);
+        flow::enter(unsafe { &mut *entry }, direction, mark, now);
         return;
     }
     let mut entry = Flow::default();
-    flow::enter(&mut entry, direction, now);
+    flow::enter(&mut entry, direction, mark, now);
     // A full table makes room by itself; if another CPU was first, its entry says the same.
     let _ = maps::FLOWS.insert(key, &entry, u64::from(BPF_NOEXIST));
 }
 
-/// Point 2: the packet came out of the host stack. Says whether it is the one that went in.
+/// Point 2: the packet, whose IP header is at `at`, came out of the host stack.
 #[inline(always)]
-pub(super) fn leave(key: &FlowKey, direction: Direction) -> bool {
-    let Some(entry) = maps::FLOWS.get_ptr_mut(key) else { return false };
+pub(super) fn leave(skb: &Skb, at: usize, key: &FlowKey, direction: Direction) -> Left {
+    let Some(entry) = maps::FLOWS.get_ptr_mut(key) else { return Left::Translated };
+    let mark = mark(skb, at);
     // SAFETY: calls a helper that takes nothing.
     let random = unsafe { bpf_get_prandom_u32() };
     // SAFETY: as in `enter`.
-    flow::leave(unsafe { &mut *entry }, direction, now(), maps::epoch(), random)
+    flow::leave(unsafe { &mut *entry }, direction, mark, now(), maps::epoch(), random)
+}
+
+/// 0 for a packet that cannot be read: the same at both points.
+#[inline(always)]
+fn mark(skb: &Skb, at: usize) -> u64 {
+    let Some(ip) = skb.bytes::<{ ipv4::LEN }>(at) else { return 0 };
+    let next = at + ipv4::header_len(ip);
+    match skb.bytes(next) {
+        Some(header) => flow::mark(ip, header, skb.bytes(next + 8).copied().unwrap_or_default()),
+        None => 0,
+    }
 }
 
 /// Remembers that the host translates this flow.

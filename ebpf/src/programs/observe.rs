@@ -3,7 +3,7 @@
 use loden_ebpf::{
     abi::{Endpoint, FlowKey},
     ethernet,
-    flow::Direction,
+    flow::{Direction, Left},
     ipv4,
     reason::Reason,
 };
@@ -19,17 +19,36 @@ pub(super) fn outbound(skb: &mut Skb) -> Verdict {
     if lookup::peer(ipv4::destination(&ip)).is_none() || lookup::endpoint(ipv4::source(&ip)).is_none() {
         return Verdict::Ignore;
     }
-    conclude(&key, Direction::Outbound)
+    conclude(skb, &key, Direction::Outbound)
 }
 
 /// Egress of the host side of a pod's veth: from a peer's pod towards the local one.
 #[inline(always)]
 pub(super) fn inbound(skb: &mut Skb) -> Verdict {
     let Some((ip, key, _)) = read(skb, Direction::Inbound) else { return Verdict::Ignore };
-    if lookup::peer(ipv4::source(&ip)).is_none() || lookup::endpoint(ipv4::destination(&ip)).is_none() {
+    let (source, destination) = (ipv4::source(&ip), ipv4::destination(&ip));
+    // A bridge floods what it has not learned: only the destination's own port counts.
+    if lookup::endpoint(destination).is_none_or(|endpoint| endpoint.ifindex != skb.ifindex()) {
         return Verdict::Ignore;
     }
-    conclude(&key, Direction::Inbound)
+    if lookup::peer(source).is_some() {
+        return conclude(skb, &key, Direction::Inbound);
+    }
+    if lookup::endpoint(source).is_some() {
+        // From another local pod: the flow is that one's, and its reverse is this one's.
+        return conclude_local(skb, &key.reversed(), destination);
+    }
+    Verdict::Ignore
+}
+
+/// Point 2 of a flow between two local pods: what was translated gates both.
+#[inline(always)]
+fn conclude_local(skb: &Skb, key: &FlowKey, destination: u32) -> Verdict {
+    let verdict = conclude(skb, key, Direction::Outbound);
+    if let Verdict::Pass(_) = verdict {
+        lookup::gate_endpoint(destination);
+    }
+    verdict
 }
 
 /// An IP packet for a pod, not encapsulated, on its way into the host stack: may it skip that? If not, it is noted
@@ -49,13 +68,13 @@ pub(super) fn forward(skb: &mut Skb, endpoint: &'static Endpoint) -> Result<&'st
             return Ok(endpoint);
         }
     }
-    gate::enter(&key, Direction::Inbound);
+    gate::enter(skb, IP, &key, Direction::Inbound);
     Err(())
 }
 
 #[inline(always)]
-fn conclude(key: &FlowKey, direction: Direction) -> Verdict {
-    if gate::leave(key, direction) {
+fn conclude(skb: &Skb, key: &FlowKey, direction: Direction) -> Verdict {
+    if gate::leave(skb, IP, key, direction) != Left::Translated {
         return Verdict::Ignore;
     }
     gate::translated(key);

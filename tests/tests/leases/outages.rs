@@ -98,6 +98,8 @@ async fn an_etcd_restored_from_a_backup_gets_our_lease_back() {
             && cluster.peers[&four.lease.subnet].attrs == vxlan(14, 99)
     })
     .await;
+    // Nothing of the nodes runs from here until etcd is back: some of them have just listed what is not there any
+    // more, and begin to watch a store that is behind that.
     etcd.kill();
     std::fs::remove_dir_all(etcd.data()).unwrap();
     copy(backup.path(), etcd.data());

@@ -3,12 +3,16 @@
 use std::sync::{Arc, PoisonError};
 
 use etcd_client::{EventType, WatchResponse};
+use futures::FutureExt as _;
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::{Outage, Task, renew_every};
 use crate::registry::{ConfigState, RegistryError, connection::one_line, parse_config, store::Listing};
+
+/// What comes out of a watch.
+type Message = Result<Option<WatchResponse>, etcd_client::Error>;
 
 /// The task has been asked to end.
 pub(super) struct Ended;
@@ -33,14 +37,17 @@ impl Task {
         let from = self.revision + 1;
         self.settle().await?;
         self.publish();
+        let written = if self.lost.is_none() { self.own.mod_revision } else { 0 };
+        let known = self.revision.max(written);
         let mut stream = self.registry.watch(from).await?;
         loop {
             tokio::select! {
                 message = stream.message() => {
-                    let message = message
-                        .map_err(|error| Broken::Watch(one_line(&error)))?
-                        .ok_or_else(|| Broken::Watch("etcd closed it".into()))?;
-                    self.take_message(&message).await?;
+                    self.take_message(message, known).await?;
+                    // What is there already belongs to one snapshot: a snapshot costs as much as the cluster is big.
+                    while let Some(message) = stream.message().now_or_never() {
+                        self.take_message(message, known).await?;
+                    }
                     self.connected = true;
                     outage.over();
                 }
@@ -91,7 +98,12 @@ impl Task {
         self.take_config(config.as_deref());
     }
 
-    async fn take_message(&mut self, message: &WatchResponse) -> Result<(), Broken> {
+    /// Takes in what the watch says. `known` is the revision that etcd had reached before the watch began: an etcd
+    /// that is not there yet was restored in between (or is a member far behind), and would say nothing until then.
+    async fn take_message(&mut self, message: Message, known: i64) -> Result<(), Broken> {
+        let message = message
+            .map_err(|error| Broken::Watch(one_line(&error)))?
+            .ok_or_else(|| Broken::Watch("etcd closed it".into()))?;
         if message.canceled() {
             let reason = match message.compact_revision() {
                 0 => message.cancel_reason().to_owned(),
@@ -103,9 +115,15 @@ impl Task {
             if header.cluster_id() != self.cluster_id {
                 return Err(Broken::Watch("another cluster answers".into()));
             }
+            if header.revision() < known {
+                let revision = header.revision();
+                return Err(Broken::Watch(format!(
+                    "etcd is at revision {revision}, and was at {known} before"
+                )));
+            }
             self.revision = self.revision.max(header.revision());
         }
-        if self.take_events(message) { Ok(self.settle().await?) } else { Ok(()) }
+        if self.take_events(&message) { Ok(self.settle().await?) } else { Ok(()) }
     }
 
     /// Whether our own key is among them.
