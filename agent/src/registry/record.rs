@@ -75,7 +75,7 @@ impl Records {
         let attrs = LeaseAttrs::parse(pair.value);
         match &attrs {
             Ok(_) => told.forget(&name),
-            Err(error) => told.warn(&name, format!("its value is no lease: {error}")),
+            Err(error) => told.warn(&name, format!("ignored: its value is no lease: {error}")),
         }
         let etcd_lease = Some(pair.etcd_lease).filter(|id| *id != 0);
         if self.is_newer(key, pair.mod_revision) {
@@ -132,7 +132,7 @@ fn parse_key(subnets_prefix: &str, name: &str, told: &mut Told) -> Option<LeaseK
     match name.strip_prefix(subnets_prefix)?.parse() {
         Ok(key) => Some(key),
         Err(error) => {
-            told.warn(name, error.to_string());
+            told.warn(name, format!("ignored: {error}"));
             None
         }
     }
@@ -147,9 +147,14 @@ pub(super) struct Told {
 impl Told {
     pub(super) fn warn(&mut self, key: &str, reason: String) {
         if self.reasons.get(key) != Some(&reason) {
-            warn!(key, reason, "key in etcd ignored");
+            warn!(key, reason, "something is wrong with a key in etcd");
             self.reasons.insert(key.to_owned(), reason);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn reasons(&self) -> &BTreeMap<String, String> {
+        &self.reasons
     }
 
     pub(super) fn forget(&mut self, key: &str) {

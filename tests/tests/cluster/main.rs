@@ -11,6 +11,7 @@ mod churn;
 mod direct;
 mod fast_path;
 mod guard;
+mod healing;
 mod leaving;
 mod local;
 mod mixed;

@@ -226,6 +226,13 @@ async fn an_etcd_that_comes_after_the_node_is_found() {
     let registry = connect(&etcd).await;
     let error = registry.network_config().await.unwrap_err();
     assert!(matches!(error, RegistryError::Unreachable { .. }), "{error}");
+    let endpoint = etcd.endpoint();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "etcd: cannot read the network config: {endpoint}: tcp connect error: transport error: Connection refused (os error 111)"
+        )
+    );
     etcd.restart().unwrap();
     assert_eq!(registry.network_config().await.unwrap().network, net("10.5.0.0/16"));
 }

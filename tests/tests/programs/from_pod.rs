@@ -11,7 +11,10 @@ fn what_a_pod_sends_is_encapsulated_or_passed_on_unchanged() {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    [fast(), ttl(), ecn(), addresses(), sightings(), not_plain(), lengths()].into_iter().flatten().collect()
+    [fast(), direct(), ttl(), ecn(), addresses(), sightings(), not_plain(), lengths()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn case(what: &str, packet: &Packet) -> Case {
@@ -39,6 +42,25 @@ fn fast() -> Vec<Case> {
             .encapsulates(encapsulated_to(sent_udp().to(WIDE_REMOTE).ttl(63), wide, 0)),
         case("a wrong header checksum stays wrong by as much", &sent_udp().checksum_error(0x1234))
             .encapsulates(one_hop_less(sent_udp().checksum_error(0x1234))),
+    ]
+}
+
+/// To a peer that is a hop away: the frame with one hop less, whose MACs bpf_redirect_neigh will write.
+fn direct() -> Vec<Case> {
+    let room = usize::from(PEER_MTU) - 20 - 8;
+    let of = |payload| sent_ip().to(DIRECT_REMOTE).udp(LOCAL_PORT, REMOTE_PORT).payload(payload);
+    let routed = |what, packet: Packet| case(what, &packet).mark(5).routes(FastDirectOut, packet.ttl(63));
+    vec![
+        routed("direct: TCP", sent_tcp(ACK).to(DIRECT_REMOTE)),
+        routed("direct: UDP", sent_udp().to(DIRECT_REMOTE)),
+        routed("direct: echo", sent_echo(8).to(DIRECT_REMOTE)),
+        routed("direct: exactly the peer's MTU", of(room)),
+        routed("direct: TOS stays", sent_udp().to(DIRECT_REMOTE).tos(0xbb)),
+        case("direct: one byte more", &of(room + 1)).passes(PassPodTooBig),
+        case("direct: TTL 1", &of(1).ttl(1)).passes(PassPodTtl),
+        case("direct: a GSO packet needs no room", &of(1000))
+            .gso(500)
+            .routes(FastDirectOut, of(1000).ttl(63)),
     ]
 }
 

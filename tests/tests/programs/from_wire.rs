@@ -15,6 +15,7 @@ fn what_the_underlay_brings_is_delivered_passed_on_unchanged_or_dropped() {
 pub(crate) fn cases() -> Vec<Case> {
     [
         fast(),
+        direct(),
         ttl(),
         ecn(),
         not_ours(),
@@ -70,6 +71,48 @@ fn fast() -> Vec<Case> {
         arriving("an aggregate: the kernel takes no room from a GSO packet of unknown type", inner_tcp(ACK))
             .gso(1000)
             .passes(PassWireNoRoom),
+    ]
+}
+
+/// From a peer that does not encapsulate: an IP packet on the underlay.
+fn direct() -> Vec<Case> {
+    let ip = || Packet::ethernet(WIRE_MAC, ROUTER_MAC).ipv4(DIRECT_REMOTE, POD);
+    let udp = || ip().udp(REMOTE_PORT, LOCAL_PORT).payload(PAYLOAD);
+    let tcp = |flags| ip().tcp(REMOTE_PORT, LOCAL_PORT, flags).payload(PAYLOAD);
+    let arrives = |what, packet: Packet| {
+        let delivered = packet.clone().macs(POD_MAC, GATEWAY_MAC).ttl(63);
+        case(what, &packet).mark(5).delivers(FastDirectIn, delivered)
+    };
+    let slow = |what, packet: Packet| case(what, &packet).passes(PassDirect);
+    let whole = (20 + 8 + PAYLOAD) as u16;
+    vec![
+        arrives("direct: UDP", udp()),
+        arrives("direct: TCP", tcp(ACK)),
+        arrives("direct: SYN", tcp(SYN)),
+        arrives("direct: echo", ip().icmp(8, 0, ECHO, 1)),
+        arrives("direct: an aggregate", tcp(ACK)).gso(60),
+        slow("direct: TTL 1", udp().ttl(1)),
+        slow("direct: options", udp().options(&[1; 4])),
+        slow("direct: first fragment", udp().fragment(MF)),
+        slow("direct: later fragment", udp().fragment(4)),
+        slow("direct: SCTP", udp().protocol(SCTP)),
+        slow("direct: ICMP error", ip().icmp(3, 1, 0, 0).payload(28)),
+        slow("direct: total length one too small", udp().total_len(whole - 1)),
+        slow("direct: total length one too large", udp().total_len(whole + 1)),
+        slow("direct: not qualified", udp()).strict(),
+        case("direct: to an unknown pod", &udp().to(UNKNOWN_POD)).is_ignored(),
+        case("direct: to the node", &udp().to(VTEP)).is_ignored(),
+        case("direct: for another host", &udp().macs(STRANGER_MAC, ROUTER_MAC)).is_ignored(),
+        case("not encapsulated, from a peer that does encapsulate", &udp().from(REMOTE)).is_ignored(),
+        case("not encapsulated, from another local pod", &udp().from(OTHER_POD)).is_ignored(),
+        case("not encapsulated, from outside", &udp().from(OUTSIDE)).is_ignored(),
+        arriving("encapsulated, from the pod of a direct peer", inner_udp().from(DIRECT_REMOTE))
+            .drops(DropForgedPeerSource),
+        case(
+            "encapsulated by a direct peer, which sees this node elsewhere",
+            &outer().from(DIRECT_PEER_VTEP).then(inner_udp().from(DIRECT_REMOTE)),
+        )
+        .delivers(FastDecap, delivered(inner_udp().from(DIRECT_REMOTE))),
     ]
 }
 

@@ -4,9 +4,16 @@
 //! A failing test leaves `target/pcap/<test>.pcap`.
 
 mod case;
+mod from_overlay;
 mod from_pod;
 mod from_wire;
+mod gate;
 mod hash;
+mod hostile;
+mod observe;
+mod oracle;
 mod packet;
+mod reasons;
 mod rig;
 mod samples;
+mod truncated;
