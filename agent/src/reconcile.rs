@@ -7,6 +7,7 @@
 mod containers;
 mod pass;
 mod report;
+mod translations;
 mod underlay;
 mod work;
 

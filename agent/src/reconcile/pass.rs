@@ -234,10 +234,13 @@ impl Reconciler {
     /// Forwarding for pods at all, and tolerance of connections whose middle the host stack has not seen.
     fn set_sysctls(&mut self) -> Result<bool> {
         let mut changed = self.set_sysctl("net.ipv4.ip_forward", "1")?;
-        // Missing where no connection is tracked: then nothing can be out of window either.
-        let liberal = "net.netfilter.nf_conntrack_tcp_be_liberal";
-        if matches!(self.path, Path::Ebpf(_)) && sysctl::get(liberal).is_ok() {
-            changed |= self.set_sysctl(liberal, "1")?;
+        // Missing where no connection is tracked: then nothing can be out of window either. The second (Linux 5.14)
+        // is about a RST more than 2^31 bytes behind what the host stack saw last, which liberal does not forgive.
+        for tolerance in ["nf_conntrack_tcp_be_liberal", "nf_conntrack_tcp_ignore_invalid_rst"] {
+            let name = format!("net.netfilter.{tolerance}");
+            if matches!(self.path, Path::Ebpf(_)) && sysctl::get(&name).is_ok() {
+                changed |= self.set_sysctl(&name, "1")?;
+            }
         }
         Ok(changed)
     }

@@ -234,6 +234,7 @@ impl Task {
         let rules = PeerRules {
             own: self.own.subnet,
             public_ip: self.own.attrs.public_ip,
+            subnet_len: self.config.subnet_len,
             backend: &self.config.backend,
             networks: std::iter::once(self.config.network).chain(self.new_network).collect(),
         };
