@@ -203,6 +203,13 @@ impl<'a> Rig<'a> {
         test_run(classifier, frame, Context { ifindex, ..context })
     }
 
+    /// Runs the guard once: what it returned. It can change nothing.
+    pub(crate) fn guard(&mut self, frame: &[u8]) -> u32 {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        self.dataplane.guard().unwrap().test_run(options).unwrap().return_value
+    }
+
     /// The flow hash that the kernel has for a frame.
     pub(crate) fn hash(&self, frame: &[u8], ifindex: u32) -> u32 {
         test_run(&self.hash, frame, Context { ifindex, ..Context::default() }).action as u32
@@ -212,7 +219,7 @@ impl<'a> Rig<'a> {
     pub(crate) fn home(&self, program: Program) -> u32 {
         match program {
             Program::FromPod | Program::ToPod => self.lab.pod,
-            Program::FromWire | Program::ToWire => self.lab.wire,
+            Program::FromWire | Program::ToWire | Program::Guard => self.lab.wire,
             Program::FromOverlay | Program::ToOverlay => self.lab.overlay,
         }
     }
