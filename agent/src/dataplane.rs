@@ -24,7 +24,7 @@ use loden_ebpf::{
 };
 
 pub use self::{
-    hooks::{Direction, Hook, Program},
+    hooks::{Direction, GuardMode, Hook, Program},
     load::{Settings, VxlanSettings, probe},
     pins::{Pins, detach_all},
 };
@@ -91,6 +91,7 @@ pub struct Dataplane {
     settings: Settings,
     pins: Pins,
     hooks: BTreeMap<Hook, hooks::Attached>,
+    guard_mode: GuardMode,
     peers: Array<MapData, Peer>,
     vteps: HashMap<MapData, [u8; 4], u32>,
     endpoints: Array<MapData, Endpoint>,

@@ -8,16 +8,20 @@
 //! an iptables chain `LODEN-FWD` accepts the network, jumped to behind what others have put into `FORWARD` (what an
 //! operator denies stays denied), but before Docker's own chains, which drop what they do not know; `DOCKER-USER`,
 //! where operators put rules of their own, is not one of these. Without iptables on the host nobody can have set
-//! that policy, and there is nothing to do. br_netfilter is not needed.
+//! that policy, and there is nothing to do. Native nft chains of others that drop cannot be overruled at all;
+//! [`forward_drops`] finds them, to be told to the operator. br_netfilter is not needed.
 
+mod flannel;
+mod foreign;
 mod forward;
+mod iptables;
 mod masquerade;
 mod tool;
 
 use ipnet::Ipv4Net;
 
-use self::{forward::Forward, masquerade::Masquerade};
-pub use self::{masquerade::render, tool::FirewallError};
+use self::masquerade::Masquerade;
+pub use self::{foreign::forward_drops, masquerade::render, tool::FirewallError};
 
 /// What this module returns.
 pub type Result<T, E = FirewallError> = std::result::Result<T, E>;
@@ -43,14 +47,15 @@ pub struct FirewallSpec {
 pub struct Firewall {
     spec: FirewallSpec,
     masquerade: Masquerade,
-    forward: Forward,
+    /// What a flanneld had left was looked for.
+    taken_over: bool,
 }
 
 impl Firewall {
     /// The rules for a node; nothing is touched yet.
     #[must_use]
     pub fn new(spec: FirewallSpec) -> Self {
-        Self { spec, masquerade: Masquerade::default(), forward: Forward::default() }
+        Self { spec, masquerade: Masquerade::default(), taken_over: false }
     }
 
     /// What the rules are to do from the next [`Self::ensure`] on.
@@ -67,8 +72,21 @@ impl Firewall {
     /// same.
     pub async fn ensure(&mut self) -> Result<bool> {
         let masquerade = self.masquerade.ensure(&self.spec).await;
-        let forward = self.forward.ensure(&self.spec).await;
-        Ok(masquerade? | forward?)
+        let forward = forward::ensure(&self.spec).await;
+        let changed = masquerade? | forward?;
+        self.take_over().await?;
+        Ok(changed)
+    }
+
+    /// Once, when our own rules are in place: if a flanneld still runs here, it will not be fought.
+    async fn take_over(&mut self) -> Result<()> {
+        if self.spec.masquerade && !self.taken_over {
+            if flannel::take_over(&self.spec).await? {
+                tracing::info!(network = %self.spec.network, "flannel's masquerade rules are removed, ours are in place");
+            }
+            self.taken_over = true;
+        }
+        Ok(())
     }
 
     /// Whether the rules are as [`Self::ensure`] left them. `false` before the first time.
@@ -77,7 +95,7 @@ impl Firewall {
     ///
     /// As [`Self::ensure`].
     pub async fn is_current(&self) -> Result<bool> {
-        Ok(self.masquerade.is_current(&self.spec).await? && self.forward.is_current(&self.spec).await?)
+        Ok(self.masquerade.is_current(&self.spec).await? && forward::is_current(&self.spec).await?)
     }
 
     /// Removes all rules of ours, also those of an earlier run, and nothing else; goes on after a failure and

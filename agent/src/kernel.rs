@@ -43,7 +43,7 @@ pub use self::{
     neighbour::{FdbEntry, FdbOf, Neighbour, NeighbourState},
     peers::{OpError, Removed},
     route::{ROUTE_PROTOCOL, Route, RouteKind, RouteTo, TABLE_MAIN},
-    ruleset::Ruleset,
+    ruleset::RulesetEvents,
     vxlan::{DEFAULT_PORT, VxlanDevice, VxlanSpec},
 };
 

@@ -11,7 +11,12 @@ mod translations;
 mod underlay;
 mod work;
 
-use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Result, bail};
 use aya::maps::{MapData, RingBuf};
@@ -24,13 +29,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::work::Work;
 use crate::{
-    config::{Config, Datapath, Gate, SourceCheck},
+    config::{Config, Datapath, Gate, SourceCheck, Xdp},
     control,
-    dataplane::{self, Dataplane, Settings, Underlay, VxlanSettings},
+    dataplane::{self, Dataplane, GuardMode, Settings, Underlay, VxlanSettings},
     endpoints::{Bridge, Endpoints},
     firewall::{Firewall, FirewallSpec},
     health::Readiness,
-    kernel::{Events, Kernel, Ruleset, VxlanDevice, VxlanSpec, sysctl},
+    kernel::{Events, Kernel, RulesetEvents, VxlanDevice, VxlanSpec, sysctl},
     network::{NetworkConfig, Vxlan},
     overlay::Expected,
     registry::{Cluster, Keeper},
@@ -98,7 +103,7 @@ pub struct Reconciler {
     kernel: Kernel,
     events: Events,
     /// Tells when the host's rules change; `None` where the kernel cannot tell.
-    ruleset: Option<Ruleset>,
+    ruleset: Option<RulesetEvents>,
     /// When to look at our own rules because somebody changed rules.
     rules_due: Option<Instant>,
     keeper: Keeper,
@@ -114,6 +119,8 @@ pub struct Reconciler {
     ways: HashMap<Ipv4Addr, Option<Underlay>>,
     /// What the last plan was for: the echo of its own changes is no work.
     expected: Option<Expected>,
+    /// Peers that the kernel cannot be given, and why.
+    refused: BTreeSet<String>,
     has_direct_peers: bool,
     bridges: Vec<Bridge>,
     endpoints: Endpoints,
@@ -147,9 +154,9 @@ impl Reconciler {
             firewall: Firewall::new(firewall_spec(&node)),
             state,
             node,
+            ruleset: listen_for_rules(&kernel),
             kernel,
             events,
-            ruleset: listen_for_rules(),
             rules_due: None,
             keeper,
             control,
@@ -159,6 +166,7 @@ impl Reconciler {
             new_sightings: None,
             ways: HashMap::new(),
             expected: None,
+            refused: BTreeSet::new(),
             has_direct_peers: false,
             bridges: Vec::new(),
             endpoints: Endpoints::new(),
@@ -284,14 +292,15 @@ impl Path {
     }
 }
 
-fn listen_for_rules() -> Option<Ruleset> {
-    Ruleset::listen()
+fn listen_for_rules(kernel: &Kernel) -> Option<RulesetEvents> {
+    let events = kernel.ruleset_events();
+    events
         .inspect_err(|error| tracing::warn!("changes of the host's rules take effect after 15 s: {error}"))
         .ok()
 }
 
 /// Completes when the host's rules have changed; never where the kernel does not tell.
-async fn ruled(ruleset: &mut Option<Ruleset>) {
+async fn ruled(ruleset: &mut Option<RulesetEvents>) {
     let Some(listening) = ruleset else { return std::future::pending().await };
     if let Err(error) = listening.changed().await {
         tracing::warn!("changes of the host's rules take effect after 15 s from now on: {error}");
@@ -312,6 +321,20 @@ async fn sighted(ring: &mut Option<AsyncFd<RingBuf<MapData>>>) {
     }
 }
 
+fn load(node: &Node, settings: &Settings) -> Result<Dataplane, dataplane::DataplaneError> {
+    let mut dataplane = Dataplane::load(settings, &node.config.bpffs_dir)?;
+    dataplane.set_guard_mode(guard_mode(node.config.xdp));
+    Ok(dataplane)
+}
+
+fn guard_mode(xdp: Xdp) -> GuardMode {
+    match xdp {
+        Xdp::Auto | Xdp::Off => GuardMode::WhereNative,
+        Xdp::Native => GuardMode::Native,
+        Xdp::Generic => GuardMode::Generic,
+    }
+}
+
 fn open_path(node: &Node) -> Result<Path> {
     if node.config.datapath == Datapath::Kernel {
         // An earlier agent's programs would go on as they are.
@@ -320,7 +343,7 @@ fn open_path(node: &Node) -> Result<Path> {
         }
         return Ok(Path::Kernel("--datapath=kernel".into()));
     }
-    match Dataplane::load(&settings(node)?, &node.config.bpffs_dir) {
+    match load(node, &settings(node)?) {
         Ok(dataplane) => Ok(Path::Ebpf(Box::new(dataplane))),
         Err(error) if node.config.datapath == Datapath::Auto => {
             let error = anyhow::Error::from(error);

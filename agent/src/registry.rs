@@ -13,7 +13,11 @@ mod record;
 mod standing;
 mod store;
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use thiserror::Error;
 
@@ -22,7 +26,7 @@ pub use self::{
     cluster::{Cluster, ConfigState, Own},
     keeper::Keeper,
 };
-use self::{connection::Connection, endpoint::Endpoint};
+use self::{connection::Connection, endpoint::Endpoint, record::Told};
 use crate::network::{ConfigError, NetworkConfig};
 
 /// Where etcd is and who we are to it.
@@ -103,6 +107,7 @@ pub enum RegistryError {
 pub struct Registry {
     connection: Arc<Connection>,
     prefix: Arc<str>,
+    told: Arc<Mutex<Told>>,
 }
 
 impl Registry {
@@ -115,7 +120,7 @@ impl Registry {
     pub async fn connect(options: EtcdOptions) -> Result<Self, RegistryError> {
         let prefix = prefix(&options.prefix)?.into();
         let connection = Arc::new(Connection::new(options).await?);
-        Ok(Self { connection, prefix })
+        Ok(Self { connection, prefix, told: Arc::default() })
     }
 
     /// Reads the network config.

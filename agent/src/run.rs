@@ -248,7 +248,12 @@ fn default_route(routes: &[Route]) -> Option<u32> {
         .ifindex
 }
 
-fn vxlan_spec(vxlan: &Vxlan, uplink: &Uplink) -> Result<VxlanSpec> {
+/// What the VXLAN device on this uplink should be.
+///
+/// # Errors
+///
+/// Where the underlay's MTU leaves pods too little.
+pub(crate) fn vxlan_spec(vxlan: &Vxlan, uplink: &Uplink) -> Result<VxlanSpec> {
     let outer = vxlan.mtu.map_or(uplink.mtu, u32::from);
     let mtu = outer.saturating_sub(loden_ebpf::vxlan::ENCAP_LEN as u32);
     if mtu < 68 {

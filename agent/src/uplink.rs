@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::{fmt, net::Ipv4Addr};
 
 use regex::Regex;
 
@@ -48,6 +48,12 @@ pub struct Uplink {
     pub address: Ipv4Addr,
     /// The address that other nodes send to; this node's identity among the leases.
     pub public_ip: Ipv4Addr,
+}
+
+impl fmt::Display for Uplink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {} (public {}), MTU {}", self.name, self.address, self.public_ip, self.mtu)
+    }
 }
 
 /// No interface can be the uplink.

@@ -10,6 +10,8 @@ pub const ABI_VERSION: u32 = 1;
 pub mod program {
     /// TC ingress of the host side of a pod's veth.
     pub const FROM_POD: &str = "from_pod";
+    /// XDP on an uplink.
+    pub const GUARD: &str = "guard";
     /// TC egress of the host side of a pod's veth.
     pub const TO_POD: &str = "to_pod";
     /// TC ingress of an uplink.
@@ -122,6 +124,19 @@ impl FlowKey {
             local_port: local_port.to_be_bytes(),
             remote_port: remote_port.to_be_bytes(),
             protocol: u32::from(protocol),
+        }
+    }
+
+    /// The same flow, seen from its other end.
+    #[inline(always)]
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self {
+            local: self.remote,
+            remote: self.local,
+            local_port: self.remote_port,
+            remote_port: self.local_port,
+            protocol: self.protocol,
         }
     }
 }
@@ -258,6 +273,7 @@ mod tests {
             protocol: 6,
         };
         assert_eq!(key, expected);
+        assert_eq!(key.reversed(), FlowKey::new(6, (0x0a05_0203, 40_000), (0x0a05_0102, 80)));
     }
 }
 

@@ -176,7 +176,10 @@ mod tests {
         for (protocol, last_counts) in [(ipv4::TCP, true), (ipv4::UDP, false), (ipv4::ICMP, true)] {
             header[9] = protocol;
             let first = mark(&header, &next, [4, 5, 6, 7]);
-            assert_eq!(mark(&header, &[0x13, 0x88, 0x1f, 0x90, 0, 1, 2, 9], [4, 5, 6, 7]) != first, last_counts);
+            assert_eq!(
+                mark(&header, &[0x13, 0x88, 0x1f, 0x90, 0, 1, 2, 9], [4, 5, 6, 7]) != first,
+                last_counts
+            );
             assert_ne!(mark(&header, &[0x13, 0x88, 0x1f, 0x90, 0, 9, 2, 3], [4, 5, 6, 7]), first);
             assert_ne!(mark(&header, &next, [4, 5, 6, 8]), first);
             let mut later = header;

@@ -248,7 +248,11 @@ mod tests {
             }
         }
         assert_eq!(ports(ICMP, &[8, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 8)));
-        assert_eq!(ports(ICMP, &[0, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 0)), "another flow than the request's");
+        assert_eq!(
+            ports(ICMP, &[0, 0, 1, 2, 7, 9, 0, 1]),
+            Some((0x0709, 0)),
+            "another flow than the request's"
+        );
         assert_eq!(ports(ICMP, &[3, 4, 1, 2, 7, 9, 0, 1]), None);
         assert_eq!(ports(132, &[0, 1, 0, 2, 0, 0, 0, 0]), None, "SCTP");
         assert_eq!(ports(UDP, &[0, 53, 1, 2, 0, 0, 0, 0]), Some((53, 0x0102)));

@@ -1,8 +1,9 @@
-//! The TC programs. Each entry point is one expression; the work is in `programs/`.
+//! The programs: TC but for one. Each entry point is one expression; the work is in `programs/`.
 //!
 //! | program | hook | does |
 //! | --- | --- | --- |
 //! | `from_pod` | ingress of the host side of a pod's veth | encapsulates and sends to the uplink |
+//! | `guard` | XDP on an uplink, optional | drops VXLAN from strangers |
 //! | `from_wire` | ingress of an uplink | decapsulates and delivers into the pod; routes what direct peers send |
 //! | `from_overlay` | ingress of the VXLAN device | delivers what the kernel decapsulated; point 1 of inbound flows |
 //! | `to_overlay` | egress of the VXLAN device | point 2 of outbound flows |

@@ -5,6 +5,7 @@ mod from_pod;
 mod from_wire;
 mod gate;
 mod globals;
+mod guard;
 mod lookup;
 mod maps;
 mod observe;
@@ -12,8 +13,8 @@ mod skb;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    macros::classifier,
-    programs::TcContext,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use loden_ebpf::reason::Reason;
 
@@ -60,6 +61,11 @@ fn conclude(verdict: Verdict, len: u32) -> i32 {
         }
         Verdict::Ignore => TC_ACT_UNSPEC,
     }
+}
+
+#[xdp]
+pub(crate) fn guard(ctx: XdpContext) -> u32 {
+    guard::run(&ctx)
 }
 
 #[classifier]

@@ -42,6 +42,8 @@ reasons! {
     FastDirectOut => "fast_direct_out",
     /// from a direct peer at the uplink, delivered into the pod
     FastDirectIn => "fast_direct_in",
+    /// from one local pod straight to another
+    FastLocal => "fast_local",
     /// decapsulated by the kernel, then delivered into the pod past the host stack
     FastOverlay => "fast_overlay",
 
@@ -49,6 +51,8 @@ reasons! {
     PassPodNotIpv4 => "pass_pod_not_ipv4",
     /// from a pod: the destination is in no peer's subnet (local, external, a service address)
     PassPodNoPeer => "pass_pod_no_peer",
+    /// from a pod to another local one: the bridge's, since the gate or the frame does not allow the shortcut
+    PassPodLocal => "pass_pod_local",
     /// from a pod: the source is not this pod's own address
     PassPodForeignSource => "pass_pod_foreign_source",
     /// from a pod: the frame is not for the pod's gateway
@@ -74,7 +78,7 @@ reasons! {
     /// from a pod: the fast path has no way to the peer now
     PassPodNoUplink => "pass_pod_no_uplink",
 
-    /// from the underlay: outer fragment, IP options or a cut header
+    /// from the underlay: outer fragment, IP options, a cut header or lengths that disagree
     PassWireOuter => "pass_wire_outer",
     /// from the underlay: VXLAN flags other than a VNI
     PassWireFlags => "pass_wire_flags",
@@ -110,6 +114,8 @@ reasons! {
 
     /// from the underlay: VXLAN from an address that is no peer's
     DropUnknownVtep => "drop_unknown_vtep",
+    /// the same, dropped by the guard before the packet became an skb
+    DropGuard => "drop_guard",
     /// from the underlay: a peer sent from a pod address that is not its own
     DropForgedPeerSource => "drop_forged_peer_source",
     /// from a pod: sent from the address of another local pod

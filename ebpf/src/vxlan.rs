@@ -111,6 +111,20 @@ pub fn udp_checksum(headers: &Headers) -> u16 {
     u16::from_be_bytes([headers[6], headers[7]])
 }
 
+/// UDP length, header included, in bytes.
+#[inline(always)]
+#[must_use]
+pub fn udp_len(headers: &Headers) -> u16 {
+    u16::from_be_bytes([headers[4], headers[5]])
+}
+
+/// The VNI's 24 bits, whatever the flags say of them: whose the packet is, before what we make of it.
+#[inline(always)]
+#[must_use]
+pub fn vni_field(headers: &Headers) -> u32 {
+    u32::from_be_bytes([0, headers[12], headers[13], headers[14]])
+}
+
 /// The VNI where the header has the I flag and nothing else, `None` where it says more than we know.
 #[inline(always)]
 #[must_use]
@@ -162,7 +176,9 @@ mod tests {
         let headers = out[20..36].try_into().unwrap();
         assert_eq!(vni(&headers), Some(0x00ab_cdef));
         assert_eq!(port(out[20..28].try_into().unwrap()), DEFAULT_PORT);
+        assert_eq!(vni_field(&headers), 0x00ab_cdef);
         assert_eq!(udp_checksum(&headers), 0);
+        assert_eq!(usize::from(udp_len(&headers)), usize::from(OUTER.inner_len) + ENCAP_LEN - 20);
     }
 
     #[test]
@@ -174,6 +190,7 @@ mod tests {
             let mut other = headers;
             other[byte] = value;
             assert_eq!(vni(&other), None, "byte {byte} = {value:#x}");
+            assert_eq!(vni_field(&other), OUTER.vni);
         }
     }
 

@@ -1,17 +1,22 @@
 //! A container: a namespace on the node's bridge, wired as Docker wires it.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
 
-use crate::{netns::Netns, traffic::Host};
+use crate::{
+    netns::{Netns, run},
+    traffic::Host,
+};
 
 /// A network namespace with `eth0` on a node's bridge. Dropping it removes it, as `docker rm -f` does.
 #[derive(Debug)]
 pub struct Container {
     netns: Netns,
     address: Ipv4Addr,
+    /// The namespace of the node, and the device's name there.
+    port: (PathBuf, String),
 }
 
 impl Container {
@@ -41,7 +46,7 @@ impl Container {
         netns.ip(&format!("address add {address}/{} dev eth0", gateway.prefix_len()))?;
         netns.ip("link set eth0 up")?;
         netns.ip(&format!("route add default via {}", gateway.addr()))?;
-        Ok(Self { netns, address })
+        Ok(Self { netns, address, port: (node.path(), veth.to_owned()) })
     }
 
     /// Its namespace.
@@ -71,5 +76,18 @@ impl Container {
         let json = self.netns.ip("-json -statistics link show eth0")?;
         let links: serde_json::Value = serde_json::from_str(&json)?;
         links[0]["stats64"]["tx"]["packets"].as_u64().context("eth0 has no counter of sent packets")
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let (node, veth) = &self.port;
+        // The kernel removes a namespace some time after its name; the container must be off the network now.
+        if node.exists()
+            && let Err(error) =
+                run("nsenter", &[&format!("--net={}", node.display()), "ip", "link", "del", veth])
+        {
+            eprintln!("{veth} is left behind: {error:#}");
+        }
     }
 }

@@ -204,8 +204,11 @@ impl Etcd {
     }
 
     fn wait_healthy(&self) -> Result<()> {
-        wait_for("etcd to be healthy", Duration::from_secs(10), || self.ctl(&["endpoint", "health"]).ok())?;
-        Ok(())
+        wait_for("etcd to be healthy", Duration::from_secs(20), || match self.ctl(&["endpoint", "health"]) {
+            Ok(_) => Some(()),
+            // With authentication on, a refusal is as much of an answer.
+            Err(error) => format!("{error:#}").contains("user name is empty").then_some(()),
+        })
     }
 
     /// Runs `etcdctl` with these arguments against it.
@@ -215,7 +218,8 @@ impl Etcd {
     /// Where etcdctl fails.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
         let mut command = self.command("etcdctl");
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint(), "--dial-timeout", "2s"]);
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint()]);
+        command.args(["--dial-timeout", "2s", "--command-timeout", "20s"]);
         if let Some(Tls { authority, mutual }) = &self.tls {
             command.arg("--cacert").arg(authority.certificate());
             if *mutual {

@@ -11,6 +11,7 @@ pub mod etcd;
 pub mod flannel;
 pub mod netns;
 pub mod node;
+pub mod pcap;
 pub mod policy;
 pub mod process;
 pub mod remains;

@@ -104,8 +104,7 @@ fn iptables(fronts: &[Front]) -> String {
             rules += &format!("-A KUBE-SVC-{n} {chance}-j KUBE-SEP-{n}-{m}\n");
             rules += &format!("-A KUBE-SEP-{n}-{m} -s {}/32 -j KUBE-MARK-MASQ\n", backend.ip());
             for protocol in PROTOCOLS {
-                rules +=
-                    &format!("-A KUBE-SEP-{n}-{m} -p {protocol} -j DNAT --to-destination {backend}\n");
+                rules += &format!("-A KUBE-SEP-{n}-{m} -p {protocol} -j DNAT --to-destination {backend}\n");
             }
         }
     }

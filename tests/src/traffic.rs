@@ -7,7 +7,7 @@ pub mod stream;
 pub mod transactions;
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     thread,
@@ -20,7 +20,7 @@ use nix::sys::{
     time::{TimeVal, TimeValLike as _},
 };
 
-use crate::netns::Netns;
+use crate::{netns::Netns, process::wait_for};
 
 /// How long one step of a conversation may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -137,8 +137,12 @@ pub fn ping(client: &Netns, address: Ipv4Addr, count: u32) -> Result<()> {
 /// Where the port is taken or the address is not here.
 pub(crate) fn listen(address: Ipv4Addr, service: Option<Service>) -> Result<TcpListener> {
     let port = service.map_or(0, |service| service.backend);
-    let listener =
-        TcpListener::bind((address, port)).with_context(|| format!("listening at {address}:{port}"))?;
+    // A child that another thread is just starting holds a copy of the last listener until its exec.
+    let listener = wait_for(&format!("port {port} to be free"), PATIENCE, || {
+        let listener = TcpListener::bind((address, port));
+        (!listener.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse)).then_some(listener)
+    })?;
+    let listener = listener.with_context(|| format!("listening at {address}:{port}"))?;
     patient(&listener)?;
     Ok(listener)
 }

@@ -91,12 +91,12 @@ fn show(options: &Options) -> Result<()> {
     let agent = build::Agent::build()?;
     let before = host::Host::now()?;
     heading("three nodes, six containers");
-    let plan = Plan { binary: Some(agent.binary), ..Plan::default() };
+    let plan = Plan { binary: Some(agent.binary.clone()), ..Plan::default() };
     let mut cluster = start(&plan)?;
     let containers = cluster.run_containers(EACH)?;
     let findings = examine(&mut cluster, &containers, options);
     if options.keep {
-        keep::explain(&cluster, &containers);
+        keep::explain(&agent.binary, &cluster, &containers);
         mem::forget((cluster, containers));
         return report::print(&findings?, None, options.json);
     }

@@ -69,7 +69,7 @@ pub struct AgentArgs {
     pub gate: Gate,
 
     /// Drop VXLAN from strangers in the uplink's driver (native) or before the stack (generic)
-    #[arg(long, value_enum, default_value_t = Xdp::Auto, help_heading = LODEN)]
+    #[arg(long, value_enum, default_value_t = Xdp::Off, help_heading = LODEN)]
     pub xdp: Xdp,
 
     /// What happens to a packet of a peer whose inner source is not in that peer's subnet

@@ -62,7 +62,7 @@ fn without_flags_everything_is_as_in_flannel() {
 #[test]
 fn without_flags_our_own_settings_have_the_documented_defaults() {
     let config = config(&[]);
-    assert_eq!((config.datapath, config.gate, config.xdp), (Datapath::Auto, Gate::Strict, Xdp::Auto));
+    assert_eq!((config.datapath, config.gate, config.xdp), (Datapath::Auto, Gate::Strict, Xdp::Off));
     assert_eq!(config.source_check, SourceCheck::Drop);
     assert_eq!(config.run_dir, Path::new("/run/loden"));
     assert_eq!(config.bpffs_dir, Path::new("/sys/fs/bpf/loden"));

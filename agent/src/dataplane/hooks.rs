@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, mem};
 
 use anyhow::{Context as _, Result};
 use aya::programs::{
-    LinkOrder, SchedClassifier, TcAttachType,
+    LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
     links::{FdLink, PinnedLink},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
@@ -24,6 +24,8 @@ pub enum Direction {
     Ingress,
     /// What it sends.
     Egress,
+    /// What its driver receives, before an skb is made.
+    Driver,
 }
 
 /// A program, and with it the side of the interface on which it runs.
@@ -41,12 +43,21 @@ pub enum Program {
     FromOverlay,
     /// Egress of the VXLAN device.
     ToOverlay,
+    /// XDP on an uplink.
+    Guard,
 }
 
 impl Program {
     /// Every program.
-    pub const ALL: &'static [Self] =
-        &[Self::FromPod, Self::ToPod, Self::FromWire, Self::ToWire, Self::FromOverlay, Self::ToOverlay];
+    pub const ALL: &'static [Self] = &[
+        Self::FromPod,
+        Self::ToPod,
+        Self::FromWire,
+        Self::ToWire,
+        Self::FromOverlay,
+        Self::ToOverlay,
+        Self::Guard,
+    ];
 
     /// Its name in the object and in the kernel.
     #[must_use]
@@ -58,6 +69,7 @@ impl Program {
             Self::ToWire => program::TO_WIRE,
             Self::FromOverlay => program::FROM_OVERLAY,
             Self::ToOverlay => program::TO_OVERLAY,
+            Self::Guard => program::GUARD,
         }
     }
 
@@ -67,6 +79,7 @@ impl Program {
         match self {
             Self::FromPod | Self::FromWire | Self::FromOverlay => Direction::Ingress,
             Self::ToPod | Self::ToOverlay | Self::ToWire => Direction::Egress,
+            Self::Guard => Direction::Driver,
         }
     }
 }
@@ -96,6 +109,22 @@ pub(super) enum Attached {
     Tcx,
     /// A filter on a clsact qdisc, known by its numbers.
     Clsact,
+    /// An XDP link, pinned.
+    Xdp,
+    /// Nothing: the driver has no native XDP, and only that was asked for where it can be had.
+    Absent,
+}
+
+/// How the guard is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GuardMode {
+    /// In the driver where it can, else not at all.
+    #[default]
+    WhereNative,
+    /// In the driver.
+    Native,
+    /// In the kernel's generic hook.
+    Generic,
 }
 
 impl Dataplane {
@@ -135,15 +164,20 @@ impl Dataplane {
         let before = self.hooks.len();
         let pins = &self.pins;
         self.hooks.retain(|hook, attached| match attached {
-            Attached::Tcx => pins.link(hook).exists(),
-            Attached::Clsact => true,
+            Attached::Tcx | Attached::Xdp => pins.link(hook).exists(),
+            Attached::Clsact | Attached::Absent => true,
         });
         before - self.hooks.len()
     }
 
     fn attach(&mut self, hook: Hook, interface: &str) -> Result<Attached> {
         let pin = self.pins.link(&hook);
-        let classifier = self.classifier(hook.program)?;
+        let side = match hook.program.direction() {
+            Direction::Ingress => TcAttachType::Ingress,
+            Direction::Egress => TcAttachType::Egress,
+            Direction::Driver => return self.attach_guard(&pin, interface),
+        };
+        let classifier = self.program(hook.program)?;
         if pin.exists() {
             match swap(classifier, &pin) {
                 Ok(()) => return Ok(Attached::Tcx),
@@ -154,10 +188,6 @@ impl Dataplane {
                 }
             }
         }
-        let side = match hook.program.direction() {
-            Direction::Ingress => TcAttachType::Ingress,
-            Direction::Egress => TcAttachType::Egress,
-        };
         let first = TcAttachOptions::TcxOrder(LinkOrder::first());
         match classifier.attach_with_options(interface, side, first) {
             Ok(id) => {
@@ -171,11 +201,43 @@ impl Dataplane {
         }
     }
 
+    /// How the guard is attached from the next [`Self::set_hooks`] on.
+    pub fn set_guard_mode(&mut self, mode: GuardMode) {
+        self.guard_mode = mode;
+    }
+
+    /// An earlier guard is taken off first, as a link cannot change its mode; the TC program behind it checks the
+    /// same meanwhile.
+    fn attach_guard(&mut self, pin: &std::path::Path, interface: &str) -> Result<Attached> {
+        Pins::remove(pin)?;
+        let mode = match self.guard_mode {
+            GuardMode::WhereNative | GuardMode::Native => XdpMode::Driver,
+            GuardMode::Generic => XdpMode::Skb,
+        };
+        let guard: &mut Xdp = self.ebpf.program_mut(program::GUARD).context("no guard")?.try_into()?;
+        let id = match guard.attach(interface, mode) {
+            Ok(id) => id,
+            Err(error) if self.guard_mode == GuardMode::WhereNative => {
+                tracing::info!(interface, "no guard: the driver has no native XDP ({error})");
+                return Ok(Attached::Absent);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let link: FdLink = guard.take_link(id)?.try_into()?;
+        link.pin(pin).with_context(|| format!("pinning the link at {}", pin.display()))?;
+        Ok(Attached::Xdp)
+    }
+
     fn detach(&mut self, hook: Hook) -> Result<(), DataplaneError> {
         Pins::remove(&self.pins.link(&hook))
     }
 
-    fn classifier(&mut self, program: Program) -> Result<&mut SchedClassifier> {
+    /// A loaded program, to attach it or to run it on a frame (`BPF_PROG_TEST_RUN`).
+    ///
+    /// # Errors
+    ///
+    /// Where the object has no such program.
+    pub fn program(&mut self, program: Program) -> Result<&mut SchedClassifier> {
         let name = program.name();
         Ok(self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
     }

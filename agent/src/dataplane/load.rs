@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapInfo, PerCpuArray, RingBuf},
-    programs::SchedClassifier,
+    programs::{SchedClassifier, Xdp},
 };
 use ipnet::Ipv4Net;
 use loden_ebpf::{
@@ -15,7 +15,7 @@ use loden_ebpf::{
 };
 
 use super::{
-    Dataplane, DataplaneError, Program,
+    Dataplane, DataplaneError, Direction, GuardMode, Program,
     pins::{PINNED_MAPS, Pins},
 };
 
@@ -115,6 +115,7 @@ impl Dataplane {
             settings: settings.clone(),
             pins,
             hooks: BTreeMap::new(),
+            guard_mode: GuardMode::default(),
             peers_held: BTreeMap::new(),
             endpoints_held: BTreeMap::new(),
         };
@@ -164,9 +165,13 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
 
 fn load_program(ebpf: &mut Ebpf, program: Program) -> anyhow::Result<()> {
     let name = program.name();
-    let classifier: &mut SchedClassifier =
-        ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
-    classifier.load().with_context(|| format!("the kernel refuses program {name}"))
+    let loaded = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    let done = if program.direction() == Direction::Driver {
+        <&mut Xdp>::try_from(loaded)?.load()
+    } else {
+        <&mut SchedClassifier>::try_from(loaded)?.load()
+    };
+    done.with_context(|| format!("the kernel refuses program {name}"))
 }
 
 /// Removes the pins of maps that this agent would misread or that have another size: the programs that still

@@ -3,8 +3,12 @@
 //! It is set by one `iptables-restore --noflush`, which is one transaction, and only when a listing shows that
 //! it is not as it ought to be: Docker and others rewrite `FORWARD` when they start.
 
-use super::{FirewallError, FirewallSpec, Result, tool::run};
+use super::{
+    FirewallSpec, Result,
+    iptables::{self, removal, rules_of, rulesets},
+};
 
+const TABLE: &str = "filter";
 const CHAIN: &str = "LODEN-FWD";
 const JUMP: &str = "-A FORWARD -j LODEN-FWD";
 /// Docker's own chains, which drop what they do not know (Docker 28), come after ours, except for the one in which
@@ -13,58 +17,47 @@ const DOCKERS: &str = "-A FORWARD -j DOCKER-";
 /// That one.
 const OPERATORS: &str = "-A FORWARD -j DOCKER-USER";
 
-/// The chain.
-#[derive(Debug, Default)]
-pub(super) struct Forward {
-    /// It was set once, so that iptables is there for sure.
-    set: bool,
-}
-
-impl Forward {
-    pub(super) async fn ensure(&mut self, spec: &FirewallSpec) -> Result<bool> {
-        let Some(listing) = list().await? else { return Ok(false) };
-        let Some(transaction) = transaction(spec, &listing) else {
-            self.set = true;
-            return Ok(false);
-        };
-        run("iptables-restore", &["--noflush", "--wait"], &transaction).await?;
-        self.set = true;
-        Ok(true)
-    }
-
-    pub(super) async fn is_current(&self, spec: &FirewallSpec) -> Result<bool> {
-        match list().await? {
-            Some(listing) => Ok(transaction(spec, &listing).is_none()),
-            None => Ok(!self.set),
+/// Sees to the chain in every ruleset that iptables has here; says whether there was anything to do.
+pub(super) async fn ensure(spec: &FirewallSpec) -> Result<bool> {
+    let mut changed = false;
+    for iptables in rulesets(TABLE) {
+        let Some(listing) = iptables.list(TABLE).await? else { continue };
+        if let Some(transaction) = transaction(spec, &listing) {
+            iptables.restore(&transaction).await?;
+            changed = true;
         }
     }
+    Ok(changed)
+}
+
+pub(super) async fn is_current(spec: &FirewallSpec) -> Result<bool> {
+    for iptables in rulesets(TABLE) {
+        let listing = iptables.list(TABLE).await?;
+        if listing.is_some_and(|listing| transaction(spec, &listing).is_some()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 pub(super) async fn remove() -> Result<()> {
-    let Some(listing) = list().await? else { return Ok(()) };
-    match removal(&listing) {
-        Some(transaction) => run("iptables-restore", &["--noflush", "--wait"], &transaction).await.map(drop),
-        None => Ok(()),
+    for iptables in rulesets(TABLE) {
+        let Some(listing) = iptables.list(TABLE).await? else { continue };
+        if let Some(transaction) = removal(TABLE, CHAIN, &listing) {
+            iptables.restore(&transaction).await?;
+        }
     }
-}
-
-/// The filter table as `iptables -S` prints it; `None` without iptables.
-async fn list() -> Result<Option<String>> {
-    match run("iptables", &["--wait", "-t", "filter", "-S"], "").await {
-        Ok(listing) => Ok(Some(listing)),
-        Err(FirewallError::Missing(_)) => Ok(None),
-        Err(error) => Err(error),
-    }
+    Ok(())
 }
 
 /// What must be done to this table; `None` where it is right.
 fn transaction(spec: &FirewallSpec, listing: &str) -> Option<String> {
     if !spec.forward {
-        return removal(listing);
+        return removal(TABLE, CHAIN, listing);
     }
     let rules = rules(spec);
-    let there: Vec<&str> = lines_of(listing, CHAIN).collect();
-    let forward: Vec<&str> = lines_of(listing, "FORWARD").collect();
+    let there: Vec<&str> = rules_of(listing, CHAIN).collect();
+    let forward: Vec<&str> = rules_of(listing, "FORWARD").collect();
     // Behind everything else, as flannel's: what somebody denies on purpose stays denied, and ours is still
     // before the policy. It stays where it is as long as it is before Docker's.
     let others: Vec<&str> = forward.iter().copied().filter(|line| *line != JUMP).collect();
@@ -72,30 +65,15 @@ fn transaction(spec: &FirewallSpec, listing: &str) -> Option<String> {
     let place = others.iter().position(is_dockers).unwrap_or(others.len());
     let right = forward.iter().filter(|line| **line == JUMP).count() == 1
         && forward.iter().position(|line| *line == JUMP) <= Some(place)
+        && forward.iter().skip_while(|line| **line != JUMP).all(|line| *line != OPERATORS)
         && there == rules;
     if right {
         return None;
     }
-    let mut lines = vec!["*filter".to_owned(), format!(":{CHAIN} - [0:0]")];
     let jumps = forward.iter().filter(|line| **line == JUMP).count();
-    lines.extend(std::iter::repeat_n(format!("-D FORWARD -j {CHAIN}"), jumps));
-    lines.push(format!("-I FORWARD {} -j {CHAIN}", place + 1));
-    lines.extend(rules);
-    lines.push("COMMIT\n".to_owned());
-    Some(lines.join("\n"))
-}
-
-/// What takes the chain and every jump to it away; `None` where there is none.
-fn removal(listing: &str) -> Option<String> {
-    if !listing.lines().any(|line| line == format!("-N {CHAIN}")) {
-        return None;
-    }
-    let mut lines = vec!["*filter".to_owned(), format!(":{CHAIN} - [0:0]")];
-    let jumps = listing.lines().filter(|line| line.ends_with(&format!("-j {CHAIN}")));
-    lines.extend(jumps.map(|line| line.replacen("-A ", "-D ", 1)));
-    lines.push(format!("-X {CHAIN}"));
-    lines.push("COMMIT\n".to_owned());
-    Some(lines.join("\n"))
+    let old = std::iter::repeat_n(format!("-D FORWARD -j {CHAIN}"), jumps);
+    let new = format!("-I FORWARD {} -j {CHAIN}", place + 1);
+    Some(iptables::transaction(TABLE, CHAIN, old.chain([new]).chain(rules)))
 }
 
 /// As `iptables -S` prints them again.
@@ -103,11 +81,6 @@ fn rules(spec: &FirewallSpec) -> Vec<String> {
     let comment = "-m comment --comment \"loden forward\"";
     let network = spec.network.trunc();
     ["-s", "-d"].map(|side| format!("-A {CHAIN} {side} {network} {comment} -j ACCEPT")).to_vec()
-}
-
-fn lines_of<'a>(listing: &'a str, chain: &str) -> impl Iterator<Item = &'a str> {
-    let start = format!("-A {chain} ");
-    listing.lines().filter(move |line| line.starts_with(&start))
 }
 
 #[cfg(test)]
@@ -171,7 +144,7 @@ mod tests {
             -A FORWARD -j LODEN-FWD\n-A OUTPUT -d 10.0.0.0/8 -j LODEN-FWD\n";
         let expected = "*filter\n:LODEN-FWD - [0:0]\n-D FORWARD -j LODEN-FWD\n\
             -D OUTPUT -d 10.0.0.0/8 -j LODEN-FWD\n-X LODEN-FWD\nCOMMIT\n";
-        assert_eq!(removal(listing).unwrap(), expected);
-        assert_eq!(removal("-P FORWARD DROP\n"), None);
+        assert_eq!(removal(TABLE, CHAIN, listing).unwrap(), expected);
+        assert_eq!(removal(TABLE, CHAIN, "-P FORWARD DROP\n"), None);
     }
 }

@@ -6,8 +6,8 @@ use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
 
 use super::Result;
 
-/// How long a tool may take; iptables waits for the lock that others hold (kube-proxy for seconds).
-const LIMIT: Duration = Duration::from_secs(30);
+/// How long a tool may take. Large rulesets of others take seconds to list.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Why the rules could not be read or set.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +23,7 @@ pub enum FirewallError {
         /// Why.
         source: io::Error,
     },
-    /// It took longer than 30 s.
+    /// It took longer than 20 s.
     #[error("{program} has not ended within {} s", LIMIT.as_secs())]
     Slow {
         /// The program.
@@ -49,8 +49,8 @@ fn flag(program: &str) -> &'static str {
     if program == "nft" { "--ip-masq" } else { "--iptables-forward-rules" }
 }
 
-/// Runs a program with this on its standard input and returns its standard output. It sees only PATH and
-/// the C locale, so that its output does not depend on who starts the agent.
+/// Runs a program with this on its standard input and returns its standard output, in the C locale, so that
+/// what it prints does not depend on who started the agent.
 pub(super) async fn run(program: &'static str, args: &[&str], input: &str) -> Result<String> {
     let fail = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => FirewallError::Missing(program),

@@ -1,65 +1,107 @@
-//! Changes of the host's netfilter rules, as nf_tables tells of them (iptables-nft included; the legacy iptables
-//! tells nobody).
+//! Tells when somebody has changed the host's nftables ruleset, by `nft`, by iptables (the nft variant), or by
+//! the API. Changes by `iptables-legacy` are not told by the kernel.
 
-use std::{
-    io,
-    os::fd::{AsRawFd as _, OwnedFd},
+use std::io;
+
+use futures::FutureExt as _;
+use nix::errno::Errno;
+use rtnetlink::{
+    proto::sys::{AsyncSocket as _, AsyncSocketExt as _},
+    sys::{SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER},
 };
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-};
-use tokio::io::unix::AsyncFd;
+use super::{Kernel, KernelError, Result};
 
-/// Multicast group `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h), as the bit that `bind` takes.
-const NFTABLES: u32 = 1 << (7 - 1);
+/// `NFNLGRP_NFTABLES` as a bit of the socket's groups (`linux/netfilter/nfnetlink.h`).
+const GROUP: u32 = 1 << (7 - 1);
 
-/// A socket that hears of every change, in the network namespace of the thread that made it.
-#[derive(Debug)]
-pub struct Ruleset {
-    socket: AsyncFd<OwnedFd>,
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: the last message of every committed transaction. Others tell
+/// what it held; elements that time out or are added by packets have none.
+const NEW_GENERATION: u16 = 10 << 8 | 15;
+
+/// The stream of changes of the ruleset, from the moment of its making on.
+pub struct RulesetEvents {
+    socket: TokioSocket,
 }
 
-impl Ruleset {
-    /// Begins to listen. Must be called inside a tokio runtime.
+impl Kernel {
+    /// Begins to listen, on a socket of its own in the network namespace of the calling thread. Must be
+    /// called inside a tokio runtime.
     ///
     /// # Errors
     ///
-    /// Where the kernel has no nf_tables or grants no socket.
-    pub fn listen() -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let netfilter = SockProtocol::NetlinkNetFilter;
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, netfilter)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, NFTABLES))?;
-        // SAFETY: the socket is owned by the AsyncFd from here on, and nothing closes or exchanges it.
-        let socket = unsafe { AsyncFd::register(fd) }?;
-        Ok(Self { socket })
+    /// [`KernelError::Connect`] where the kernel grants no socket: it has no nf_tables, or `CAP_NET_ADMIN` is
+    /// missing.
+    pub fn ruleset_events(&self) -> Result<RulesetEvents> {
+        let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(KernelError::Connect)?;
+        socket.socket_mut().bind(&SocketAddr::new(0, GROUP)).map_err(KernelError::Connect)?;
+        Ok(RulesetEvents { socket })
+    }
+}
+
+impl RulesetEvents {
+    /// Waits until the ruleset has changed since the last call; several changes are one. May be dropped while
+    /// it waits without losing a change.
+    ///
+    /// # Errors
+    ///
+    /// Where the socket has failed, and a new one must be made.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        while !receive(&self.socket).await? {}
+        // What has come meanwhile is the same change, for whoever looks at the whole.
+        while let Some(more) = receive(&self.socket).now_or_never() {
+            more?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the next datagram tells of a new generation; where some were lost, one may have.
+async fn receive(socket: &TokioSocket) -> io::Result<bool> {
+    let mut datagram = Vec::with_capacity(64 * 1024);
+    match socket.recv(&mut datagram).await {
+        Ok(()) => Ok(holds_new_generation(&datagram)),
+        Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Goes from header to header (length in the first four bytes, type in the next two, aligned to four).
+fn holds_new_generation(mut messages: &[u8]) -> bool {
+    while let Some(([a, b, c, d, low, high], _)) = messages.split_first_chunk::<6>() {
+        if u16::from_ne_bytes([*low, *high]) == NEW_GENERATION {
+            return true;
+        }
+        let length = (u32::from_ne_bytes([*a, *b, *c, *d]) as usize).clamp(16, 1 << 20);
+        messages = messages.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, payload: usize) -> Vec<u8> {
+        let length = 16 + u32::try_from(payload).unwrap();
+        let mut message = length.to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.resize(16 + payload.next_multiple_of(4), 0);
+        message
     }
 
-    /// Completes when the rules have changed since the last call, however often.
-    ///
-    /// # Errors
-    ///
-    /// Where the socket fails.
-    pub async fn changed(&self) -> io::Result<()> {
-        loop {
-            let mut guard = self.socket.readable().await?;
-            let mut heard = false;
-            let mut message = [0; 8192];
-            loop {
-                match recv(self.socket.get_ref().as_raw_fd(), &mut message, MsgFlags::empty()) {
-                    Ok(_) => heard = true,
-                    // Messages were lost because there were too many: a change all the same.
-                    Err(nix::Error::ENOBUFS) => heard = true,
-                    Err(nix::Error::EAGAIN) => break,
-                    Err(nix::Error::EINTR) => {}
-                    Err(errno) => return Err(errno.into()),
-                }
-            }
-            guard.clear_ready();
-            if heard {
-                return Ok(());
-            }
-        }
+    #[test]
+    fn a_new_generation_is_found_behind_other_messages() {
+        let rule = message(10 << 8 | 6, 21);
+        assert!(!holds_new_generation(&rule));
+        assert!(holds_new_generation(&[rule, message(NEW_GENERATION, 8)].concat()));
+    }
+
+    #[test]
+    fn bytes_that_are_no_messages_end_the_search() {
+        assert!(!holds_new_generation(&[]));
+        assert!(!holds_new_generation(&[0; 5]));
+        assert!(!holds_new_generation(&[0; 64]));
+        assert!(!holds_new_generation(&[0xff; 64]));
     }
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::Reconciler;
 use crate::{
+    config::Xdp,
     dataplane::{Hook, Program},
     endpoints::{self, Bridge, Seen},
     kernel::{Address, FdbOf, Link, LinkKind},
@@ -91,8 +92,20 @@ impl Reconciler {
         hooks.extend(pods.iter().map(|link| on(Program::ToPod, link)));
         hooks.extend(device.map(|link| on(Program::ToOverlay, link)));
         // It sees every packet that leaves the node, so it runs only where it is needed.
+        hooks.extend(uplink.filter(|link| self.wants_guard(link)).map(|link| on(Program::Guard, link)));
         hooks.extend(uplink.filter(|_| self.has_direct_peers).map(|link| on(Program::ToWire, link)));
         hooks
+    }
+}
+
+impl Reconciler {
+    /// Whether the guard should run on this uplink. Never by itself on a veth: XDP there takes TSO from its peer.
+    fn wants_guard(&self, uplink: &Link) -> bool {
+        match self.node.config.xdp {
+            Xdp::Off => false,
+            Xdp::Auto => self.node.overlay.is_some() && uplink.kind != LinkKind::Veth,
+            Xdp::Native | Xdp::Generic => self.node.overlay.is_some(),
+        }
     }
 }
 

@@ -1,15 +1,15 @@
 //! One pass: read what is, change what differs, note what failed and go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 
 use super::{Path, Reconciler, Work, firewall_spec, settings};
 use crate::{
-    dataplane::{Dataplane, PeerPath},
+    dataplane::PeerPath,
     kernel::{VxlanSpec, sysctl},
     network::Backend,
-    overlay::{self, Desired, Expected},
+    overlay::{self, Desired, Expected, Plan},
     registry::{Cluster, Own},
     run,
     subnet_file::SubnetFile,
@@ -79,6 +79,7 @@ impl Reconciler {
     /// The node itself: sysctls, device, address, rules, programs, subnet.env.
     async fn node(&mut self) -> Result<bool> {
         let mut changed = self.set_sysctls()?;
+        changed |= self.follow_uplink().await?;
         changed |= self.device().await?;
         self.firewall.set_spec(firewall_spec(&self.node));
         let rules = self.firewall.ensure().await;
@@ -93,6 +94,45 @@ impl Reconciler {
         Ok(changed)
     }
 
+    /// The uplink by the same rules as at the start: its address, MTU or the default route may have changed.
+    async fn follow_uplink(&mut self) -> Result<bool> {
+        let uplink = match run::choose_uplink(&self.kernel, &self.node.config).await {
+            Ok(uplink) => uplink,
+            // The default route may be gone for a while; what it led to is still our way to the peers.
+            Err(_) if self.has_uplink().await? => return Ok(false),
+            Err(error) => return Err(error.context("uplink")),
+        };
+        if uplink == self.node.uplink {
+            return Ok(false);
+        }
+        tracing::warn!(
+            was = %self.node.uplink, now = %uplink, "the uplink has changed and is followed"
+        );
+        if let Some(overlay) = &mut self.node.overlay {
+            overlay.spec = run::vxlan_spec(&overlay.vxlan, &uplink)?;
+        }
+        let new_address = uplink.public_ip != self.node.uplink.public_ip;
+        self.node.uplink = uplink;
+        self.ways.clear();
+        if new_address {
+            self.publish();
+        }
+        Ok(true)
+    }
+
+    /// Whether the uplink still is an interface that has the address.
+    async fn has_uplink(&self) -> Result<bool> {
+        let uplink = &self.node.uplink;
+        let addresses = self.kernel.addresses().await?;
+        Ok(addresses.iter().any(|a| a.ifindex == uplink.ifindex && a.address == uplink.address))
+    }
+
+    /// Tells the other nodes where and what we are now.
+    fn publish(&self) {
+        let node = &self.node;
+        self.keeper.set_attrs(run::attrs(&node.network.backend, &node.uplink, node.overlay.as_ref()));
+    }
+
     /// The VXLAN device and its address, where the backend has one.
     async fn device(&mut self) -> Result<bool> {
         let Some(overlay) = &mut self.node.overlay else { return Ok(false) };
@@ -102,8 +142,7 @@ impl Reconciler {
         let mut changed = !device.adopted || !device.corrected.is_empty();
         overlay.device = device;
         if new_mac {
-            let attrs = run::attrs(&self.node.network.backend, &self.node.uplink, self.node.overlay.as_ref());
-            self.keeper.set_attrs(attrs);
+            self.publish();
         }
         let (index, subnet, network) = (self.node.device(), self.node.subnet, self.node.network.network);
         changed |= !self.kernel.has_overlay_address(index, subnet, network).await?;
@@ -118,8 +157,7 @@ impl Reconciler {
         if *dataplane.settings() == wanted {
             return Ok(false);
         }
-        let dataplane = Dataplane::load(&wanted, &self.node.config.bpffs_dir)?;
-        self.path = Path::Ebpf(Box::new(dataplane));
+        self.path = Path::Ebpf(Box::new(super::load(&self.node, &wanted)?));
         self.listen_for_sightings()?;
         Ok(true)
     }
@@ -165,9 +203,7 @@ impl Reconciler {
         };
         let plan = overlay::plan(&desired, &self.kernel.overlay_actual(desired.device).await?);
         changed |= !plan.is_empty();
-        for (peer, refusal) in &plan.refused {
-            self.failures.push(format!("peer {} at {}: {refusal}", peer.subnet, peer.vtep));
-        }
+        self.tell_of_refused(&plan);
         self.failures.extend(self.kernel.apply(&plan).await.iter().map(ToString::to_string));
         self.expected = Some(Expected::of(desired));
         if let Some(dataplane) = self.dataplane() {
@@ -182,6 +218,19 @@ impl Reconciler {
 }
 
 impl Reconciler {
+    /// One wrong lease is one peer's trouble: told once, and no reason for this node to be unready.
+    fn tell_of_refused(&mut self, plan: &Plan) {
+        let refused: BTreeSet<String> = plan
+            .refused
+            .iter()
+            .map(|(peer, refusal)| format!("peer {} at {} is left out: {refusal}", peer.subnet, peer.vtep))
+            .collect();
+        for reason in refused.difference(&self.refused) {
+            tracing::warn!("{reason}");
+        }
+        self.refused = refused;
+    }
+
     /// Forwarding for pods at all, and tolerance of connections whose middle the host stack has not seen.
     fn set_sysctls(&mut self) -> Result<bool> {
         let mut changed = self.set_sysctl("net.ipv4.ip_forward", "1")?;

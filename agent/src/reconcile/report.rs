@@ -51,6 +51,7 @@ impl Reconciler {
                 "public_ip": lease.attrs.public_ip,
                 "vtep_mac": lease.attrs.vtep().ok().map(|vtep| mac(vtep.vtep_mac)),
             })).collect::<Vec<_>>(),
+            "refused": self.refused,
             "endpoints": self.endpoints_report(),
             "etcd": { "connected": cluster.connected, "revision": cluster.revision },
             "passes": self.passes,

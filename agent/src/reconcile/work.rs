@@ -36,6 +36,11 @@ impl Reconciler {
             {
                 Some(Work::Overlay)
             }
+            // Another default route may mean another uplink.
+            KernelEvent::Route(_, route) if route.dst.prefix_len() == 0 => {
+                self.ways.clear();
+                Some(Work::Everything)
+            }
             // Another route may lead to a VTEP now; one on our device or of ours leads to pods.
             KernelEvent::Route(_, route) => {
                 let ours = route.protocol == ROUTE_PROTOCOL || route.ifindex == Some(device);

@@ -1,8 +1,9 @@
 //! Taking a lease: which record or subnet, and the writes that make it ours.
 //!
 //! flannel's order: the record with our public IP, else the previous subnet where it is free, else a random one.
-//! In between, what flannel lacks: the previous subnet's record under an old public IP, where its VTEP MAC proves
-//! that it is this very node's. The choice is pure; a lost race chooses again from what etcd answered.
+//! Before all but a reservation comes what flannel lacks: the previous subnet's record under any public IP, where
+//! its VTEP MAC proves that it is this very node's. The choice is pure; a lost race chooses again from what etcd
+//! answered.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -13,7 +14,7 @@ use tracing::{info, warn};
 
 use super::{
     Registry, RegistryError,
-    record::{Record, Records, Told},
+    record::{Record, Records},
     store::Write,
 };
 use crate::{
@@ -82,7 +83,7 @@ struct Choice {
 #[derive(Debug)]
 enum Target {
     /// Make this record ours: it is this node's already.
-    Adopt(Record),
+    Adopt(Box<Record>),
     /// Take a subnet that is free.
     Create(Ipv4Net),
 }
@@ -94,10 +95,9 @@ impl Registry {
     ///
     /// Where etcd is away or refuses, and where no subnet is left.
     pub async fn claim(&self, config: &NetworkConfig, claim: &Claim) -> Result<Lease, ClaimError> {
-        let mut told = Told::default();
-        let records = self.list(&mut told).await?.records;
+        let records = self.list().await?.records;
         let mut grant = None;
-        let lease = self.take(config, claim, records, &mut grant, &mut told).await;
+        let lease = self.take(config, claim, records, &mut grant).await;
         match (&lease, grant) {
             (Ok(lease), Some(id)) if lease.etcd_lease == Some(id) => {}
             (_, Some(id)) => self.revoke_unused(id).await,
@@ -112,7 +112,6 @@ impl Registry {
         claim: &Claim,
         mut records: Records,
         grant: &mut Option<i64>,
-        told: &mut Told,
     ) -> Result<Lease, ClaimError> {
         let value = claim.attrs.to_json();
         for _ in 0..MAX_RACES {
@@ -122,11 +121,11 @@ impl Registry {
             let (key, write) = match &target {
                 Target::Adopt(record) => {
                     let key = LeaseKey::v4(record.key.subnet);
-                    (key, self.replace(record, key, &value, etcd_lease, told).await?)
+                    (key, self.replace(record, key, &value, etcd_lease).await?)
                 }
                 Target::Create(subnet) => {
                     let key = LeaseKey::v4(*subnet);
-                    (key, self.create(config, key, &value, etcd_lease.unwrap_or(0), told).await?)
+                    (key, self.create(config, key, &value, etcd_lease.unwrap_or(0)).await?)
                 }
             };
             match write {
@@ -162,8 +161,10 @@ impl Registry {
                 warn!(subnet = %record.key.subnet, %error, "a useless lease of this node stays until it runs out");
             }
         }
-        if let Target::Adopt(Record { etcd_lease: Some(id), .. }) = target {
-            self.revoke_unused(*id).await;
+        if let Target::Adopt(record) = target
+            && let Some(id) = record.etcd_lease
+        {
+            self.revoke_unused(id).await;
         }
     }
 }
@@ -171,7 +172,7 @@ impl Registry {
 impl Target {
     fn how(&self) -> &'static str {
         match self {
-            Self::Adopt(Record { etcd_lease: None, .. }) => "reservation",
+            Self::Adopt(record) if record.etcd_lease.is_none() => "reservation",
             Self::Adopt(_) => "own record found",
             Self::Create(_) => "free subnet",
         }
@@ -184,20 +185,28 @@ fn choose(
     records: &Records,
     rng: &mut impl Rng,
 ) -> Result<Choice, ClaimError> {
-    let mut own: Vec<_> = records.iter().filter(|record| record.is_at(claim.attrs.public_ip)).collect();
-    // Where there are several: a reservation first, then what this node had last.
-    own.sort_by_key(|record| (record.etcd_lease.is_some(), Some(record.key.subnet) != claim.previous));
-    let (fit, unfit): (Vec<_>, Vec<_>) =
-        own.into_iter().partition(|record| usable(config, claim, record.key.subnet));
+    let previous = claim.previous.map(|previous| previous.trunc());
+    let own = records.iter().filter(|record| record.is_at(claim.attrs.public_ip));
+    let (mut fit, unfit): (Vec<_>, Vec<_>) = own.partition(|record| usable(config, claim, record.key.subnet));
+    // Before what has our address: when nodes have swapped theirs, each must find its own subnet.
+    fit.extend(previous.and_then(|previous| proven(config, claim, previous, records)));
+    let rank = |record: &&Record| {
+        let is_previous = Some(record.key.subnet) == previous;
+        (
+            record.etcd_lease.is_some() || !record.is_at(claim.attrs.public_ip),
+            !is_proven(claim, record),
+            !is_previous,
+        )
+    };
+    let own = fit.into_iter().min_by_key(rank);
     let stale = unfit.into_iter().filter(|record| is_stale(config, claim, record)).cloned().collect();
-    let own = fit.first().copied().or_else(|| proven(config, claim, records));
     if let Some(record) = own {
-        return Ok(Choice { target: Target::Adopt(record.clone()), stale });
+        return Ok(Choice { target: Target::Adopt(Box::new(record.clone())), stale });
     }
     let free = |subnet: &Ipv4Net| {
         usable(config, claim, *subnet) && !records.taken().any(|other| subnet::overlap(other, *subnet))
     };
-    let subnet = match claim.previous.map(|previous| previous.trunc()).filter(free) {
+    let subnet = match previous.filter(free) {
         Some(previous) => previous,
         None => subnet::pick(config, records.taken(), &claim.occupied, rng)
             .ok_or_else(|| out_of_subnets(config, claim, records))?,
@@ -226,16 +235,24 @@ fn is_stale(config: &NetworkConfig, claim: &Claim, record: &Record) -> bool {
     !reserved
 }
 
-/// The record of the previous subnet under another public IP, where it is provably this node's: the MAC address
-/// of a VTEP is random, made on the node, and kept by its kernel.
-fn proven<'a>(config: &NetworkConfig, claim: &Claim, records: &'a Records) -> Option<&'a Record> {
-    let previous = claim.previous?.trunc();
-    let ours = claim.attrs.vtep().ok()?.vtep_mac;
-    let is_ours = |record: &&Record| {
-        let vtep = record.attrs.as_ref().ok().and_then(|attrs| attrs.vtep().ok());
-        record.key.subnet == previous && vtep.is_some_and(|vtep| vtep.vtep_mac == ours)
-    };
-    records.iter().find(is_ours).filter(|_| usable(config, claim, previous))
+/// The record of the previous subnet, where it is provably this node's, whatever public IP it has.
+fn proven<'a>(
+    config: &NetworkConfig,
+    claim: &Claim,
+    previous: Ipv4Net,
+    records: &'a Records,
+) -> Option<&'a Record> {
+    let mut at_previous = records.iter().filter(|record| record.key.subnet == previous);
+    at_previous.find(|record| is_proven(claim, record)).filter(|_| usable(config, claim, previous))
+}
+
+/// Whether both halves of the proof are there: that this node had the subnet, and that the record has its VTEP's
+/// MAC address, which is random, made on the node, and kept by its kernel.
+fn is_proven(claim: &Claim, record: &Record) -> bool {
+    let mac = |attrs: &LeaseAttrs| attrs.vtep().ok().map(|vtep| vtep.vtep_mac);
+    let recorded = record.attrs.as_ref().ok().and_then(mac);
+    let had = claim.previous.is_some_and(|previous| previous.trunc() == record.key.subnet);
+    had && recorded.is_some() && recorded == mac(&claim.attrs)
 }
 
 fn out_of_subnets(config: &NetworkConfig, claim: &Claim, records: &Records) -> ClaimError {
@@ -250,4 +267,62 @@ fn out_of_subnets(config: &NetworkConfig, claim: &Claim, records: &Records) -> C
     let (network, subnet_len) = (config.network, config.subnet_len);
     let (min, max, leases) = (config.subnet_min, config.subnet_max, records.iter().count());
     ClaimError::OutOfSubnets { network, subnet_len, min, max, leases, host }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::{SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+    use crate::lease::VtepData;
+
+    fn attrs(ip: u8, mac: u8) -> LeaseAttrs {
+        LeaseAttrs::vxlan([10, 0, 0, ip].into(), VtepData { vni: 1, vtep_mac: [2, 0, 0, 0, 0, mac] })
+    }
+
+    prop_compose! {
+        /// Records in and around the network, of few nodes, so that much of it is about us.
+        fn record()(
+            low in 0_u32..1 << 12, len in 20_u8..=28, ip in 1_u8..5, mac in 1_u8..5, broken in prop::bool::weighted(0.1),
+            reserved in any::<bool>(),
+        ) -> Record {
+            let subnet = Ipv4Net::new((0x0a05_0000 + low).into(), len).unwrap();
+            let attrs = if broken { LeaseAttrs::parse(b"{") } else { Ok(attrs(ip, mac)) };
+            Record { key: LeaseKey::v4(subnet), attrs, etcd_lease: (!reserved).then_some(7), mod_revision: 3 }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn only_our_own_record_or_a_clear_subnet_is_chosen(
+            records in proptest::collection::vec(record(), 0..30), seed in any::<u64>(),
+            previous in proptest::option::of((0_u32..1 << 12, 22_u8..=26)),
+            occupied in proptest::option::of((0_u32..1 << 12, 16_u8..=32)),
+        ) {
+            let net = |(low, len): (u32, u8)| Ipv4Net::new((0x0a05_0000 + low).into(), len).unwrap();
+            let config = NetworkConfig::parse(
+                r#"{"Network":"10.5.0.0/20","SubnetLen":24,"SubnetMin":"10.5.2.0"}"#).unwrap();
+            let claim = Claim {
+                attrs: attrs(1, 1), previous: previous.map(net), occupied: occupied.map(net).into_iter().collect(),
+                ttl: Duration::from_secs(60), renew_margin: Duration::ZERO,
+            };
+            let records: Records = records.into_iter().collect();
+            let clear = |subnet: Ipv4Net| {
+                usable(&config, &claim, subnet) && !records.taken().any(|other| subnet::overlap(other, subnet))
+            };
+            match choose(&config, &claim, &records, &mut StdRng::seed_from_u64(seed)) {
+                Ok(Choice { target: Target::Create(subnet), .. }) => prop_assert!(clear(subnet), "{subnet}"),
+                Ok(Choice { target: Target::Adopt(record), .. }) => {
+                    prop_assert!(usable(&config, &claim, record.key.subnet));
+                    prop_assert!(record.is_at(claim.attrs.public_ip) || is_proven(&claim, &record), "{record:?}");
+                }
+                Err(error) => {
+                    let full = matches!(error, ClaimError::OutOfSubnets { .. });
+                    prop_assert!(full);
+                    prop_assert!(!config.network.subnets(24).unwrap().any(clear));
+                }
+            }
+        }
+    }
 }

@@ -88,7 +88,7 @@ impl Connection {
             let failure = match timeout(REQUEST_LIMIT, attempt).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(Failure::Request(reason))) => return Err(RegistryError::Refused { what, reason }),
-                Ok(Err(Failure::Endpoint(reason))) => reason,
+                Ok(Err(Failure::Endpoint(reason))) => self.explain(endpoint, reason),
                 Err(_) => format!("no answer within {} s", REQUEST_LIMIT.as_secs()),
             };
             debug!(endpoint = endpoint.url(), what, failure, "etcd endpoint failed");
@@ -97,6 +97,15 @@ impl Connection {
                 write!(tried, "{}{}: {failure}", if tried.is_empty() { "" } else { "; " }, endpoint.url());
         }
         Err(RegistryError::Unreachable { what, tried })
+    }
+
+    /// TLS 1.3 tells a client that shows no certificate after the handshake only, and mostly by closing.
+    fn explain(&self, endpoint: &Endpoint, reason: String) -> String {
+        let closed = ["connection closed", "CertificateRequired"].iter().any(|text| reason.contains(text));
+        if endpoint.tls() && self.options.cert_file.is_none() && closed {
+            return format!("{reason} (does it want a client certificate? None is given)");
+        }
+        reason
     }
 
     fn current(&self) -> (usize, Option<Client>) {
@@ -150,9 +159,12 @@ impl From<EtcdError> for Failure {
             GRpcStatus(status) => {
                 let code = status.code() as i32;
                 let source = status.source().is_some();
+                // A token from before the last change to users and roles, or (16) one that etcd does not know any
+                // more: a new client gets a new one.
+                let old_token = code == 16 || status.message().contains("revision of auth store is old");
                 // Codes by number: etcd-client does not export tonic's type. 1 cancelled, 2 unknown, 4 deadline
-                // exceeded, 13 internal, 14 unavailable (grpc/doc/statuscodes.md).
-                matches!(code, 4 | 14) || (source && matches!(code, 1 | 2 | 13))
+                // exceeded, 13 internal, 14 unavailable, 16 unauthenticated (grpc/doc/statuscodes.md).
+                old_token || matches!(code, 4 | 14) || (source && matches!(code, 1 | 2 | 13))
             }
             _ => false,
         };
@@ -162,7 +174,7 @@ impl From<EtcdError> for Failure {
 }
 
 /// The error and what is behind it, each part once: tonic's own texts say as little as "transport error".
-fn one_line(error: &EtcdError) -> String {
+pub(super) fn one_line(error: &EtcdError) -> String {
     let mut text = match error {
         EtcdError::GRpcStatus(status) => status.message().to_owned(),
         other => other.to_string(),

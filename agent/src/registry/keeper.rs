@@ -29,17 +29,18 @@ use crate::{
     network::NetworkConfig,
 };
 
-/// First and longest wait between rounds. With jitter, so that a cluster does not come back all at once.
-const WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// First and longest wait between rounds, to which jitter adds as much again: a cluster must not come back all at
+/// once.
+const WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// A round that has lasted this long was a good one: the next wait is short again.
-const GOOD_ROUND: Duration = Duration::from_secs(5);
+const GOOD_ROUND: Duration = Duration::from_secs(1);
 /// How often an outage is told of while it lasts.
 const REMIND: Duration = Duration::from_secs(60);
 
 /// The running task. Dropping it ends the task; the lease stays until it runs out.
 #[derive(Debug)]
 pub struct Keeper {
-    /// The latest snapshot.
+    /// The latest snapshot. That it cannot change any more (an error of the receiver) means that the task has ended.
     pub cluster: watch::Receiver<Arc<Cluster>>,
     commands: mpsc::UnboundedSender<Command>,
     task: JoinHandle<()>,
@@ -116,7 +117,6 @@ struct Task {
     revision: i64,
     cluster_id: u64,
     connected: bool,
-    told: Told,
     told_of_peers: Told,
 }
 
@@ -157,7 +157,6 @@ impl Task {
             revision: 0,
             cluster_id: 0,
             connected: false,
-            told: Told::default(),
             told_of_peers: Told::default(),
         };
         (task, cluster)

@@ -8,6 +8,24 @@ use tracing::warn;
 
 use crate::lease::{AttrsError, Lease, LeaseAttrs, LeaseKey};
 
+/// A key and its value as they come from etcd.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pair<'a> {
+    pub(super) key: &'a [u8],
+    pub(super) value: &'a [u8],
+    /// 0: none.
+    pub(super) etcd_lease: i64,
+    /// Of a deleted key: the revision of the deletion.
+    pub(super) mod_revision: i64,
+}
+
+impl<'a> From<&'a KeyValue> for Pair<'a> {
+    fn from(pair: &'a KeyValue) -> Self {
+        let (etcd_lease, mod_revision) = (pair.lease(), pair.mod_revision());
+        Self { key: pair.key(), value: pair.value(), etcd_lease, mod_revision }
+    }
+}
+
 /// One key whose name is a lease's, whatever its value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Record {
@@ -31,14 +49,18 @@ impl Record {
 }
 
 /// All records, by key.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Records {
     records: BTreeMap<LeaseKey, Record>,
 }
 
 impl Records {
     /// Reads the answer to a range request. Keys that name no lease are warned of and left out.
-    pub(super) fn parse(subnets_prefix: &str, pairs: &[KeyValue], told: &mut Told) -> Self {
+    pub(super) fn parse<'a>(
+        subnets_prefix: &str,
+        pairs: impl Iterator<Item = Pair<'a>>,
+        told: &mut Told,
+    ) -> Self {
         let mut records = Self::default();
         for pair in pairs {
             records.put(subnets_prefix, pair, told);
@@ -47,20 +69,19 @@ impl Records {
     }
 
     /// Takes in a key that was written, and returns which it was.
-    pub(super) fn put(&mut self, subnets_prefix: &str, pair: &KeyValue, told: &mut Told) -> Option<LeaseKey> {
-        let name = String::from_utf8_lossy(pair.key()).into_owned();
+    pub(super) fn put(&mut self, subnets_prefix: &str, pair: Pair<'_>, told: &mut Told) -> Option<LeaseKey> {
+        let name = String::from_utf8_lossy(pair.key).into_owned();
         let key = parse_key(subnets_prefix, &name, told)?;
-        let attrs = LeaseAttrs::parse(pair.value());
+        let attrs = LeaseAttrs::parse(pair.value);
         match &attrs {
             Ok(_) => told.forget(&name),
             Err(error) => told.warn(&name, format!("its value is no lease: {error}")),
         }
-        let etcd_lease = Some(pair.lease()).filter(|id| *id != 0);
-        let mod_revision = pair.mod_revision();
-        if self.is_newer(key, mod_revision) {
+        let etcd_lease = Some(pair.etcd_lease).filter(|id| *id != 0);
+        if self.is_newer(key, pair.mod_revision) {
             return None;
         }
-        self.records.insert(key, Record { key, attrs, etcd_lease, mod_revision });
+        self.records.insert(key, Record { key, attrs, etcd_lease, mod_revision: pair.mod_revision });
         Some(key)
     }
 
@@ -68,13 +89,13 @@ impl Records {
     pub(super) fn delete(
         &mut self,
         subnets_prefix: &str,
-        pair: &KeyValue,
+        pair: Pair<'_>,
         told: &mut Told,
     ) -> Option<LeaseKey> {
-        let name = String::from_utf8_lossy(pair.key()).into_owned();
+        let name = String::from_utf8_lossy(pair.key).into_owned();
         told.forget(&name);
         let key = name.strip_prefix(subnets_prefix)?.parse().ok()?;
-        if self.is_newer(key, pair.mod_revision()) {
+        if self.is_newer(key, pair.mod_revision) {
             return None;
         }
         self.records.remove(&key).map(|record| record.key)
@@ -102,7 +123,8 @@ impl Records {
 
     /// Every subnet that a key names, whatever its value.
     pub(super) fn taken(&self) -> impl Iterator<Item = Ipv4Net> {
-        self.records.keys().map(|key| key.subnet)
+        // An IPv6-only lease has 0.0.0.0/0 for its IPv4 half.
+        self.records.keys().map(|key| key.subnet).filter(|subnet| subnet.prefix_len() > 0)
     }
 }
 
@@ -132,5 +154,94 @@ impl Told {
 
     pub(super) fn forget(&mut self, key: &str) {
         self.reasons.remove(key);
+    }
+}
+
+#[cfg(test)]
+impl FromIterator<Record> for Records {
+    fn from_iter<I: IntoIterator<Item = Record>>(records: I) -> Self {
+        Self { records: records.into_iter().map(|record| (record.key, record)).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PREFIX: &str = "/net/subnets/";
+    const KEYS: [&str; 6] =
+        ["10.5.1.0-24", "10.5.2.0-24", "10.5.2.0-24&fc00::-64", "10.5.0.0-16", "no key", ""];
+
+    /// etcd, as far as a watcher can tell: the latest value of each key, and when it was written.
+    type Store = BTreeMap<String, (Vec<u8>, i64, i64)>;
+
+    fn listed(store: &Store) -> Records {
+        let pairs = store.iter().map(|(key, (value, etcd_lease, mod_revision))| {
+            let (etcd_lease, mod_revision) = (*etcd_lease, *mod_revision);
+            Pair { key: key.as_bytes(), value, etcd_lease, mod_revision }
+        });
+        Records::parse(PREFIX, pairs, &mut Told::default())
+    }
+
+    fn value() -> impl Strategy<Value = Vec<u8>> {
+        let ip = (1_u8..4).prop_map(|ip| format!(r#"{{"PublicIP":"10.0.0.{ip}"}}"#).into_bytes());
+        prop_oneof![4 => ip, 1 => proptest::collection::vec(any::<u8>(), 0..6)]
+    }
+
+    proptest! {
+        /// Missing events and seeing them comes to the same, and so does seeing some of them twice.
+        #[test]
+        fn following_the_events_ends_where_a_listing_does(
+            events in proptest::collection::vec((0_usize..6, proptest::option::of(value()), 0_i64..3), 0..40),
+            start in any::<prop::sample::Index>(), again in any::<prop::sample::Index>(),
+        ) {
+            let start = start.index(events.len() + 1);
+            let (mut store, mut records, mut told) = (Store::new(), Records::default(), Told::default());
+            for (n, (key, value, etcd_lease)) in events.iter().enumerate() {
+                if n == start {
+                    records = listed(&store);
+                }
+                let (key, mod_revision) = (format!("{PREFIX}{}", KEYS[*key]), n as i64 + 2);
+                match value {
+                    Some(value) => drop(store.insert(key, (value.clone(), *etcd_lease, mod_revision))),
+                    None => drop(store.remove(&key)),
+                }
+                let seen_from = if n >= start && again.index(3) == 0 { start } else { n };
+                for (n, (key, value, etcd_lease)) in events.iter().enumerate().take(n + 1).skip(seen_from) {
+                    let (key, mod_revision) = (format!("{PREFIX}{}", KEYS[*key]), n as i64 + 2);
+                    let (key, etcd_lease) = (key.as_bytes(), *etcd_lease);
+                    let pair = Pair { key, value: value.as_deref().unwrap_or_default(), etcd_lease, mod_revision };
+                    match value {
+                        Some(_) => records.put(PREFIX, pair, &mut told),
+                        None => records.delete(PREFIX, pair, &mut told),
+                    };
+                }
+            }
+            if start == events.len() {
+                records = listed(&store);
+            }
+            prop_assert_eq!(records, listed(&store));
+        }
+    }
+
+    #[test]
+    fn an_event_from_before_our_own_write_does_not_undo_it() {
+        let mut told = Told::default();
+        let key = format!("{PREFIX}10.5.1.0-24");
+        let pair = Pair {
+            key: key.as_bytes(),
+            value: br#"{"PublicIP":"10.0.0.1"}"#,
+            etcd_lease: 7,
+            mod_revision: 9,
+        };
+        let ours = Records::parse(PREFIX, [pair].into_iter(), &mut told);
+        let mut records = ours.clone();
+        let before = Pair { mod_revision: 8, ..pair };
+        assert_eq!(records.delete(PREFIX, before, &mut told), None);
+        assert_eq!(records.put(PREFIX, Pair { value: b"{}", ..before }, &mut told), None);
+        assert_eq!(records, ours);
+        assert!(records.delete(PREFIX, Pair { mod_revision: 10, ..pair }, &mut told).is_some());
     }
 }

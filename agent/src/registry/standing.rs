@@ -22,9 +22,8 @@ pub(super) enum Standing {
     OtherNode(Option<Ipv4Addr>),
 }
 
-/// Judges the record at our lease's key. `alive` says that our etcd lease has not run out, as far as known;
-/// `reconnected`, that writes may have been missed, or undone by a restore.
-pub(super) fn standing(own: &Lease, record: Option<&Record>, alive: bool, reconnected: bool) -> Standing {
+/// Judges the record at our lease's key; `alive` says that our etcd lease has not run out, as far as known.
+pub(super) fn standing(own: &Lease, record: Option<&Record>, alive: bool) -> Standing {
     let Some(record) = record else { return Standing::Gone };
     let here = record.is_at(own.attrs.public_ip);
     let same_value = record.attrs.as_ref() == Ok(&own.attrs);
@@ -42,7 +41,8 @@ pub(super) fn standing(own: &Lease, record: Option<&Record>, alive: bool, reconn
     }
     match (&record.attrs, record.etcd_lease) {
         (Ok(_), None) if here => Standing::Reserved,
-        (Ok(_), Some(_)) if same_value && reconnected => Standing::Rewrite,
+        // Older than our own write to this very key: a restore has undone that.
+        (Ok(_), Some(_)) if here && record.mod_revision < own.mod_revision => Standing::Rewrite,
         (Ok(_), Some(_)) if here => Standing::OtherAgent,
         (Ok(attrs), _) => Standing::OtherNode(Some(attrs.public_ip)),
         (Err(_), None) => Standing::Rewrite,
@@ -69,36 +69,36 @@ mod tests {
 
     #[test]
     fn every_kind_of_record_is_judged() {
-        let held =
-            |etcd_lease| Lease { mod_revision: 8, ..record(Ok(attrs(1, 1)), etcd_lease).lease().unwrap() };
-        let (own, reservation) = (held(Some(7)), held(None));
-        let moved = Lease { mod_revision: 9, attrs: attrs(3, 1), ..reservation.clone() };
+        let written = |mod_revision, etcd_lease| Lease {
+            mod_revision,
+            ..record(Ok(attrs(1, 1)), etcd_lease).lease().unwrap()
+        };
+        let (own, reservation, undone) = (written(8, Some(7)), written(8, None), written(10, Some(7)));
+        let moved = Lease { attrs: attrs(3, 1), ..written(9, None) };
         let other = Standing::OtherNode(Some([10, 0, 0, 2].into()));
-        for (own, record, alive, reconnected, says) in [
-            (&own, record(Ok(attrs(1, 1)), Some(7)), true, false, Standing::Ours),
-            (&own, record(Ok(attrs(1, 1)), Some(7)), false, false, Standing::Rewrite),
-            (&own, record(Ok(attrs(1, 2)), Some(7)), true, false, Standing::Rewrite),
-            (&own, record(garbage(), Some(7)), true, false, Standing::Rewrite),
-            (&own, record(garbage(), None), true, false, Standing::Rewrite),
-            (&own, record(garbage(), Some(8)), true, false, Standing::OtherNode(None)),
-            (&own, record(Ok(attrs(1, 2)), None), true, false, Standing::Reserved),
-            (&own, record(Ok(attrs(1, 1)), Some(8)), true, false, Standing::OtherAgent),
-            (&own, record(Ok(attrs(1, 1)), Some(8)), true, true, Standing::Rewrite),
-            (&own, record(Ok(attrs(1, 2)), Some(8)), true, true, Standing::OtherAgent),
-            (&own, record(Ok(attrs(2, 2)), Some(8)), true, true, other),
-            (&own, record(Ok(attrs(2, 2)), None), true, false, other),
-            (&reservation, record(Ok(attrs(1, 1)), None), true, false, Standing::Ours),
-            (&reservation, record(Ok(attrs(1, 2)), None), true, false, Standing::Rewrite),
-            (&reservation, record(Ok(attrs(2, 2)), None), true, false, other),
-            (&reservation, record(Ok(attrs(1, 1)), Some(8)), true, false, Standing::OtherAgent),
-            (&moved, record(Ok(attrs(1, 1)), None), true, false, Standing::Rewrite),
+        for (own, record, alive, says) in [
+            (&own, record(Ok(attrs(1, 1)), Some(7)), true, Standing::Ours),
+            (&own, record(Ok(attrs(1, 1)), Some(7)), false, Standing::Rewrite),
+            (&own, record(Ok(attrs(1, 2)), Some(7)), true, Standing::Rewrite),
+            (&own, record(garbage(), Some(7)), true, Standing::Rewrite),
+            (&own, record(garbage(), None), true, Standing::Rewrite),
+            (&own, record(garbage(), Some(8)), true, Standing::OtherNode(None)),
+            (&own, record(Ok(attrs(1, 2)), None), true, Standing::Reserved),
+            (&own, record(Ok(attrs(1, 1)), Some(8)), true, Standing::OtherAgent),
+            (&own, record(Ok(attrs(1, 2)), Some(8)), true, Standing::OtherAgent),
+            (&undone, record(Ok(attrs(1, 1)), Some(8)), true, Standing::Rewrite),
+            (&undone, record(Ok(attrs(1, 2)), Some(8)), false, Standing::Rewrite),
+            (&undone, record(Ok(attrs(2, 2)), Some(8)), true, other),
+            (&own, record(Ok(attrs(2, 2)), Some(8)), true, other),
+            (&own, record(Ok(attrs(2, 2)), None), true, other),
+            (&reservation, record(Ok(attrs(1, 1)), None), true, Standing::Ours),
+            (&reservation, record(Ok(attrs(1, 2)), None), true, Standing::Rewrite),
+            (&reservation, record(Ok(attrs(2, 2)), None), true, other),
+            (&reservation, record(Ok(attrs(1, 1)), Some(8)), true, Standing::OtherAgent),
+            (&moved, record(Ok(attrs(1, 1)), None), true, Standing::Rewrite),
         ] {
-            assert_eq!(
-                standing(own, Some(&record), alive, reconnected),
-                says,
-                "{own:?} {record:?} {alive} {reconnected}"
-            );
+            assert_eq!(standing(own, Some(&record), alive), says, "{own:?} {record:?} {alive}");
         }
-        assert_eq!(standing(&own, None, true, true), Standing::Gone);
+        assert_eq!(standing(&own, None, true), Standing::Gone);
     }
 }

@@ -1,6 +1,6 @@
 //! The requests that the registry makes, one function each. Writes compare what was read before.
 
-use std::time::Duration;
+use std::{sync::PoisonError, time::Duration};
 
 use etcd_client::{
     Compare, CompareOp, Error as EtcdError, GetOptions, GetResponse, LeaseTimeToLiveOptions, PutOptions, Txn,
@@ -10,12 +10,15 @@ use tracing::debug;
 
 use super::{
     Registry, RegistryError,
-    record::{Record, Records, Told},
+    record::{Pair, Record, Records},
 };
 use crate::{lease::LeaseKey, network::NetworkConfig, subnet};
 
 /// Far above etcd's own limit to a database's keys that anybody has seen; tonic's default is 4 MiB.
 const MAX_ANSWER: usize = 256 << 20;
+
+/// gRPC's code for it (grpc/doc/statuscodes.md); etcd-client does not export tonic's type.
+const NOT_FOUND: i32 = 5;
 
 /// Everything under the prefix that matters, at one revision.
 #[derive(Debug)]
@@ -47,10 +50,10 @@ impl Registry {
     }
 
     /// All leases and the network config, in one request.
-    pub(super) async fn list(&self, told: &mut Told) -> Result<Listing, RegistryError> {
+    pub(super) async fn list(&self) -> Result<Listing, RegistryError> {
         let txn = Txn::new().and_then([self.get_subnets(), TxnOp::get(self.config_key(), None)]);
         let answer = self.txn("list the leases", txn).await?;
-        Ok(self.listing(&answer, told))
+        Ok(self.listing(&answer))
     }
 
     /// A new etcd lease; its id and its TTL, which etcd may have made longer.
@@ -81,10 +84,17 @@ impl Registry {
             .await
     }
 
-    /// Ends an etcd lease; with it go the keys that live by it.
+    /// Ends an etcd lease, if it has not ended already; with it go the keys that live by it.
     pub(super) async fn revoke(&self, id: i64) -> Result<(), RegistryError> {
         let what = "give the etcd lease back";
-        self.connection.call(what, |mut client| async move { client.lease_revoke(id).await.map(drop) }).await
+        self.connection
+            .call(what, |mut client| async move {
+                match client.lease_revoke(id).await {
+                    Err(EtcdError::GRpcStatus(status)) if status.code() as i32 == NOT_FOUND => Ok(()),
+                    ended => ended.map(drop),
+                }
+            })
+            .await
     }
 
     /// Ends an etcd lease that no key lives by any more. One that still has keys is left to run out: they are not
@@ -113,12 +123,11 @@ impl Registry {
         key: LeaseKey,
         value: &str,
         etcd_lease: i64,
-        told: &mut Told,
     ) -> Result<Write, RegistryError> {
         let absent = |guard| Compare::version(self.key(guard), CompareOp::Equal, 0).with_prefix();
         let guards: Vec<_> = subnet::guards(config.network, key.subnet).into_iter().map(absent).collect();
         let put = TxnOp::put(self.key(key), value, Some(PutOptions::new().with_lease(etcd_lease)));
-        self.write("take a subnet", guards, vec![put], (key, etcd_lease), told).await
+        self.write("take a subnet", guards, vec![put], (key, etcd_lease)).await
     }
 
     /// Writes over just this record, under `key`, which is its own or (from dual-stack) its IPv4 half.
@@ -128,7 +137,6 @@ impl Registry {
         key: LeaseKey,
         value: &str,
         etcd_lease: Option<i64>,
-        told: &mut Told,
     ) -> Result<Write, RegistryError> {
         let etcd_lease = etcd_lease.unwrap_or(0);
         let mut compares = vec![self.unchanged(record)];
@@ -139,7 +147,7 @@ impl Registry {
             operations.push(TxnOp::delete(self.key(record.key), None));
         }
         operations.push(TxnOp::put(self.key(key), value, Some(PutOptions::new().with_lease(etcd_lease))));
-        self.write("renew the lease's record", compares, operations, (key, etcd_lease), told).await
+        self.write("renew the lease's record", compares, operations, (key, etcd_lease)).await
     }
 
     /// Deletes just this record.
@@ -173,14 +181,13 @@ impl Registry {
         compares: Vec<Compare>,
         operations: Vec<TxnOp>,
         (key, etcd_lease): (LeaseKey, i64),
-        told: &mut Told,
     ) -> Result<Write, RegistryError> {
         let txn = Txn::new().when(compares).and_then(operations).or_else([self.get_subnets()]);
         let answer = self.txn(what, txn).await?;
         if answer.succeeded() {
             return Ok(Write::Done(answer.header().map_or(0, etcd_client::ResponseHeader::revision)));
         }
-        let listing = self.listing(&answer, told);
+        let listing = self.listing(&answer);
         // The answer to an earlier try may have been lost: an etcd lease that nobody else knows tells.
         match listing.records.get(key) {
             Some(record) if etcd_lease != 0 && record.etcd_lease == Some(etcd_lease) => {
@@ -199,7 +206,7 @@ impl Registry {
             .await
     }
 
-    fn listing(&self, answer: &TxnResponse, told: &mut Told) -> Listing {
+    fn listing(&self, answer: &TxnResponse) -> Listing {
         let mut gets = answer.op_responses().into_iter().filter_map(|answer| match answer {
             TxnOpResponse::Get(get) => Some(get),
             _ => None,
@@ -208,7 +215,8 @@ impl Registry {
         let records = subnets.as_ref().map_or(&[][..], GetResponse::kvs);
         let config = gets.next().and_then(|get| Some(get.kvs().first()?.value().to_vec()));
         let (cluster_id, revision) = answer.header().map_or((0, 0), |at| (at.cluster_id(), at.revision()));
-        let records = Records::parse(&self.subnets_prefix(), records, told);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = Records::parse(&self.subnets_prefix(), records.iter().map(Pair::from), &mut told);
         Listing { cluster_id, revision, records, config }
     }
 

@@ -61,7 +61,7 @@ mod tests {
             };
             let subnet = at(low, network_len.saturating_add(more));
             prop_assume!(subnet.prefix_len() != 17 && subnet.prefix_len() != 9);
-            let other = at(if near { low ^ other_low % 1024 } else { other_low }, other_len);
+            let other = at(if near { low ^ (other_low % 1024) } else { other_low }, other_len);
             let guards = guards(network, subnet);
             prop_assert!(guards.len() <= 90, "{}", guards.len());
             let key = LeaseKey::v4(other).to_string();

@@ -21,18 +21,25 @@ const NEXT: usize = IP + ipv4::LEN;
 /// Where the IP header stands after encapsulation.
 const INNER_IP: usize = IP + vxlan::ENCAP_LEN;
 
+/// Where a packet may go past the host.
+enum Way {
+    Peer(&'static Peer),
+    Local(&'static Endpoint),
+}
+
 #[inline(always)]
 pub(super) fn run(skb: &mut Skb) -> Verdict {
     match decide(skb) {
-        Ok(peer) if peer.direct == 1 => route(skb, peer),
-        Ok(peer) => encapsulate(skb, peer),
+        Ok(Way::Local(endpoint)) => Verdict::Redirect(Reason::FastLocal, skb.redirect_peer(endpoint.ifindex)),
+        Ok(Way::Peer(peer)) if peer.direct == 1 => route(skb, peer),
+        Ok(Way::Peer(peer)) => encapsulate(skb, peer),
         Err(verdict) => verdict,
     }
 }
 
 /// Everything that can be decided, and nothing written.
 #[inline(always)]
-fn decide(skb: &mut Skb) -> Result<&'static Peer, Verdict> {
+fn decide(skb: &mut Skb) -> Result<Way, Verdict> {
     if skb.ether_type() != ethernet::IPV4 || skb.has_vlan() {
         return Err(Reason::PassPodNotIpv4.into());
     }
@@ -43,8 +50,16 @@ fn decide(skb: &mut Skb) -> Result<&'static Peer, Verdict> {
     let Some(frame) = skb.bytes::<ETH>(0) else { return Err(malformed) };
     let Some(ip) = skb.bytes::<{ ipv4::LEN }>(IP) else { return Err(malformed) };
 
-    let Some(peer) = lookup::peer(ipv4::destination(ip)) else {
-        return Err(Reason::PassPodNoPeer.into());
+    let destination = ipv4::destination(ip);
+    let Some(peer) = lookup::peer(destination) else {
+        return match lookup::endpoint(destination) {
+            Some(endpoint) => local(skb, frame, ip, endpoint).map(Way::Local),
+            // Two pods that only ever talk to each other are in no table of the host: this is how it hears of them.
+            None if lookup::is_own(destination) && lookup::endpoint(ipv4::source(ip)).is_none() => {
+                Err(foreign_source(skb, frame, ipv4::source(ip), false))
+            }
+            None => Err(Reason::PassPodNoPeer.into()),
+        };
     };
     let source = ipv4::source(ip);
     let endpoint = match lookup::endpoint(source) {
@@ -56,7 +71,7 @@ fn decide(skb: &mut Skb) -> Result<&'static Peer, Verdict> {
     let answer =
         if is_routed { may_be_fast(skb, ip, peer, endpoint) } else { Err(Reason::PassPodNotForGateway) };
     match answer {
-        Ok(()) => Ok(peer),
+        Ok(()) => Ok(Way::Peer(peer)),
         Err(reason) => {
             // It goes into the host stack: noted, so that point 2 knows it.
             if let Some((key, _)) = flow_key(skb, ip) {
@@ -65,6 +80,35 @@ fn decide(skb: &mut Skb) -> Result<&'static Peer, Verdict> {
             Err(reason.into())
         }
     }
+}
+
+/// To another pod of this node. On a bridge both are in one segment: the frame goes over as it is, if it is meant
+/// for that pod's MAC; through the gateway, the host routes it.
+#[inline(always)]
+fn local(
+    skb: &Skb,
+    frame: &ethernet::Header,
+    ip: &ipv4::Header,
+    to: &'static Endpoint,
+) -> Result<&'static Endpoint, Verdict> {
+    let source = ipv4::source(ip);
+    let from = match lookup::endpoint(source) {
+        Some(endpoint) if endpoint.ifindex == skb.ifindex() => endpoint,
+        other => return Err(foreign_source(skb, frame, source, other.is_some())),
+    };
+    let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(Reason::PassPodLocal.into()) };
+    let one_frame = ethernet::destination(frame) == to.mac
+        && to.ifindex != from.ifindex
+        && ipv4::is_plain(ip)
+        && !ipv4::is_fragment(ip)
+        && u32::from(ipv4::total_len(ip)) + ETH as u32 == skb.len();
+    let gated = gate::is_gated(from) || gate::is_gated(to);
+    if one_frame && (!gated || matches!(gate::ask(&key, Direction::Outbound, tcp_flags), gate::Answer::Fast))
+    {
+        return Ok(to);
+    }
+    gate::enter(skb, IP, &key, Direction::Outbound);
+    Err(Reason::PassPodLocal.into())
 }
 
 #[inline(always)]

@@ -65,6 +65,8 @@ fn decide(skb: &mut Skb) -> Result<Arrival, Verdict> {
     let sender = ipv4::source(outer).to_be_bytes();
     match inner(skb, outer, sender) {
         Ok(delivery) => Ok(Arrival::Encapsulated(delivery)),
+        // Another overlay on the same port has VTEPs of its own.
+        Err(verdict @ Verdict::Pass(Reason::PassWireVni)) => Err(verdict),
         // The kernel accepts VXLAN from anybody. Whatever is passed on to it is from a peer.
         Err(_) if !lookup::is_vtep(sender) => Err(Verdict::Drop(Reason::DropUnknownVtep)),
         Err(verdict) => Err(verdict),
@@ -86,10 +88,17 @@ fn direct(skb: &mut Skb) -> Result<&'static Endpoint, Verdict> {
 fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, Verdict> {
     let cut = Verdict::Pass(Reason::PassWireOuter);
     let Some(headers) = skb.bytes::<16>(UDP) else { return Err(cut) };
-    match vxlan::vni(headers) {
-        None => return Err(Reason::PassWireFlags.into()),
-        Some(vni) if vni != globals::VNI.load() => return Err(Reason::PassWireVni.into()),
-        Some(_) => {}
+    if vxlan::vni_field(headers) != globals::VNI.load() {
+        return Err(Reason::PassWireVni.into());
+    }
+    if vxlan::vni(headers).is_none() {
+        return Err(Reason::PassWireFlags.into());
+    }
+    // The kernel trims to the outer lengths; where they say the same as the frame, nothing has to be trimmed.
+    if u32::from(ipv4::total_len(outer)) + OUTER_IP as u32 != skb.len()
+        || u32::from(vxlan::udp_len(headers)) + UDP as u32 != skb.len()
+    {
+        return Err(cut);
     }
     let Some(frame) = skb.bytes::<ETH>(INNER_ETH) else { return Err(cut) };
     if ethernet::ether_type(frame) != ethernet::IPV4
@@ -170,18 +179,24 @@ fn flow_key(skb: &Skb, ip: &ipv4::Header) -> Option<(FlowKey, u8)> {
     Some((key, tcp_flags))
 }
 
-/// Outer options or a fragment: the kernel's, if a peer sent it; a fragment without ports goes on, since
-/// nothing comes of it when its first one is dropped here.
+/// Outer options or a fragment: the kernel's, if a peer sent it or it is another overlay's; a fragment without
+/// ports goes on, since nothing comes of it when its first one is dropped here.
 #[inline(always)]
 fn unusual_outer(skb: &Skb, outer: &ipv4::Header) -> Verdict {
     if ipv4::is_later_fragment(outer) {
         return Verdict::Ignore;
     }
-    match skb.bytes::<8>(OUTER_IP + ipv4::header_len(outer)) {
-        Some(udp) if vxlan::port(udp) != globals::PORT.load() => Verdict::Ignore,
-        _ if lookup::is_vtep(ipv4::source(outer).to_be_bytes()) => Reason::PassWireOuter.into(),
-        _ => Verdict::Drop(Reason::DropUnknownVtep),
+    let udp = OUTER_IP + ipv4::header_len(outer);
+    if skb.bytes::<8>(udp).is_some_and(|udp| vxlan::port(udp) != globals::PORT.load()) {
+        return Verdict::Ignore;
     }
+    if skb.bytes::<16>(udp).is_some_and(|headers| vxlan::vni_field(headers) != globals::VNI.load()) {
+        return Reason::PassWireVni.into();
+    }
+    if lookup::is_vtep(ipv4::source(outer).to_be_bytes()) {
+        return Reason::PassWireOuter.into();
+    }
+    Verdict::Drop(Reason::DropUnknownVtep)
 }
 
 /// Takes the headers off and delivers. Only shrinking the packet can fail without harm, so it comes first.

@@ -55,6 +55,22 @@ impl Authority {
         &self.server
     }
 
+    /// Flags that make etcd hand out JWTs, signed by a key of this authority, instead of its own simple tokens.
+    ///
+    /// # Errors
+    ///
+    /// Where openssl is missing.
+    pub fn jwt_flags(&self) -> Result<[String; 2]> {
+        let path = |name: &str| self.directory.path().join(name).display().to_string();
+        let (private, public) = (path("jwt.key"), path("jwt.pem"));
+        run("openssl", &["genrsa", "-out", &private, "2048"])?;
+        run("openssl", &["rsa", "-in", &private, "-pubout", "-out", &public])?;
+        Ok([
+            "--auth-token".to_owned(),
+            format!("jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=10m"),
+        ])
+    }
+
     /// For a client.
     #[must_use]
     pub fn client(&self) -> &Pair {

@@ -105,7 +105,8 @@ pub fn pour(from: &TcpStream, to: &TcpStream, bytes: u64) -> Result<()> {
         let mut buffer = vec![0; 256 * 1024];
         while left > 0 {
             let room = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let n = to.read(&mut buffer[..room]).with_context(|| format!("{left} of {bytes} bytes missing"))?;
+            let n =
+                to.read(&mut buffer[..room]).with_context(|| format!("{left} of {bytes} bytes missing"))?;
             ensure!(n > 0, "the end came {left} of {bytes} bytes early");
             left -= n as u64;
         }

@@ -18,7 +18,16 @@ const BULK: Until = Until::Bytes(200_000_000);
 
 #[test]
 fn bulk_tcp_takes_the_fast_path_both_ways() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+    assert_bulk_is_fast("strict");
+}
+
+#[test]
+fn bulk_tcp_takes_the_fast_path_both_ways_with_the_gate_open() {
+    assert_bulk_is_fast("open");
+}
+
+fn assert_bulk_is_fast(gate: &str) {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &["--gate", gate]).unwrap();
     let containers = cluster.run_containers(1).unwrap();
     show_logs(&cluster);
     let (a, b) = (&containers[0], &containers[1]);

@@ -8,7 +8,12 @@
 )]
 
 mod churn;
+mod direct;
 mod fast_path;
+mod guard;
+mod healing;
+mod leaving;
+mod local;
 mod mixed;
 mod nat;
 mod reachability;

@@ -16,7 +16,16 @@ const BACKEND: u16 = 8080;
 
 #[test]
 fn replies_to_a_service_address_are_translated_back() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+    assert_translated_back("strict");
+}
+
+#[test]
+fn replies_to_a_service_address_are_translated_back_with_the_gate_open() {
+    assert_translated_back("open");
+}
+
+fn assert_translated_back(gate: &str) {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &["--gate", gate]).unwrap();
     let containers = cluster.run_containers(1).unwrap();
     let (client, server) = (&containers[0], &containers[1]);
     let front: SocketAddr = FRONT.parse().unwrap();

@@ -63,9 +63,7 @@ fn udp(client: &Container, backend: &Container, port: u16, to: [std::net::Socket
         let mut seen = Vec::new();
         for asker in &askers {
             let what = format!("datagram {round} on {:?}", asker.peer_addr().unwrap());
-            seen.push(
-                ask(asker, &server, &what).unwrap_or_else(|error| panic!("{port}, {what}: {error:#}")),
-            );
+            seen.push(ask(asker, &server, &what).unwrap_or_else(|error| panic!("{port}, {what}: {error:#}")));
         }
         assert_ne!(seen[0], seen[1], "the backend tells both apart");
         thread::sleep(Duration::from_millis(5));

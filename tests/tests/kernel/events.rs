@@ -143,17 +143,42 @@ fn events_that_do_not_fit_become_an_overrun_and_listening_goes_on() {
             batch.push_str(&format!("link set lo alias {n}\n"));
         }
         // This thread runs the runtime too: nothing is read from the socket meanwhile.
-        let file = tempfile(&batch);
-        netns.exec(&format!("ip -batch {}", file.display())).unwrap();
-        std::fs::remove_file(file).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), batch).unwrap();
+        netns.exec(&format!("ip -batch {}", file.path().display())).unwrap();
         wait_for(&mut events, "the overrun", |it| *it == KernelEvent::Overrun).await;
-        netns.ip("addr add 127.5.5.5/32 dev lo").unwrap();
-        wait_for(&mut events, "what comes after", |it| matches!(it, KernelEvent::Address(..))).await;
+        // Each change after that is told, or else that it was lost as well; and at last changes are told.
+        for n in 1..=20 {
+            netns.ip(&format!("addr add 127.5.5.{n}/32 dev lo")).unwrap();
+            let told = |it: &KernelEvent| matches!(it, KernelEvent::Address(..) | KernelEvent::Overrun);
+            if wait_for(&mut events, "what comes after", told).await != KernelEvent::Overrun {
+                return;
+            }
+        }
+        panic!("nothing but overruns");
     });
 }
 
-fn tempfile(text: &str) -> std::path::PathBuf {
-    let path = std::env::temp_dir().join(format!("loden-events-{}", std::process::id()));
-    std::fs::write(&path, text).unwrap();
-    path
+#[test]
+fn a_changed_ruleset_is_told_once_for_many_changes_and_nothing_else_is() {
+    let netns = Netns::create("rules").unwrap();
+    inside(&netns, async |kernel| {
+        let mut events = kernel.ruleset_events().unwrap();
+        let wait = Duration::from_millis(200);
+        for change in [
+            "nft add table ip somebody",
+            "iptables -A FORWARD -s 10.0.0.0/8 -j DROP",
+            "iptables -P FORWARD DROP",
+            "nft flush ruleset",
+        ] {
+            netns.exec(change).unwrap();
+            netns.exec("iptables -A INPUT -j ACCEPT").unwrap();
+            tokio::time::timeout(wait, events.changed()).await.expect(change).unwrap();
+            tokio::time::timeout(wait, events.changed()).await.expect_err("it is told once");
+        }
+        for reading in ["nft list ruleset", "iptables -S", "ip link set lo mtu 1500"] {
+            netns.exec(reading).unwrap();
+            tokio::time::timeout(wait, events.changed()).await.expect_err(reading);
+        }
+    });
 }

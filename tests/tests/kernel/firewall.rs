@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use loden_agent::firewall::{Firewall, FirewallSpec};
-use loden_tests::netns::Netns;
+use loden_agent::firewall::{Firewall, FirewallSpec, forward_drops};
+use loden_tests::netns::{self, Netns};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -147,6 +147,46 @@ fn removal_takes_ours_and_leaves_the_rest() {
     }
 }
 
+#[test]
+fn flannels_masquerade_rules_are_taken_over_once_and_those_of_another_network_stay() {
+    let netns = Netns::create("fw").unwrap();
+    let flannel = |network: &str| {
+        for line in [
+            "iptables -t nat -N FLANNEL-POSTRTG",
+            &format!(
+                "iptables -t nat -A FLANNEL-POSTRTG -s {network} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully"
+            ),
+            "nft add table ip flannel-ipv4",
+            "nft add chain ip flannel-ipv4 postrtg { type nat hook postrouting priority srcnat ; }",
+            &format!(
+                "nft add rule ip flannel-ipv4 postrtg ip saddr {network} ip daddr != 224.0.0.0/4 masquerade"
+            ),
+        ] {
+            netns.exec(line).unwrap();
+        }
+        // With the blank in the comment, as flannel has it.
+        let mut jump = netns.command("iptables");
+        jump.args(["-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", "flanneld masq"]);
+        netns::output(jump.args(["-j", "FLANNEL-POSTRTG"])).unwrap();
+    };
+    let theirs = || {
+        let rules = netns.exec("nft list ruleset").unwrap();
+        (rules.contains("FLANNEL-POSTRTG"), rules.contains("flannel-ipv4"))
+    };
+    flannel(node::NETWORK);
+    let mut firewall = Firewall::new(spec());
+    ensure(&netns, &mut firewall);
+    assert_eq!(theirs(), (false, false));
+    flannel(node::NETWORK);
+    ensure(&netns, &mut firewall);
+    assert_eq!(theirs(), (true, true), "a flanneld that still runs is not fought");
+
+    netns.exec("nft flush ruleset").unwrap();
+    flannel("10.77.0.0/16");
+    ensure(&netns, &mut Firewall::new(spec()));
+    assert_eq!(theirs(), (true, true), "another network's");
+}
+
 /// A host between a pod and an outside: `a` with its pod, and `b`, which is not in the overlay.
 struct Site {
     host: Netns,
@@ -254,6 +294,48 @@ fn dockers_forward_policy_and_drops_do_not_stop_the_overlay() {
         forward[1..],
         ["-A FORWARD -j DOCKER-USER", "-A FORWARD -j LODEN-FWD", "-A FORWARD -j DOCKER-FORWARD"]
     );
+}
+
+#[test]
+fn a_forward_policy_in_the_legacy_ruleset_is_seen_to_as_well() {
+    let site = Site::new();
+    site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    let mut firewall = Firewall::new(spec());
+    ensure(&site.host, &mut firewall);
+    assert!(!has_legacy(&site.host), "the legacy ruleset is not brought into being");
+    site.host.exec("iptables-legacy -P FORWARD DROP").unwrap();
+    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    assert!(!is_current(&site.host, &firewall));
+    assert!(ensure(&site.host, &mut firewall));
+    node::ping(&site.outside, "10.5.1.2").unwrap();
+    let errors = inside(&site.host, async |_| Firewall::remove().await);
+    assert!(errors.is_empty(), "{errors:?}");
+    let left = lines(&site.host, "iptables-legacy -S");
+    assert_eq!(left, ["-P INPUT ACCEPT", "-P FORWARD DROP", "-P OUTPUT ACCEPT"]);
+}
+
+fn has_legacy(netns: &Netns) -> bool {
+    !netns.exec("cat /proc/thread-self/net/ip_tables_names").unwrap().is_empty()
+}
+
+#[test]
+fn a_native_chain_that_drops_is_told_because_it_cannot_be_overruled() {
+    let site = Site::new();
+    site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    docker(&site.host);
+    let mut firewall = Firewall::new(spec());
+    ensure(&site.host, &mut firewall);
+    let drops = || inside(&site.host, async |_| forward_drops().await.unwrap());
+    assert!(drops().is_empty(), "Docker's policy is seen to");
+    site.host.exec("nft add table inet site").unwrap();
+    site.host
+        .exec("nft add chain inet site only { type filter hook forward priority filter ; policy drop ; }")
+        .unwrap();
+    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    assert_eq!(drops(), ["inet site only"]);
+    site.host.exec("nft add rule inet site only ip daddr 10.5.0.0/16 accept").unwrap();
+    site.host.exec("nft add rule inet site only ip saddr 10.5.0.0/16 accept").unwrap();
+    node::ping(&site.outside, "10.5.1.2").unwrap();
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn peers_that_left_while_nobody_looked_are_purged_and_foreign_entries_stay() {
     ] {
         a.exec(foreign).unwrap();
     }
-    let (before, neighbours) = (shown(&a), lines(&a, "ip neigh show"));
+    let (before, neighbours) = (shown(&a), lines(&a, "ip neigh show nud permanent nud stale"));
     // Stale: flannel's, our own, direct.
     for stale in [
         "ip neigh add 10.5.9.0 lladdr 02:00:00:00:00:09 dev flannel.1 nud permanent",
@@ -171,7 +171,7 @@ fn peers_that_left_while_nobody_looked_are_purged_and_foreign_entries_stay() {
         assert_eq!(node::reconcile(&kernel, &desired).await, 0);
     });
     assert_eq!(shown(&a), before);
-    assert_eq!(lines(&a, "ip neigh show"), neighbours);
+    assert_eq!(lines(&a, "ip neigh show nud permanent nud stale"), neighbours);
 }
 
 /// The events of the next 100 ms that contradict what is expected.
@@ -276,8 +276,11 @@ fn cleanup_removes_what_is_ours_and_nothing_else() {
     let (a, _b) = node::pair();
     let eth0 = node::index(&a, "eth0");
     a.ip("route add 10.88.0.0/24 via 192.168.77.12").unwrap();
-    let before =
-        (lines(&a, "ip route show table all"), lines(&a, "ip -o link show"), lines(&a, "ip neigh show"));
+    let before = (
+        lines(&a, "ip route show table all"),
+        lines(&a, "ip -o link show"),
+        lines(&a, "ip neigh show nud permanent nud stale"),
+    );
     let spec = node::spec(&a, "192.168.77.11");
     let direct = OverlayPeer { direct: true, ..node::peer("10.5.4.0/24", "192.168.77.14", [0; 6]) };
     inside(&a, async |kernel| {
@@ -293,7 +296,10 @@ fn cleanup_removes_what_is_ours_and_nothing_else() {
         let again = kernel.remove_overlay("flannel.1").await;
         assert!(again.errors.is_empty() && again.done.is_empty(), "{again:?}");
     });
-    let after =
-        (lines(&a, "ip route show table all"), lines(&a, "ip -o link show"), lines(&a, "ip neigh show"));
+    let after = (
+        lines(&a, "ip route show table all"),
+        lines(&a, "ip -o link show"),
+        lines(&a, "ip neigh show nud permanent nud stale"),
+    );
     assert_eq!(after, before);
 }

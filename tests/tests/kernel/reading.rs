@@ -1,6 +1,6 @@
 //! What is read over netlink is what the tools show.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use loden_agent::kernel::{AddressScope, FdbOf, LinkKind, NeighbourState, RouteKind, mac_text};
 use loden_tests::netns::Netns;
@@ -137,13 +137,16 @@ fn neighbours_and_fdb_are_as_the_tools_show_them() {
     let pod_mac = json(&pod, "ip -j link show dev eth0")[0]["address"].as_str().unwrap().to_owned();
 
     inside(&a, async |kernel| {
-        let neighbours = kernel.neighbours(bridge).await.unwrap();
-        assert_eq!(neighbours.len(), 1, "{neighbours:?}");
-        assert_eq!(neighbours[0].address, Ipv4Addr::new(10, 5, 1, 2));
-        assert_eq!(neighbours[0].mac.map(mac_text).as_ref(), Some(&pod_mac));
-        assert!(neighbours[0].state.is_valid());
-        let neighbours = kernel.neighbours(eth0).await.unwrap();
-        assert_eq!(neighbours[0].state, NeighbourState::Permanent);
+        // Others may be there as well: multicast groups that the kernel has joined.
+        let neighbour = async |link, address: [u8; 4]| {
+            let neighbours = kernel.neighbours(link).await.unwrap();
+            neighbours.into_iter().find(|it| it.address == Ipv4Addr::from(address)).unwrap()
+        };
+        let found = neighbour(bridge, [10, 5, 1, 2]).await;
+        assert_eq!(found.mac.map(mac_text).as_ref(), Some(&pod_mac));
+        assert!(found.state.is_valid());
+        let found = neighbour(eth0, [192, 168, 77, 50]).await;
+        assert_eq!((found.state, found.mac), (NeighbourState::Permanent, Some([2, 0, 0, 0, 0, 5])));
 
         let ports = kernel.fdb(FdbOf::Bridge(bridge)).await.unwrap();
         let learned: Vec<_> = ports.iter().filter(|it| it.ifindex == port && !it.permanent).collect();
@@ -155,4 +158,56 @@ fn neighbours_and_fdb_are_as_the_tools_show_them() {
         assert!(vteps[0].own && vteps[0].permanent);
         assert!(kernel.fdb(FdbOf::All).await.unwrap().len() > ports.len());
     });
+}
+
+#[test]
+fn one_connection_serves_many_at_once_and_those_who_give_up() {
+    let (a, _b) = node::pair();
+    let batch: String = (0..4000_u32)
+        .map(|n| format!("route add 10.{}.{}.0/24 via 192.168.77.12\n", 128 + n / 250, n % 250))
+        .collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), batch).unwrap();
+    a.ip(&format!("-batch {}", file.path().display())).unwrap();
+    inside(&a, async |kernel| {
+        // Given up in the middle of the answer: the rest must not spoil the next one.
+        for _ in 0..20 {
+            let _ = tokio::time::timeout(Duration::from_micros(300), kernel.routes()).await;
+        }
+        let all = futures::future::join_all((0..8).map(|_| async {
+            let (routes, links, way) = tokio::join!(
+                kernel.routes(),
+                kernel.links(),
+                kernel.route_get(Ipv4Addr::new(192, 168, 77, 12)),
+            );
+            (routes.unwrap().len(), links.unwrap().len(), way.unwrap().gateway)
+        }));
+        assert_eq!(all.await, vec![(4001, 2, None); 8]);
+    });
+}
+
+#[test]
+fn a_list_that_changes_while_it_is_read_is_read_again() {
+    let (a, _b) = node::pair();
+    let busy = "route add 10.99.0.0/24 via 192.168.77.12\nroute del 10.99.0.0/24\n".repeat(20_000);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), busy).unwrap();
+    let batch: String = (0..2000_u32)
+        .map(|n| format!("route add 10.{}.{}.0/24 via 192.168.77.12\n", 128 + n / 250, n % 250))
+        .collect();
+    let many = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(many.path(), batch).unwrap();
+    a.ip(&format!("-batch {}", many.path().display())).unwrap();
+    let mut command = a.command("ip");
+    let mut busy = command.arg("-batch").arg(file.path()).spawn().unwrap();
+    inside(&a, async |kernel| {
+        for _ in 0..20 {
+            let routes = kernel.routes().await.unwrap();
+            let many = routes.iter().filter(|route| route.dst.network().octets()[1] >= 128);
+            // 192.168.77.0/24 counts among them.
+            assert_eq!(many.count(), 2001);
+        }
+    });
+    busy.kill().unwrap();
+    busy.wait().unwrap();
 }

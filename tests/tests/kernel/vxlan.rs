@@ -75,6 +75,28 @@ fn what_can_be_changed_in_place_is_corrected_and_the_mac_stays() {
     assert_eq!(data["local"], "192.168.77.11");
 }
 
+#[test]
+fn the_mtu_follows_what_the_uplink_carries_and_never_exceeds_the_config() {
+    let (a, _b) = node::pair();
+    let spec = node::spec(&a, "192.168.77.11");
+    inside(&a, async |kernel| {
+        for (uplink, device) in [(1400, 1350), (1400, 1350), (1500, 1450), (1300, 1250), (9000, 1450)] {
+            a.ip(&format!("link set eth0 mtu {uplink}")).unwrap();
+            assert_eq!(kernel.ensure_vxlan(&spec).await.unwrap().mtu, device, "over {uplink}");
+            let again = kernel.ensure_vxlan(&spec).await.unwrap();
+            assert!(again.adopted && again.corrected.is_empty(), "{again:?}");
+        }
+    });
+}
+
+#[test]
+fn without_its_uplink_the_device_is_not_made() {
+    let (a, _b) = node::pair();
+    let spec = VxlanSpec { uplink: 4711, ..node::spec(&a, "192.168.77.11") };
+    let error = inside(&a, async |kernel| kernel.ensure_vxlan(&spec).await.unwrap_err());
+    assert_eq!(error.to_string(), "there is no link with index 4711 (the uplink)");
+}
+
 /// Makes a device that differs, and returns why it was made anew.
 fn replaced(by_hand: &str) -> String {
     let (a, _b) = node::pair();

@@ -144,6 +144,19 @@ async fn a_changed_public_ip_keeps_the_subnet_where_the_vtep_mac_proves_whose_it
 }
 
 #[tokio::test]
+async fn nodes_that_have_swapped_their_addresses_keep_their_subnets() {
+    let etcd = etcd_with(CONFIG);
+    let registry = connect(&etcd).await;
+    let one = Node::join(&registry, claim(1)).await.unwrap().lease.subnet;
+    let two = Node::join(&registry, claim(2)).await.unwrap().lease.subnet;
+    for (ip, mac, subnet) in [(2, 1, one), (1, 2, two)] {
+        let swapped = Claim { attrs: vxlan(ip, mac), previous: Some(subnet), ..claim(ip) };
+        assert_eq!(Node::join(&registry, swapped).await.unwrap().lease.subnet, subnet);
+    }
+    assert_eq!(etcd_leases(&etcd), 2);
+}
+
+#[tokio::test]
 async fn a_reservation_is_used_and_stays_one() {
     let etcd = etcd_with(CONFIG);
     let reserved = net("10.5.77.0/24");
@@ -205,7 +218,7 @@ async fn no_subnet_overlaps_a_prefix_of_this_host_or_a_key_with_a_broken_value()
 
 #[tokio::test]
 async fn a_start_costs_the_same_requests_in_a_small_and_in_a_large_cluster_and_events_cost_none() {
-    let etcd = etcd_with(CONFIG);
+    let etcd = etcd_with(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.230.0"}"#);
     let few = requests_of_a_start(&etcd, 1).await;
     let registry = connect(&etcd).await;
     let config = registry.network_config().await.unwrap();
@@ -219,10 +232,10 @@ async fn a_start_costs_the_same_requests_in_a_small_and_in_a_large_cluster_and_e
     let node = Node::start(&etcd, 202).await;
     node.until("it sees the others", |cluster| cluster.peers.len() == 201).await;
     let before = calls(&etcd);
-    for number in 203..=212 {
+    for number in 240..=249 {
         etcd.ctl(&["put", &key(net(&format!("10.5.{number}.0/24"))), &attrs(number).to_json()]).unwrap();
     }
-    node.until("it sees ten more", |cluster| cluster.peers.len() >= 205).await;
+    node.until("it sees ten more", |cluster| cluster.peers.len() == 211).await;
     let ours: Vec<_> =
         since(&before, &calls(&etcd)).into_iter().filter(|(name, _)| name != "KV/Put").collect();
     assert_eq!(ours, [], "puts are etcdctl's");

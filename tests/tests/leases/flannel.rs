@@ -85,6 +85,14 @@ async fn a_dual_stack_lease_of_this_node_becomes_an_ipv4_one_on_the_same_subnet(
 }
 
 #[tokio::test]
+async fn an_ipv6_only_lease_is_in_nobodys_way() {
+    let etcd = etcd_with(CONFIG);
+    etcd.ctl(&["put", "/coreos.com/network/subnets/0.0.0.0-0&fc00:0:0:22::-64", DUAL]).unwrap();
+    let node = Node::start(&etcd, 1).await;
+    assert!(node.now().peers.is_empty());
+}
+
+#[tokio::test]
 async fn a_dual_stack_lease_takes_its_ipv4_subnet() {
     let etcd = etcd_with(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.34.0","SubnetMax":"10.5.35.0"}"#);
     etcd.ctl(&["put", "/coreos.com/network/subnets/10.5.34.0-24&fc00:0:0:22::-64", DUAL]).unwrap();

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod chaos;
 mod claims;
 mod config;
 mod flannel;
@@ -10,3 +11,4 @@ mod following;
 mod node;
 mod outages;
 mod security;
+mod way;

@@ -14,11 +14,6 @@ use loden_agent::{
     registry::{Claim, ClaimError, Cluster, EtcdOptions, Keeper, Own, Registry},
 };
 use loden_tests::etcd::Etcd;
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    sync::watch,
-};
 
 pub(crate) const PREFIX: &str = "/coreos.com/network";
 pub(crate) const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -104,7 +99,7 @@ impl Node {
 
     /// Waits until a snapshot is as it should be, and returns it.
     pub(crate) async fn until(&self, what: &str, is: impl FnMut(&Cluster) -> bool) -> Arc<Cluster> {
-        self.within(Duration::from_secs(15), what, is).await
+        self.within(Duration::from_secs(20), what, is).await
     }
 
     pub(crate) async fn within(
@@ -146,45 +141,5 @@ pub(crate) async fn eventually(what: &str, mut is: impl FnMut() -> bool) {
     while !is() {
         assert!(start.elapsed() < Duration::from_secs(10), "waited 10 s until {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// The way to an etcd that can be cut: a port on loopback that passes everything on, or nothing.
-pub(crate) struct Way {
-    pub(crate) endpoint: String,
-    open: watch::Sender<bool>,
-}
-
-impl Way {
-    pub(crate) async fn to(etcd: &Etcd) -> Self {
-        let target = etcd.endpoint().strip_prefix("http://").unwrap().to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let (open, receiver) = watch::channel(true);
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let (target, mut open) = (target.clone(), receiver.clone());
-                tokio::spawn(async move {
-                    let pass = async {
-                        let mut far = TcpStream::connect(target).await?;
-                        copy_bidirectional(&mut near, &mut far).await
-                    };
-                    tokio::select! {
-                        _ = pass => {}
-                        _ = open.wait_for(|open| !open) => {}
-                    }
-                });
-            }
-        });
-        Self { endpoint, open }
-    }
-
-    /// Ends all connections; new ones end at once.
-    pub(crate) fn cut(&self) {
-        self.open.send_replace(false);
-    }
-
-    pub(crate) fn mend(&self) {
-        self.open.send_replace(true);
     }
 }

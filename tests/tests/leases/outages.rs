@@ -1,11 +1,15 @@
 //! etcd crashes, forgets, loses members, hangs, or cannot be reached. The nodes go on, and catch up by themselves.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{SocketAddr, TcpStream},
+    os::fd::{AsRawFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
 
-use loden_agent::registry::{Claim, ConfigState, Registry};
+use loden_agent::registry::{Claim, ConfigState, Registry, RegistryError};
 use loden_tests::etcd::{Etcd, Members};
 
-use crate::node::*;
+use crate::{node::*, way::Way};
 
 #[tokio::test]
 async fn a_killed_etcd_changes_nothing_and_the_nodes_catch_up() {
@@ -29,7 +33,7 @@ async fn a_killed_etcd_changes_nothing_and_the_nodes_catch_up() {
 async fn what_happened_during_an_outage_is_seen_whole() {
     let etcd = etcd_with(CONFIG);
     let way = Way::to(&etcd).await;
-    let registry = Registry::connect(options(&[way.endpoint.clone()])).await.unwrap();
+    let registry = Registry::connect(options(std::slice::from_ref(&way.endpoint))).await.unwrap();
     let [kept, changed, gone] = ["10.5.241.0/24", "10.5.242.0/24", "10.5.243.0/24"].map(net);
     for (number, subnet) in [(3, kept), (4, changed), (5, gone)] {
         etcd.ctl(&["put", &key(subnet), &attrs(number).to_json()]).unwrap();
@@ -77,13 +81,25 @@ async fn an_etcd_restored_from_a_backup_gets_our_lease_back() {
     let mut etcd = etcd_with(CONFIG);
     let gone = net("10.5.240.0/24");
     let one = Node::start(&etcd, 1).await;
+    let (three, four) = (Node::start(&etcd, 13).await, Node::start(&etcd, 14).await);
     let backup = tempfile::tempdir().unwrap();
     etcd.kill();
     copy(etcd.data(), backup.path());
     etcd.restart().unwrap();
     etcd.ctl(&["put", &key(gone), &attrs(3).to_json()]).unwrap();
     let two = Node::start(&etcd, 2).await;
-    one.until("one sees both", |cluster| cluster.connected && peers_are(cluster, &[2, 3])).await;
+    // Since the backup, one has begun anew by another etcd lease, and one has got another MAC.
+    drop(three);
+    let three = Node::start(&etcd, 13).await;
+    four.set_attrs(vxlan(14, 99));
+    one.until("one sees all", |cluster| {
+        cluster.connected
+            && peers_are(cluster, &[2, 3, 13, 14])
+            && cluster.peers[&four.lease.subnet].attrs == vxlan(14, 99)
+    })
+    .await;
+    // Nothing of the nodes runs from here until etcd is back: some of them have just listed what is not there any
+    // more, and begin to watch a store that is behind that.
     etcd.kill();
     std::fs::remove_dir_all(etcd.data()).unwrap();
     copy(backup.path(), etcd.data());
@@ -91,9 +107,14 @@ async fn an_etcd_restored_from_a_backup_gets_our_lease_back() {
     one.until("one sees two, which came after the backup, and no ghost", |cluster| {
         cluster.connected
             && held(cluster).is_some_and(|lease| lease.subnet == one.lease.subnet)
-            && peers_are(cluster, &[2])
+            && peers_are(cluster, &[2, 13, 14])
+            && cluster.peers[&four.lease.subnet].attrs == vxlan(14, 99)
     })
     .await;
+    for node in [&three, &four] {
+        node.until("it has its lease", |cluster| cluster.connected && held(cluster).is_some()).await;
+        assert_eq!(held(&node.now()).unwrap().subnet, node.lease.subnet);
+    }
     two.until("two has its lease", |cluster| {
         cluster.connected && held(cluster).is_some_and(|lease| lease.subnet == two.lease.subnet)
     })
@@ -109,7 +130,7 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 /// A node with a lease of two seconds, whose way to etcd can be cut.
 async fn short_lived(etcd: &Etcd) -> (Way, Node) {
     let way = Way::to(etcd).await;
-    let registry = Registry::connect(options(&[way.endpoint.clone()])).await.unwrap();
+    let registry = Registry::connect(options(std::slice::from_ref(&way.endpoint))).await.unwrap();
     let claim = Claim { ttl: Duration::from_secs(2), ..claim(1) };
     let node = Node::join(&registry, claim).await.unwrap();
     node.until("it follows etcd", |cluster| cluster.connected).await;
@@ -196,6 +217,76 @@ async fn a_dead_and_a_frozen_endpoint_are_passed_over() {
     assert!(error.contains("http://127.0.0.1:1: ") && error.contains("refused"), "{error}");
     assert!(error.contains(&format!("{}: ", frozen.endpoint())), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[tokio::test]
+async fn an_etcd_that_comes_after_the_node_is_found() {
+    let mut etcd = etcd_with(CONFIG);
+    etcd.kill();
+    let registry = connect(&etcd).await;
+    let error = registry.network_config().await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unreachable { .. }), "{error}");
+    etcd.restart().unwrap();
+    assert_eq!(registry.network_config().await.unwrap().network, net("10.5.0.0/16"));
+}
+
+/// A port that answers no SYN, as behind a firewall that drops: a listener whose backlog is full.
+fn black_hole() -> (OwnedFd, Vec<TcpStream>, SocketAddr) {
+    use nix::sys::socket::*;
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    listen(&socket, Backlog::new(0).unwrap()).unwrap();
+    let address: SockaddrIn = getsockname(socket.as_raw_fd()).unwrap();
+    let address = SocketAddr::from((address.ip(), address.port()));
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+        waiting.push(stream);
+    }
+    (socket, waiting, address)
+}
+
+#[tokio::test]
+async fn an_endpoint_that_swallows_everything_is_passed_over() {
+    let etcd = etcd_with(CONFIG);
+    let (_socket, _waiting, address) = black_hole();
+    for number in 1..=4 {
+        let start = Instant::now();
+        let registry =
+            Registry::connect(options(&[format!("http://{address}"), etcd.endpoint()])).await.unwrap();
+        Node::join(&registry, claim(number)).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_watch_that_falls_behind_a_compaction_starts_again_from_a_listing() {
+    let etcd = etcd_with(CONFIG);
+    let way = Way::to(&etcd).await;
+    let registry = Registry::connect(options(std::slice::from_ref(&way.endpoint))).await.unwrap();
+    let node = Node::join(&registry, claim(1)).await.unwrap();
+    node.until("it follows etcd", |cluster| cluster.connected).await;
+    let watches =
+        || etcd.calls().unwrap().iter().find(|(name, _)| name == "Watch/Watch").map(|(_, count)| *count);
+    assert_eq!(watches(), Some(1));
+    way.hold();
+    // Big ones fill what is on the way, then etcd's own queue of 1024 for the watcher runs over.
+    let client = etcd_client::Client::connect([etcd.endpoint()], None).await.unwrap();
+    let put = |name: String, value: Vec<u8>| {
+        let mut kv = client.kv_client();
+        async move { kv.put(format!("{PREFIX}/subnets/{name}"), value, None).await.unwrap() }
+    };
+    for n in 0..24 {
+        put(format!("big-{n}"), vec![b'x'; 1 << 20]).await;
+    }
+    futures::future::join_all((0..2000).map(|n| put(format!("small-{}", n % 10), vec![b'x']))).await;
+    etcd.ctl(&["put", &key(net("10.5.240.0/24")), &attrs(2).to_json()]).unwrap();
+    let status = etcd.ctl(&["endpoint", "status", "--write-out", "fields"]).unwrap();
+    let revision = status.lines().find_map(|line| line.strip_prefix("\"Revision\" : ")).unwrap();
+    etcd.ctl(&["compact", revision]).unwrap();
+    way.mend();
+    node.until("it sees what is", |cluster| cluster.connected && peers_are(cluster, &[2])).await;
+    assert_eq!(watches(), Some(2), "the first watch was ended by the compaction");
+    assert_eq!(held(&node.now()), Some(&node.lease));
 }
 
 #[tokio::test]

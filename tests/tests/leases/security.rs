@@ -55,7 +55,7 @@ async fn mutual_tls_works_and_a_missing_certificate_does_not() {
     })
     .await;
     let without = error(alone.clone()).await;
-    assert!(without.contains("ertificate"), "{without}");
+    assert!(without.contains("does it want a client certificate? None is given"), "{without}");
     let half = error(EtcdOptions { cert_file: Some(client.cert.clone()), ..alone.clone() }).await;
     assert!(half.contains("a certificate file is given without its key file"), "{half}");
     let wrong = EtcdOptions {
@@ -92,6 +92,10 @@ fn user(etcd: &Etcd, username: &str, password: &str) -> EtcdOptions {
     EtcdOptions { username, password, ..options(&[etcd.endpoint()]) }
 }
 
+fn as_root(etcd: &Etcd, args: &[&str]) {
+    etcd.ctl(&[&["--user", "root:rootword"], args].concat()).unwrap();
+}
+
 #[tokio::test]
 async fn a_user_with_just_the_prefix_can_do_everything_and_others_are_told_why_not() {
     let etcd = authenticated(&[]);
@@ -119,10 +123,27 @@ async fn a_token_that_ran_out_is_renewed() {
         "renewed by a token that ran out"
     );
     assert_eq!(held(&node.now()), Some(&node.lease));
-    let root = ["--user", "root:rootword"];
-    etcd.ctl(&[&root[..], &["put", &key(net("10.5.240.0/24")), &attrs(2).to_json()]].concat()).unwrap();
+    as_root(&etcd, &["put", &key(net("10.5.240.0/24")), &attrs(2).to_json()]);
     node.until("the watch goes on", |cluster| peers_are(cluster, &[2])).await;
     node.keeper.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_of_users_and_roles_does_not_stop_a_node_whose_token_it_makes_old() {
+    let authority = Authority::new("loden").unwrap();
+    let flags = authority.jwt_flags().unwrap();
+    let mut etcd = authenticated(&flags.each_ref().map(String::as_str));
+    let registry = Registry::connect(user(&etcd, "loden", "secretword")).await.unwrap();
+    let node = Node::join(&registry, claim(1)).await.unwrap();
+    node.until("it follows etcd", |cluster| cluster.connected).await;
+    as_root(&etcd, &["role", "add", "another"]);
+    registry.network_config().await.unwrap();
+    as_root(&etcd, &["role", "add", "and-another"]);
+    etcd.kill();
+    node.until("it notices", |cluster| !cluster.connected).await;
+    etcd.restart().unwrap();
+    as_root(&etcd, &["put", &key(net("10.5.240.0/24")), &attrs(2).to_json()]);
+    node.until("it follows again", |cluster| cluster.connected && peers_are(cluster, &[2])).await;
 }
 
 #[tokio::test]

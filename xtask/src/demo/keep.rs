@@ -1,12 +1,14 @@
 //! A cluster that stays up: how to look around in it, and how to remove it later.
 
+use std::path::Path;
+
 use anyhow::Result;
 use loden_tests::{cluster::Cluster, container::Container, remains};
 
 use crate::progress::Step;
 
 /// Says how to look around.
-pub(super) fn explain(cluster: &Cluster, containers: &[Container]) {
+pub(super) fn explain(binary: &Path, cluster: &Cluster, containers: &[Container]) {
     let node = &cluster.nodes[0];
     let in_node = format!("nsenter --net={}", node.netns().path().display());
     let etcdctl = format!(
@@ -22,9 +24,10 @@ pub(super) fn explain(cluster: &Cluster, containers: &[Container]) {
     eprintln!("  {in_node} ip -d link show type vxlan");
     eprintln!("  {in_node} ip route");
     eprintln!("  cat {}", node.subnet_file().display());
+    eprintln!("  {} status --run-dir {}", binary.display(), node.run_directory().display());
+    eprintln!("  bpftool map dump pinned {}/v*/FLOWS", node.bpffs().display());
+    eprintln!("  ls {}/v*/links", node.bpffs().display());
     eprintln!("  tail -f {}/n*/agent.log", cluster.directory().display());
-    eprintln!("  find {} -type f", node.bpffs().display());
-    eprintln!("  bpftool map dump pinned <a file of that list>");
     eprintln!("  cargo xtask demo --clean");
 }
 

@@ -1,12 +1,18 @@
 //! A round: list, settle, watch until something breaks.
 
+use std::sync::{Arc, PoisonError};
+
 use etcd_client::{EventType, WatchResponse};
+use futures::FutureExt as _;
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::{Outage, Task, renew_every};
-use crate::registry::{ConfigState, RegistryError, parse_config, store::Listing};
+use crate::registry::{ConfigState, RegistryError, connection::one_line, parse_config, store::Listing};
+
+/// What comes out of a watch.
+type Message = Result<Option<WatchResponse>, etcd_client::Error>;
 
 /// The task has been asked to end.
 pub(super) struct Ended;
@@ -26,19 +32,22 @@ impl Task {
     pub(super) async fn round(&mut self, outage: &mut Outage) -> Result<Ended, Broken> {
         // First of all, because it may be late; a lease that has run out shows in the listing.
         self.renew().await?;
-        let listing = self.registry.list(&mut self.told).await?;
+        let listing = self.registry.list().await?;
         self.take_listing(listing);
         let from = self.revision + 1;
-        self.settle(true).await?;
+        self.settle().await?;
         self.publish();
+        let written = if self.lost.is_none() { self.own.mod_revision } else { 0 };
+        let known = self.revision.max(written);
         let mut stream = self.registry.watch(from).await?;
         loop {
             tokio::select! {
                 message = stream.message() => {
-                    let message = message
-                        .map_err(|error| Broken::Watch(error.to_string()))?
-                        .ok_or_else(|| Broken::Watch("etcd closed it".into()))?;
-                    self.take_message(&message).await?;
+                    self.take_message(message, known).await?;
+                    // What is there already belongs to one snapshot: a snapshot costs as much as the cluster is big.
+                    while let Some(message) = stream.message().now_or_never() {
+                        self.take_message(message, known).await?;
+                    }
                     self.connected = true;
                     outage.over();
                 }
@@ -47,12 +56,12 @@ impl Task {
                         return Err(Broken::LeaseRanOut);
                     }
                 }
-                () = sleep_until(self.retry_at), if self.lost.is_some() => self.settle(false).await?,
+                () = sleep_until(self.retry_at), if self.lost.is_some() => self.settle().await?,
                 command = self.commands.recv() => {
                     if let Some(ended) = self.obey(command).await {
                         return Ok(ended);
                     }
-                    self.settle(false).await?;
+                    self.settle().await?;
                 }
             }
             self.publish();
@@ -89,7 +98,12 @@ impl Task {
         self.take_config(config.as_deref());
     }
 
-    async fn take_message(&mut self, message: &WatchResponse) -> Result<(), Broken> {
+    /// Takes in what the watch says. `known` is the revision that etcd had reached before the watch began: an etcd
+    /// that is not there yet was restored in between (or is a member far behind), and would say nothing until then.
+    async fn take_message(&mut self, message: Message, known: i64) -> Result<(), Broken> {
+        let message = message
+            .map_err(|error| Broken::Watch(one_line(&error)))?
+            .ok_or_else(|| Broken::Watch("etcd closed it".into()))?;
         if message.canceled() {
             let reason = match message.compact_revision() {
                 0 => message.cancel_reason().to_owned(),
@@ -101,14 +115,22 @@ impl Task {
             if header.cluster_id() != self.cluster_id {
                 return Err(Broken::Watch("another cluster answers".into()));
             }
+            if header.revision() < known {
+                let revision = header.revision();
+                return Err(Broken::Watch(format!(
+                    "etcd is at revision {revision}, and was at {known} before"
+                )));
+            }
             self.revision = self.revision.max(header.revision());
         }
-        if self.take_events(message) { Ok(self.settle(false).await?) } else { Ok(()) }
+        if self.take_events(&message) { Ok(self.settle().await?) } else { Ok(()) }
     }
 
     /// Whether our own key is among them.
     fn take_events(&mut self, message: &WatchResponse) -> bool {
         let (prefix, config_key) = (self.registry.subnets_prefix(), self.registry.config_key());
+        let told = Arc::clone(&self.registry.told);
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
         let mut own = false;
         for event in message.events() {
             let Some(pair) = event.kv() else { continue };
@@ -118,9 +140,9 @@ impl Task {
                 continue;
             }
             let key = if deleted {
-                self.records.delete(&prefix, pair, &mut self.told)
+                self.records.delete(&prefix, pair.into(), &mut told)
             } else {
-                self.records.put(&prefix, pair, &mut self.told)
+                self.records.put(&prefix, pair.into(), &mut told)
             };
             own |= key == Some(self.own.key);
         }

@@ -24,10 +24,10 @@ const MAX_TURNS: usize = 10;
 
 impl Task {
     /// Compares our lease with etcd's record of it until both agree, or until it is clear that they cannot.
-    pub(super) async fn settle(&mut self, reconnected: bool) -> Result<(), RegistryError> {
+    pub(super) async fn settle(&mut self) -> Result<(), RegistryError> {
         for _ in 0..MAX_TURNS {
             let record = self.records.get(self.own.key).cloned();
-            match (standing(&self.own, record.as_ref(), self.alive, reconnected), record) {
+            match (standing(&self.own, record.as_ref(), self.alive), record) {
                 (Standing::Ours, Some(record)) => {
                     self.own.mod_revision = record.mod_revision;
                     self.hold(self.own.clone());
@@ -84,7 +84,7 @@ impl Task {
     /// Writes our value over this record. Where that meets another write, what is there now is taken in.
     async fn write(&mut self, record: &Record, etcd_lease: Option<i64>) -> Result<(), RegistryError> {
         let (key, value) = (self.own.key, self.own.attrs.to_json());
-        match self.registry.replace(record, key, &value, etcd_lease, &mut self.told).await? {
+        match self.registry.replace(record, key, &value, etcd_lease).await? {
             Write::Done(mod_revision) => {
                 self.hold(Lease { etcd_lease, mod_revision, ..self.own.clone() });
             }
@@ -109,7 +109,11 @@ impl Task {
                 } else {
                     error!(was = %self.own.subnet, is = %lease.subnet, "THE SUBNET OF THIS NODE HAS CHANGED: restart its containers");
                 }
+                let old = self.own.etcd_lease.filter(|id| self.alive && lease.etcd_lease != Some(*id));
                 self.hold(lease);
+                if let Some(id) = old {
+                    self.registry.revoke_unused(id).await;
+                }
                 Ok(())
             }
             Err(ClaimError::Registry(error)) => Err(error),

@@ -1,0 +1,67 @@
+//! Lists a table of iptables, and changes it in one transaction.
+
+use super::{FirewallError, Result, tool::run};
+
+/// Another holder of the xtables lock (legacy iptables only) is waited for this long; then the next pass tries
+/// again, instead of this one standing still.
+const WAIT: &str = "--wait=5";
+
+/// A pair of programs for one of the two rulesets that iptables can have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Iptables {
+    list: &'static str,
+    restore: &'static str,
+}
+
+/// What the host calls iptables.
+const DEFAULT: Iptables = Iptables { list: "iptables", restore: "iptables-restore" };
+
+/// The ruleset of the old kernel interface. A packet passes both, so a DROP in either is a DROP.
+const LEGACY: Iptables = Iptables { list: "iptables-legacy", restore: "iptables-legacy-restore" };
+
+/// The rulesets of this network namespace in which a table may hold rules. The legacy one counts only if it has
+/// the table already: to list it would bring it into being.
+pub(super) fn rulesets(table: &str) -> Vec<Iptables> {
+    let legacy = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+    let legacy = legacy.lines().any(|name| name == table).then_some(LEGACY);
+    std::iter::once(DEFAULT).chain(legacy).collect()
+}
+
+impl Iptables {
+    /// A table as `iptables -S` prints it; `None` without iptables.
+    pub(super) async fn list(self, table: &str) -> Result<Option<String>> {
+        match run(self.list, &[WAIT, "-t", table, "-S"], "").await {
+            Ok(listing) => Ok(Some(listing)),
+            Err(FirewallError::Missing(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Carries out what [`transaction`] wrote: all of it or nothing.
+    pub(super) async fn restore(self, transaction: &str) -> Result<()> {
+        run(self.restore, &["--noflush", WAIT], transaction).await.map(drop)
+    }
+}
+
+/// The text of a transaction that begins with this chain empty, made where it is not there.
+pub(super) fn transaction(table: &str, chain: &str, lines: impl IntoIterator<Item = String>) -> String {
+    let head = [format!("*{table}"), format!(":{chain} - [0:0]")];
+    let lines: Vec<String> = head.into_iter().chain(lines).chain(["COMMIT\n".to_owned()]).collect();
+    lines.join("\n")
+}
+
+/// What takes a chain and every jump to it away; `None` where there is no such chain.
+pub(super) fn removal(table: &str, chain: &str, listing: &str) -> Option<String> {
+    if !listing.lines().any(|line| line == format!("-N {chain}")) {
+        return None;
+    }
+    let jumps = listing.lines().filter(|line| line.ends_with(&format!(" -j {chain}")));
+    let jumps = jumps.map(|line| line.replacen("-A ", "-D ", 1));
+    Some(transaction(table, chain, jumps.chain([format!("-X {chain}")])))
+}
+
+/// The rules of one chain in a listing, in order.
+pub(super) fn rules_of<'a>(listing: &'a str, chain: &str) -> impl Iterator<Item = &'a str> {
+    let start = format!("-A {chain} ");
+    listing.lines().filter(move |line| line.starts_with(&start))
+}

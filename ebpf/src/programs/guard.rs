@@ -1,0 +1,53 @@
+//! The guard: VXLAN from strangers ends at the driver, before an skb is made for it.
+//!
+//! It drops only what it is sure of; everything else is for the TC program behind it, which checks all of it again.
+
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_DROP, XDP_PASS},
+    programs::XdpContext,
+};
+use loden_ebpf::{ethernet, ipv4, reason::Reason, vxlan};
+
+use super::{globals, lookup, maps};
+
+const IP: usize = ethernet::LEN;
+const UDP: usize = IP + ipv4::LEN;
+
+#[inline(always)]
+pub(super) fn run(ctx: &XdpContext) -> u32 {
+    if is_strangers_vxlan(ctx).unwrap_or(false) {
+        maps::count(Reason::DropGuard, (ctx.data_end() - ctx.data()) as u32);
+        return XDP_DROP;
+    }
+    XDP_PASS
+}
+
+/// `None` where the frame ends before it is clear.
+#[inline(always)]
+fn is_strangers_vxlan(ctx: &XdpContext) -> Option<bool> {
+    let frame = bytes::<{ ethernet::LEN }>(ctx, 0)?;
+    if ethernet::ether_type(frame) != ethernet::IPV4 {
+        return Some(false);
+    }
+    let ip = bytes::<{ ipv4::LEN }>(ctx, IP)?;
+    if !ipv4::is_plain(ip)
+        || ipv4::is_later_fragment(ip)
+        || ipv4::protocol(ip) != ipv4::UDP
+        || ipv4::destination(ip) != globals::VTEP.load()
+    {
+        return Some(false);
+    }
+    let udp = bytes::<8>(ctx, UDP)?;
+    Some(vxlan::port(udp) == globals::PORT.load() && !lookup::is_vtep(ipv4::source(ip).to_be_bytes()))
+}
+
+#[inline(always)]
+fn bytes<const N: usize>(ctx: &XdpContext, offset: usize) -> Option<&[u8; N]> {
+    let start = ctx.data() + offset;
+    if start + N > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: the comparison above keeps the range inside the frame (the verifier insists on it), and the guard
+    // never moves or changes it.
+    Some(unsafe { &*(start as *const [u8; N]) })
+}

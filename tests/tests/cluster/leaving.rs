@@ -1,0 +1,109 @@
+//! Nodes that join late, agents that leave, and what is left then.
+
+use std::{collections::BTreeSet, thread, time::Duration};
+
+use loden_tests::{
+    cluster::{Cluster, Plan},
+    node::Node,
+    traffic::stream::{self, Until},
+};
+
+use crate::assert_all_reach_all;
+
+/// Everything on a node that an agent could have changed, without counters and times.
+fn state(node: &Node) -> BTreeSet<String> {
+    let commands = [
+        "ip -brief link show",
+        "ip -4 -brief address show",
+        "ip -4 route show table all",
+        "ip neigh show nud permanent",
+        "iptables -S",
+        "iptables -t nat -S",
+        "nft list tables",
+        "sysctl net.ipv4.ip_forward net.netfilter.nf_conntrack_tcp_be_liberal net.ipv4.conf.all.rp_filter",
+        "sysctl net.ipv4.conf.eth0.rp_filter net.ipv4.conf.all.forwarding net.ipv4.conf.default.forwarding",
+    ];
+    let lines = |command: &&str| -> Vec<String> {
+        let output = node.netns().exec(command).unwrap();
+        output.lines().map(|line| format!("{command}: {}", line.trim())).collect()
+    };
+    commands.iter().flat_map(lines).collect()
+}
+
+fn clean_up(node: &Node, args: &[&str]) -> String {
+    let file = node.subnet_file().display().to_string();
+    node.loden(&[&["cleanup", "--subnet-file", &file], args].concat()).unwrap()
+}
+
+#[test]
+fn cleanup_leaves_a_node_as_it_was_before_the_agent() {
+    let mut cluster = Cluster::create(&Plan { nodes: 2, ..Plan::default() }).unwrap();
+    let node = &mut cluster.nodes[0];
+    // What others have set up, and what the tables are that iptables makes when it is first asked.
+    node.docker_firewall().unwrap();
+    node.netns().exec("iptables -t nat -A POSTROUTING -s 172.30.0.0/16 -j MASQUERADE").unwrap();
+    node.netns().exec("nft add table inet operator").unwrap();
+    node.netns().ip("route add blackhole 198.51.100.0/24").unwrap();
+    let before = state(node);
+    for node in &mut cluster.nodes {
+        node.start_agent(&["--ip-masq"]).unwrap();
+    }
+    cluster.wait_for_routes().unwrap();
+    let node = &mut cluster.nodes[0];
+    assert!(state(node).len() > before.len(), "an agent that runs shows");
+    assert!(node.stop_agent().unwrap().success());
+    let said = clean_up(node, &[]);
+    let after = state(node);
+    let differences: Vec<_> = before.symmetric_difference(&after).collect();
+    assert!(differences.is_empty(), "{differences:#?}\ncleanup said: {said}");
+    assert!(!node.subnet_file().exists());
+    assert_eq!(
+        node.bpffs().read_dir().map_or(0, Iterator::count),
+        0,
+        "pins are left below {:?}",
+        node.bpffs()
+    );
+}
+
+#[test]
+fn cleanup_that_keeps_the_kernel_leaves_a_flannel_node_and_its_connections() {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    let (a, b) = (&containers[0], &containers[1]);
+    let stream = thread::scope(|scope| {
+        let three_seconds = Until::Time(Duration::from_secs(3));
+        let running = scope.spawn(move || stream::run(a.host(), b.host(), None, three_seconds));
+        thread::sleep(Duration::from_secs(1));
+        cluster.nodes[0].stop_agent().unwrap();
+        clean_up(&cluster.nodes[0], &["--keep-kernel"]);
+        running.join().unwrap().unwrap()
+    });
+    assert_eq!(stream.source, a.address());
+    assert_all_reach_all(&containers);
+    assert!(cluster.nodes[0].netns().ip("link show flannel.1").is_ok());
+}
+
+#[test]
+fn a_second_agent_on_a_node_ends_and_the_first_goes_on() {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+    let node = &cluster.nodes[0];
+    let (etcd, file) = (cluster.etcd().endpoint(), node.subnet_file().display().to_string());
+    let before = (state(node), cluster.leases().unwrap());
+    let error = node.loden(&["agent", "--etcd-endpoints", &etcd, "--subnet-file", &file]).unwrap_err();
+    assert!(format!("{error:#}").contains("agent"), "it says why: {error:#}");
+    assert_eq!((state(node), cluster.leases().unwrap()), before);
+    let containers = cluster.run_containers(1).unwrap();
+    assert_all_reach_all(&containers);
+}
+
+#[test]
+fn a_node_that_joins_later_is_reached_and_reaches() {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+    let node = cluster.add_node().unwrap();
+    node.start_agent(&[]).unwrap();
+    node.make_bridge().unwrap();
+    cluster.wait_for_routes().unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    assert_eq!(containers.len(), 3);
+    assert_all_reach_all(&containers);
+}
