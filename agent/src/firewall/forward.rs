@@ -65,6 +65,7 @@ fn transaction(spec: &FirewallSpec, listing: &str) -> Option<String> {
     let place = others.iter().position(is_dockers).unwrap_or(others.len());
     let right = forward.iter().filter(|line| **line == JUMP).count() == 1
         && forward.iter().position(|line| *line == JUMP) <= Some(place)
+        && forward.iter().skip_while(|line| **line != JUMP).all(|line| *line != OPERATORS)
         && there == rules;
     if right {
         return None;

@@ -16,6 +16,8 @@ impl Reconciler {
     /// Looks the endpoints up of which it is not known yet.
     pub(super) fn prove_endpoints(&mut self) -> Result<()> {
         let (network, own) = (self.node.network.network, self.node.subnet);
+        let hosts: Vec<Ipv4Addr> =
+            self.bridges.iter().flat_map(|b| b.addresses.iter().copied()).chain([own.network()]).collect();
         let Some(dataplane) = self.dataplane() else { return Ok(()) };
         let unproven = dataplane.unproven_endpoints()?;
         if unproven.is_empty() {
@@ -24,7 +26,7 @@ impl Reconciler {
         // Twice: what began before the gate opened may have come too late for the first look.
         for _ in 0..2 {
             let translated = match conntrack::translated() {
-                Ok(paths) => translated_pods(&paths, network, own),
+                Ok(paths) => translated_pods(&paths, network, own, &hosts),
                 Err(error) => {
                     tracing::warn!("new pods stay gated: the connection table cannot be read: {error}");
                     return Ok(());
@@ -38,18 +40,20 @@ impl Reconciler {
     }
 }
 
-/// The pods of our own subnet that such packets between pods come from or go to.
-fn translated_pods(paths: &BTreeSet<Path>, network: Ipv4Net, own: Ipv4Net) -> BTreeSet<Ipv4Addr> {
-    let is_remote = |address: Ipv4Addr| network.contains(&address) && !own.contains(&address);
-    let pods = |path: &Path| match (path.source, path.destination) {
-        (source, destination) if own.contains(&source) && own.contains(&destination) => {
-            vec![source, destination]
-        }
-        (source, destination) if own.contains(&source) && is_remote(destination) => vec![source],
-        (source, destination) if own.contains(&destination) && is_remote(source) => vec![destination],
-        _ => Vec::new(),
-    };
-    paths.iter().flat_map(pods).collect()
+/// The pods of our own subnet that send such packets to a pod, or get them from one. `hosts` are the addresses of
+/// the subnet that are the host's own.
+fn translated_pods(
+    paths: &BTreeSet<Path>,
+    network: Ipv4Net,
+    own: Ipv4Net,
+    hosts: &[Ipv4Addr],
+) -> BTreeSet<Ipv4Addr> {
+    let is_pod = |address: &Ipv4Addr| network.contains(address) && !hosts.contains(address);
+    let between_pods = paths.iter().filter(|path| is_pod(&path.source) && is_pod(&path.destination));
+    between_pods
+        .flat_map(|path| [path.source, path.destination])
+        .filter(|address| own.contains(address))
+        .collect()
 }
 
 #[cfg(test)]
@@ -67,7 +71,8 @@ mod tests {
         };
         let pods = |list: &[(&str, &str)]| -> Vec<String> {
             let (network, own) = ("10.5.0.0/16".parse().unwrap(), "10.5.1.0/24".parse().unwrap());
-            translated_pods(&paths(list), network, own).iter().map(ToString::to_string).collect()
+            let hosts = ["10.5.1.0", "10.5.1.1"].map(|host| host.parse().unwrap());
+            translated_pods(&paths(list), network, own, &hosts).iter().map(ToString::to_string).collect()
         };
         assert_eq!(pods(&[("10.5.1.2", "10.96.0.1"), ("10.5.2.2", "10.5.1.2")]), ["10.5.1.2"], "a service");
         assert_eq!(pods(&[("10.5.2.2", "192.0.2.1"), ("10.5.1.3", "10.5.2.2")]), ["10.5.1.3"], "a hostPort");
@@ -75,7 +80,8 @@ mod tests {
             pods(&[("10.5.1.2", "198.51.100.1"), ("198.51.100.1", "192.0.2.1")]).is_empty(),
             "masquerade"
         );
-        let local = pods(&[("10.5.1.2", "10.96.0.1"), ("10.5.1.3", "10.5.1.2")]);
-        assert_eq!(local, ["10.5.1.2", "10.5.1.3"], "a local backend");
+        let local = [("10.5.1.2", "10.96.0.1"), ("10.5.1.3", "10.5.1.2")];
+        assert_eq!(pods(&local), ["10.5.1.2", "10.5.1.3"], "a local backend");
+        assert!(pods(&[("10.5.1.2", "10.96.0.1"), ("10.5.1.2", "10.5.1.1")]).is_empty(), "a hairpin");
     }
 }
