@@ -323,7 +323,7 @@ mod tests {
             let config = NetworkConfig::parse(
                 r#"{"Network":"10.5.0.0/20","SubnetLen":24,"SubnetMin":"10.5.2.0"}"#).unwrap();
             let claim = Claim {
-                attrs: attrs(1, 1), previous: previous.map(net), occupied: occupied.map(net).into_iter().collect(),
+                attrs: attrs(1, 1), previous: previous.map(net), occupied: occupied.map(net).into_iter().collect(), bridges: Vec::new(),
                 ttl: Duration::from_secs(60), renew_margin: Duration::ZERO,
             };
             let records: Records = records.into_iter().collect();
