@@ -118,6 +118,15 @@ fn outbound() -> Vec<Case> {
             .after(all_out)
             .encapsulates(encapsulated(sent_udp().ttl(63)))
             .then(|rig| assert_eq!(rig.flow(&flow(UDP)).unwrap().outbound_seen, 0)),
+        case("open: an endpoint whose flows nobody has looked at", &sent_udp())
+            .open()
+            .after(|rig| rig.unprove(POD))
+            .passes(PassPodGate),
+        case("open: the same, the flow qualified", &sent_udp())
+            .open()
+            .after(|rig| rig.unprove(POD))
+            .after(all_out)
+            .encapsulates(encapsulated(sent_udp().ttl(63))),
         case("open: fast packets know no flow", &sent_udp())
             .open()
             .encapsulates(encapsulated(sent_udp().ttl(63)))

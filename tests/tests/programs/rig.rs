@@ -186,7 +186,11 @@ impl<'a> Rig<'a> {
         self.dataplane.set_peers(&peers(self.lab)).unwrap();
         // Anew, so that no endpoint stays gated.
         self.dataplane.set_endpoints(&BTreeMap::new()).unwrap();
-        self.dataplane.set_endpoints(&endpoints(self.lab)).unwrap();
+        let endpoints = endpoints(self.lab);
+        self.dataplane.set_endpoints(&endpoints).unwrap();
+        for address in endpoints.keys() {
+            self.dataplane.prove_endpoint(*address, false).unwrap();
+        }
         self.dataplane.take_sightings().unwrap();
         for (key, _) in self.flows() {
             self.flows.remove(&key).unwrap();
@@ -249,6 +253,15 @@ impl<'a> Rig<'a> {
             })
             .filter(|(_, packets, bytes)| (*packets, *bytes) != (0, 0))
             .collect()
+    }
+
+    /// Makes an endpoint one whose flows the agent has not looked at yet.
+    pub(crate) fn unprove(&mut self, pod: Ipv4Addr) {
+        let mut endpoints = endpoints(self.lab);
+        let endpoint = endpoints.remove(&pod).unwrap();
+        self.dataplane.set_endpoints(&endpoints).unwrap();
+        endpoints.insert(pod, endpoint);
+        self.dataplane.set_endpoints(&endpoints).unwrap();
     }
 
     pub(crate) fn is_gated(&self, pod: Ipv4Addr) -> bool {
