@@ -168,6 +168,7 @@ impl<'a> Rig<'a> {
             outer_ttl: OUTER_TTL,
             strict: mode.strict,
             drop_forged: mode.drop_forged,
+            log_packets: false,
         };
         let pins = lab.bpffs.path().join(format!("strict-{}-forged-{}", mode.strict, mode.drop_forged));
         let dataplane = Dataplane::load(&settings, &pins).unwrap();
