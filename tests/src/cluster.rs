@@ -82,7 +82,10 @@ impl Cluster {
         let etcd_netns = Netns::create("etcd")?;
         let address = underlay.plug(&etcd_netns, ETCD)?;
         let etcd = Etcd::inside(&etcd_netns, address)?;
-        etcd.ctl(&["put", &format!("{PREFIX}/config"), &plan.config])?;
+        // On a busy disk a fresh etcd may take longer over its first write than its own limit for a request.
+        wait_for("etcd to take the network config", Duration::from_secs(30), || {
+            etcd.ctl(&["put", &format!("{PREFIX}/config"), &plan.config]).ok()
+        })?;
         let binary = plan.binary.clone().map_or_else(node::binary, Ok)?;
         let mut cluster =
             Self { binary, nodes: Vec::new(), etcd, _etcd_netns: etcd_netns, underlay, bpffs, directory };

@@ -126,8 +126,7 @@ fn connection(body: &[u8]) -> Option<[Path; 2]> {
     }
     let path = |kind| {
         let addresses = attribute(attribute(attributes, kind)?, TUPLE_IP)?;
-        let address =
-            |kind| Some(Ipv4Addr::from(*attribute(addresses, kind)?.first_chunk::<4>()?));
+        let address = |kind| Some(Ipv4Addr::from(*attribute(addresses, kind)?.first_chunk::<4>()?));
         Some(Path { source: address(IP_SOURCE)?, destination: address(IP_DESTINATION)? })
     };
     Some([path(TUPLE_ORIG)?, path(TUPLE_REPLY)?])
@@ -159,7 +158,8 @@ mod tests {
     }
 
     fn tuple(kind: u16, source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
-        let addresses = [attribute_of(IP_SOURCE, &source), attribute_of(IP_DESTINATION, &destination)].concat();
+        let addresses =
+            [attribute_of(IP_SOURCE, &source), attribute_of(IP_DESTINATION, &destination)].concat();
         attribute_of(kind | 0x8000, &attribute_of(TUPLE_IP | 0x8000, &addresses))
     }
 

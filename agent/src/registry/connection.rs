@@ -73,7 +73,7 @@ impl Connection {
         F: Fn(Client) -> R,
         R: Future<Output = Result<T, EtcdError>>,
     {
-        let mut tried = String::new();
+        let mut tried = Vec::new();
         // Once more than there are endpoints: the connection at hand may have broken unnoticed.
         for _ in 0..=self.endpoints.len() {
             let (turn, client) = self.current();
@@ -93,10 +93,12 @@ impl Connection {
             };
             debug!(endpoint = endpoint.url(), what, failure, "etcd endpoint failed");
             self.leave(turn);
-            let _ =
-                write!(tried, "{}{}: {failure}", if tried.is_empty() { "" } else { "; " }, endpoint.url());
+            let failed = format!("{}: {failure}", endpoint.url());
+            if !tried.contains(&failed) {
+                tried.push(failed);
+            }
         }
-        Err(RegistryError::Unreachable { what, tried })
+        Err(RegistryError::Unreachable { what, tried: tried.join("; ") })
     }
 
     /// TLS 1.3 tells a client that shows no certificate after the handshake only, and mostly by closing.

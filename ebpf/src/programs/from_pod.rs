@@ -133,7 +133,9 @@ fn may_be_fast(skb: &Skb, ip: &ipv4::Header, peer: &Peer, endpoint: &Endpoint) -
         return Err(Reason::PassPodTooBig);
     }
     let Some(next) = skb.bytes::<8>(NEXT) else { return Err(Reason::PassPodMalformed) };
-    if !ipv4::has_ports(ipv4::protocol(ip), next) {
+    let protocol = ipv4::protocol(ip);
+    // TCP whose flags are cut off is not fast through either gate.
+    if !ipv4::has_ports(protocol, next) || protocol == ipv4::TCP && skb.bytes::<1>(NEXT + 13).is_none() {
         return Err(Reason::PassPodProtocol);
     }
     if !gate::is_gated(endpoint) {
@@ -205,6 +207,8 @@ fn foreign_source(skb: &Skb, frame: &ethernet::Header, source: u32, is_anothers:
 fn route(skb: &mut Skb, peer: &Peer) -> Verdict {
     let Some(ip) = skb.bytes_mut::<{ ipv4::LEN }>(IP) else { return Reason::PassPodMalformed.into() };
     ipv4::decrement_ttl(ip);
+    // The redirect passes the uplink's egress, where point 2 would take it for a packet that the host translated.
+    skb.note_fast();
     Verdict::Redirect(Reason::FastDirectOut, skb.redirect_neighbour(peer.uplink, peer.next_hop))
 }
 

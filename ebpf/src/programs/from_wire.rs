@@ -161,7 +161,8 @@ fn check_source(ip: &ipv4::Header, sender: [u8; 4]) -> Result<(), Verdict> {
 fn check_inner_checksum(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(), Verdict> {
     let Some(next) = skb.bytes::<8>(INNER_NEXT) else { return Err(Reason::PassWireProtocol.into()) };
     let protocol = ipv4::protocol(ip);
-    if !ipv4::has_ports(protocol, next) {
+    if !ipv4::has_ports(protocol, next) || protocol == ipv4::TCP && skb.bytes::<1>(INNER_NEXT + 13).is_none()
+    {
         return Err(Reason::PassWireProtocol.into());
     }
     if protocol == ipv4::UDP && next[6] | next[7] == 0 && vxlan::udp_checksum(headers) != 0 {

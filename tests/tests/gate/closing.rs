@@ -41,9 +41,9 @@ fn connections_live_and_end(tool: Tool) {
     let listener = socket::listen(b.host(), PORT).unwrap();
     let connect = || open(a.netns(), None, at(b.address(), PORT), &listener).unwrap();
     let not_allowed = socket::listen(b.host(), PORT + 1).unwrap();
-    let refused = a.netns().run(|| {
-        TcpStream::connect_timeout(&at(b.address(), PORT + 1).into(), Duration::from_millis(500))
-    });
+    let refused = a
+        .netns()
+        .run(|| TcpStream::connect_timeout(&at(b.address(), PORT + 1).into(), Duration::from_millis(500)));
     assert!(refused.is_err(), "the firewall allows port {PORT} only");
     drop(not_allowed);
 

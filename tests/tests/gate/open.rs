@@ -26,9 +26,15 @@ fn assert_nobody_is_gated(nodes: &[Node], after: &str) {
         let status = node.status().unwrap();
         let endpoints = status["endpoints"].as_array().unwrap();
         assert!(!endpoints.is_empty(), "{} knows its containers", node.name());
-        let counters: Vec<_> = Counters::read(node).unwrap().iter().map(|(n, v)| format!("{n}={v}")).collect();
+        let counters: Vec<_> =
+            Counters::read(node).unwrap().iter().map(|(n, v)| format!("{n}={v}")).collect();
         for endpoint in endpoints {
-            assert_eq!(endpoint["gated"], false, "after {after}: {endpoint} on {}: {counters:?}", node.name());
+            assert_eq!(
+                endpoint["gated"],
+                false,
+                "after {after}: {endpoint} on {}: {counters:?}",
+                node.name()
+            );
         }
         let translated = Counters::read(node).unwrap().get("note_translated");
         assert_eq!(translated, 0, "after {after}: {}", node.name());
@@ -60,7 +66,8 @@ fn ordinary_traffic_gates_nobody() {
         let shell = |netns: &Netns, line: String| netns.exec(&line);
         shell(from.netns(), format!("ping -q -c 20 -i 0.02 -s 4000 {}", to.address())).unwrap();
         assert_nobody_is_gated(&cluster.nodes, "fragmented pings");
-        let too_big = shell(from.netns(), format!("ping -q -c 3 -i 0.02 -W 1 -M do -s 1440 {}", to.address()));
+        let too_big =
+            shell(from.netns(), format!("ping -q -c 3 -i 0.02 -W 1 -M do -s 1440 {}", to.address()));
         assert!(too_big.is_err(), "1468 bytes do not fit 1450");
         assert_nobody_is_gated(&cluster.nodes, "oversize pings");
         // One option, four bytes: a record of one hop.
@@ -86,9 +93,8 @@ fn churn_of_containers_gates_nobody() {
         let mut round = 0;
         while start.elapsed() < Duration::from_secs(10) {
             // New ones at new and at old addresses; the bridge's MAC changes with its ports.
-            let new: Vec<Container> = (0..2)
-                .map(|n| cluster.nodes[n].run_container(10 + round % 3).unwrap())
-                .collect();
+            let new: Vec<Container> =
+                (0..2).map(|n| cluster.nodes[n].run_container(10 + round % 3).unwrap()).collect();
             hello(new[0].host(), new[1].host(), None).unwrap_or_else(|e| panic!("round {round}: {e:#}"));
             hello(new[1].host(), to, None).unwrap_or_else(|e| panic!("round {round}: {e:#}"));
             hello(from, new[1].host(), None).unwrap_or_else(|e| panic!("round {round}: {e:#}"));

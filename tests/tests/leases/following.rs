@@ -1,6 +1,10 @@
 //! What a node sees of the others, and what becomes of its own lease while etcd is there.
 
-use loden_agent::registry::Own;
+use ipnet::Ipv4Net;
+use loden_agent::{
+    lease::{LeaseAttrs, VtepData},
+    registry::Own,
+};
 
 use crate::node::*;
 
@@ -151,4 +155,27 @@ async fn two_agents_with_one_public_ip_do_not_fight() {
     assert_eq!(held(&second.now()), Some(&second.lease), "untouched");
     second.keeper.release().await.unwrap();
     first.until("the first has it again", |cluster| held(cluster).is_some()).await;
+}
+
+#[tokio::test]
+async fn a_very_large_cluster_is_listed_in_one_answer() {
+    // More than the 4 MiB that a gRPC client takes by default.
+    const LEASES: u32 = 25_000;
+    let etcd = etcd_with(r#"{"Network":"10.0.0.0/8"}"#);
+    let mut client = etcd_client::Client::connect([etcd.endpoint()], None).await.unwrap();
+    let subnet = |n: u32| Ipv4Net::new((0x0a80_0000 + (n << 8)).into(), 24).unwrap();
+    for chunk in (0..LEASES).collect::<Vec<_>>().chunks(120) {
+        let puts: Vec<_> = chunk
+            .iter()
+            .map(|n| {
+                let vtep = VtepData { vni: 1, vtep_mac: [2, 0, 0, 0, 0, 2] };
+                let value = LeaseAttrs::vxlan((0xac10_0000 + n).into(), vtep).to_json();
+                etcd_client::TxnOp::put(key(subnet(*n)), value, None)
+            })
+            .collect();
+        client.txn(etcd_client::Txn::new().and_then(puts)).await.unwrap();
+    }
+    let node = Node::start(&etcd, 1).await;
+    let cluster = node.until("it sees them all", |cluster| cluster.peers.len() == LEASES as usize).await;
+    assert!(cluster.peers.contains_key(&subnet(LEASES - 1)));
 }

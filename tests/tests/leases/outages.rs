@@ -210,7 +210,7 @@ async fn a_dead_and_a_frozen_endpoint_are_passed_over() {
         let start = Instant::now();
         let registry = Registry::connect(options(&endpoints)).await.unwrap();
         Node::join(&registry, claim(number)).await.unwrap();
-        assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     }
     let registry = Registry::connect(options(&[dead, frozen.endpoint()])).await.unwrap();
     let error = registry.network_config().await.unwrap_err().to_string();
@@ -226,6 +226,13 @@ async fn an_etcd_that_comes_after_the_node_is_found() {
     let registry = connect(&etcd).await;
     let error = registry.network_config().await.unwrap_err();
     assert!(matches!(error, RegistryError::Unreachable { .. }), "{error}");
+    let endpoint = etcd.endpoint();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "etcd: cannot read the network config: {endpoint}: tcp connect error: transport error: Connection refused (os error 111)"
+        )
+    );
     etcd.restart().unwrap();
     assert_eq!(registry.network_config().await.unwrap().network, net("10.5.0.0/16"));
 }
@@ -254,7 +261,7 @@ async fn an_endpoint_that_swallows_everything_is_passed_over() {
         let registry =
             Registry::connect(options(&[format!("http://{address}"), etcd.endpoint()])).await.unwrap();
         Node::join(&registry, claim(number)).await.unwrap();
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     }
 }
 

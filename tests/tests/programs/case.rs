@@ -28,6 +28,8 @@ enum Expected {
     Drop(Reason),
     /// Is sent on as this frame.
     Redirect(Reason, Packet),
+    /// Is delivered into a pod as this frame, without the host's mark.
+    Delivered(Reason, Packet),
     /// Is sent on as this frame, but for identification and source port of the outer headers, which are free: the
     /// first is random, the second follows from the kernel's hash.
     Encapsulated(Packet),
@@ -69,6 +71,11 @@ impl Case {
         self
     }
 
+    pub(crate) fn open(mut self) -> Self {
+        self.mode.strict = false;
+        self
+    }
+
     pub(crate) fn keep_forged(mut self) -> Self {
         self.mode.drop_forged = false;
         self
@@ -102,7 +109,7 @@ impl Case {
         self
     }
 
-    pub(crate) fn is_ignored(mut self) -> Self {
+    pub(crate) fn ignores(mut self) -> Self {
         self.expected = Expected::Pass(None);
         self
     }
@@ -118,6 +125,11 @@ impl Case {
     }
 
     pub(crate) fn delivers(mut self, reason: Reason, packet: Packet) -> Self {
+        self.expected = Expected::Delivered(reason, packet);
+        self
+    }
+
+    pub(crate) fn routes(mut self, reason: Reason, packet: Packet) -> Self {
         self.expected = Expected::Redirect(reason, packet);
         self
     }
@@ -126,7 +138,9 @@ impl Case {
     pub(crate) fn reason(&self) -> Option<Reason> {
         match &self.expected {
             Expected::Pass(reason) => *reason,
-            Expected::Drop(reason) | Expected::Redirect(reason, _) => Some(*reason),
+            Expected::Drop(reason) | Expected::Redirect(reason, _) | Expected::Delivered(reason, _) => {
+                Some(*reason)
+            }
             Expected::Encapsulated(_) => Some(Reason::FastEncap),
         }
     }
@@ -142,14 +156,13 @@ impl Case {
         let (action, frame) = match &self.expected {
             Expected::Pass(_) => (UNSPEC, self.frame.clone()),
             Expected::Drop(_) => (SHOT, self.frame.clone()),
-            Expected::Redirect(_, packet) => (REDIRECT, packet.build()),
+            Expected::Redirect(_, packet) | Expected::Delivered(_, packet) => (REDIRECT, packet.build()),
             Expected::Encapsulated(packet) => {
                 let hash = rig.hash(&self.frame, rig.home(self.program));
                 (REDIRECT, with_free_fields(packet, hash, &outcome.frame))
             }
         };
-        // Delivery into a pod takes the host's mark off; nothing else touches it.
-        let mark = if matches!(self.expected, Expected::Redirect(..)) { 0 } else { self.context.mark };
+        let mark = if matches!(self.expected, Expected::Delivered(..)) { 0 } else { self.context.mark };
         let expected_count: Vec<_> =
             self.reason().map(|reason| (reason, 1, self.frame.len() as u64)).into_iter().collect();
         let mut wrong = Vec::new();

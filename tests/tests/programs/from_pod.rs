@@ -11,7 +11,10 @@ fn what_a_pod_sends_is_encapsulated_or_passed_on_unchanged() {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    [fast(), ttl(), ecn(), addresses(), sightings(), not_plain(), lengths()].into_iter().flatten().collect()
+    [fast(), direct(), local(), ttl(), ecn(), addresses(), sightings(), not_plain(), lengths()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn case(what: &str, packet: &Packet) -> Case {
@@ -39,6 +42,66 @@ fn fast() -> Vec<Case> {
             .encapsulates(encapsulated_to(sent_udp().to(WIDE_REMOTE).ttl(63), wide, 0)),
         case("a wrong header checksum stays wrong by as much", &sent_udp().checksum_error(0x1234))
             .encapsulates(one_hop_less(sent_udp().checksum_error(0x1234))),
+    ]
+}
+
+/// To a peer that is a hop away: the frame with one hop less, whose MACs bpf_redirect_neigh will write.
+fn direct() -> Vec<Case> {
+    let room = usize::from(PEER_MTU) - 20 - 8;
+    let of = |payload| sent_ip().to(DIRECT_REMOTE).udp(LOCAL_PORT, REMOTE_PORT).payload(payload);
+    let routed = |what, packet: Packet| case(what, &packet).mark(5).routes(FastDirectOut, packet.ttl(63));
+    vec![
+        routed("direct: TCP", sent_tcp(ACK).to(DIRECT_REMOTE)),
+        routed("direct: UDP", sent_udp().to(DIRECT_REMOTE)),
+        routed("direct: echo", sent_echo(8).to(DIRECT_REMOTE)),
+        routed("direct: exactly the peer's MTU", of(room)),
+        routed("direct: TOS stays", sent_udp().to(DIRECT_REMOTE).tos(0xbb)),
+        case("direct: one byte more", &of(room + 1)).passes(PassPodTooBig),
+        case("direct: TTL 1", &of(1).ttl(1)).passes(PassPodTtl),
+        case("direct: a GSO packet needs no room", &of(1000))
+            .gso(500)
+            .routes(FastDirectOut, of(1000).ttl(63)),
+    ]
+}
+
+/// To a pod beside it. On a bridge the frame goes over as it is, without the host's mark.
+fn local() -> Vec<Case> {
+    let over = |packet: Packet| packet.to(OTHER_POD).macs(OTHER_POD_MAC, POD_MAC);
+    let goes = |what, packet: Packet| {
+        let packet = over(packet);
+        case(what, &packet).mark(5).delivers(FastLocal, packet)
+    };
+    let stays = |what, packet: Packet| case(what, &over(packet)).mark(5).passes(PassPodLocal);
+    let whole = (20 + 8 + PAYLOAD) as u16;
+    let unknown = sent_udp().to(UNKNOWN_POD).macs(OTHER_POD_MAC, POD_MAC);
+    vec![
+        goes("local: TCP", sent_tcp(ACK)),
+        goes("local: SYN", sent_tcp(SYN)),
+        goes("local: UDP", sent_udp()),
+        goes("local: echo", sent_echo(8)),
+        goes("local: TTL 1, which no router takes", sent_udp().ttl(1)),
+        goes("local: a GSO packet", sent_tcp(ACK)).gso(30),
+        stays("local: options", sent_udp().options(&[1; 4])),
+        stays("local: first fragment", sent_udp().fragment(MF)),
+        stays("local: later fragment", sent_udp().fragment(7)),
+        stays("local: SCTP", sent_udp().protocol(SCTP)),
+        stays("local: ICMP error", sent_ip().icmp(3, 3, 0, 0).payload(28)),
+        stays("local: total length one too small", sent_udp().total_len(whole - 1)),
+        stays("local: total length one too large", sent_udp().total_len(whole + 1)),
+        stays("local: not qualified", sent_udp()).strict(),
+        stays("local: SYN, strict", sent_tcp(SYN)).strict(),
+        case("local: through the gateway, the host routes it", &sent_udp().to(OTHER_POD))
+            .passes(PassPodLocal),
+        case("local: to itself", &sent_udp().to(POD).macs(POD_MAC, POD_MAC)).passes(PassPodLocal),
+        case("local: broadcast frame", &sent_udp().to(OTHER_POD).macs([0xff; 6], POD_MAC))
+            .passes(PassPodLocal),
+        case("local: from the other's own address", &over(sent_udp().from(OTHER_POD)))
+            .drops(DropForgedPodSource),
+        case("local: from a peer's address", &over(sent_udp().from(REMOTE))).passes(PassPodForeignSource),
+        case("local: to a pod that nobody knows", &unknown).passes(PassPodNoPeer),
+        case("local: neither end known", &unknown.clone().from([10, 5, 1, 78].into()))
+            .passes(PassPodForeignSource)
+            .then(|rig| assert_eq!(rig.dataplane.take_sightings().unwrap().len(), 1)),
     ]
 }
 
@@ -77,7 +140,6 @@ fn ecn() -> Vec<Case> {
 
 fn addresses() -> Vec<Case> {
     let no_peer = [
-        ("another local pod", OTHER_POD),
         ("the own subnet's gateway", [10, 5, 1, 1].into()),
         ("a slot without a peer", VACANT),
         ("outside the network", OUTSIDE),

@@ -15,6 +15,7 @@ fn what_the_underlay_brings_is_delivered_passed_on_unchanged_or_dropped() {
 pub(crate) fn cases() -> Vec<Case> {
     [
         fast(),
+        direct(),
         ttl(),
         ecn(),
         not_ours(),
@@ -73,6 +74,48 @@ fn fast() -> Vec<Case> {
     ]
 }
 
+/// From a peer that does not encapsulate: an IP packet on the underlay.
+fn direct() -> Vec<Case> {
+    let ip = || Packet::ethernet(WIRE_MAC, ROUTER_MAC).ipv4(DIRECT_REMOTE, POD);
+    let udp = || ip().udp(REMOTE_PORT, LOCAL_PORT).payload(PAYLOAD);
+    let tcp = |flags| ip().tcp(REMOTE_PORT, LOCAL_PORT, flags).payload(PAYLOAD);
+    let arrives = |what, packet: Packet| {
+        let delivered = packet.clone().macs(POD_MAC, GATEWAY_MAC).ttl(63);
+        case(what, &packet).mark(5).delivers(FastDirectIn, delivered)
+    };
+    let slow = |what, packet: Packet| case(what, &packet).passes(PassDirect);
+    let whole = (20 + 8 + PAYLOAD) as u16;
+    vec![
+        arrives("direct: UDP", udp()),
+        arrives("direct: TCP", tcp(ACK)),
+        arrives("direct: SYN", tcp(SYN)),
+        arrives("direct: echo", ip().icmp(8, 0, ECHO, 1)),
+        arrives("direct: an aggregate", tcp(ACK)).gso(60),
+        slow("direct: TTL 1", udp().ttl(1)),
+        slow("direct: options", udp().options(&[1; 4])),
+        slow("direct: first fragment", udp().fragment(MF)),
+        slow("direct: later fragment", udp().fragment(4)),
+        slow("direct: SCTP", udp().protocol(SCTP)),
+        slow("direct: ICMP error", ip().icmp(3, 1, 0, 0).payload(28)),
+        slow("direct: total length one too small", udp().total_len(whole - 1)),
+        slow("direct: total length one too large", udp().total_len(whole + 1)),
+        slow("direct: not qualified", udp()).strict(),
+        case("direct: to an unknown pod", &udp().to(UNKNOWN_POD)).ignores(),
+        case("direct: to the node", &udp().to(VTEP)).ignores(),
+        case("direct: for another host", &udp().macs(STRANGER_MAC, ROUTER_MAC)).ignores(),
+        case("not encapsulated, from a peer that does encapsulate", &udp().from(REMOTE)).ignores(),
+        case("not encapsulated, from another local pod", &udp().from(OTHER_POD)).ignores(),
+        case("not encapsulated, from outside", &udp().from(OUTSIDE)).ignores(),
+        arriving("encapsulated, from the pod of a direct peer", inner_udp().from(DIRECT_REMOTE))
+            .drops(DropForgedPeerSource),
+        case(
+            "encapsulated by a direct peer, which sees this node elsewhere",
+            &outer().from(DIRECT_PEER_VTEP).then(inner_udp().from(DIRECT_REMOTE)),
+        )
+        .delivers(FastDecap, delivered(inner_udp().from(DIRECT_REMOTE))),
+    ]
+}
+
 const STRANGER_MAC: Mac = [2, 0, 0, 0, 0x66, 0x66];
 
 fn ttl() -> Vec<Case> {
@@ -127,27 +170,25 @@ fn not_ours() -> Vec<Case> {
         ip.udp(50_000, 4789).vxlan(VNI).then(inner_udp())
     };
     vec![
-        case("ARP", &Packet::ethernet([0xff; 6], ROUTER_MAC).ether_type(ARP).payload(28)).is_ignored(),
-        case("IPv6", &Packet::ethernet(WIRE_MAC, ROUTER_MAC).ether_type(IPV6).payload(60)).is_ignored(),
-        case("a VLAN tag", &outer().then(inner_udp()).vlan(7)).is_ignored(),
-        case("TCP", &elsewhere.clone().tcp(22, PORT, ACK).payload(40)).is_ignored(),
-        case("ICMP", &elsewhere.clone().icmp(8, 0, 1, 1).payload(80)).is_ignored(),
-        case("UDP to another port", &other_port(&[])).is_ignored(),
-        case("UDP to another port, with options", &other_port(&[1; 4])).is_ignored(),
-        case("VXLAN for another address", &outer().to(PEER_VTEP).then(inner_udp())).is_ignored(),
-        case("VXLAN for broadcast", &outer().to([255; 4].into()).then(inner_udp())).is_ignored(),
-        case("a frame for another host", &outer().macs(STRANGER_MAC, ROUTER_MAC).then(inner_udp()))
-            .is_ignored(),
-        case("a broadcast frame", &outer().macs([0xff; 6], ROUTER_MAC).then(inner_udp())).is_ignored(),
+        case("ARP", &Packet::ethernet([0xff; 6], ROUTER_MAC).ether_type(ARP).payload(28)).ignores(),
+        case("IPv6", &Packet::ethernet(WIRE_MAC, ROUTER_MAC).ether_type(IPV6).payload(60)).ignores(),
+        case("a VLAN tag", &outer().then(inner_udp()).vlan(7)).ignores(),
+        case("TCP", &elsewhere.clone().tcp(22, PORT, ACK).payload(40)).ignores(),
+        case("ICMP", &elsewhere.clone().icmp(8, 0, 1, 1).payload(80)).ignores(),
+        case("UDP to another port", &other_port(&[])).ignores(),
+        case("UDP to another port, with options", &other_port(&[1; 4])).ignores(),
+        case("VXLAN for another address", &outer().to(PEER_VTEP).then(inner_udp())).ignores(),
+        case("VXLAN for broadcast", &outer().to([255; 4].into()).then(inner_udp())).ignores(),
+        case("a frame for another host", &outer().macs(STRANGER_MAC, ROUTER_MAC).then(inner_udp())).ignores(),
+        case("a broadcast frame", &outer().macs([0xff; 6], ROUTER_MAC).then(inner_udp())).ignores(),
         case("a multicast frame", &outer().macs([1, 0, 0x5e, 1, 1, 1], ROUTER_MAC).then(inner_udp()))
-            .is_ignored(),
-        case("a later outer fragment, which says no port", &outer().fragment(64).then(inner_udp()))
-            .is_ignored(),
+            .ignores(),
+        case("a later outer fragment, which says no port", &outer().fragment(64).then(inner_udp())).ignores(),
         case(
             "a later outer fragment of a stranger",
             &outer().from(STRANGER).fragment(MF | 64).then(inner_udp()),
         )
-        .is_ignored(),
+        .ignores(),
     ]
 }
 

@@ -7,10 +7,12 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use aya::{
-    maps::{HashMap, Map, MapData},
+    maps::{Array, HashMap, Map, MapData},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
-use loden_agent::dataplane::{Counters, Dataplane, PeerPath, Pins, Program, Settings, Underlay};
+use loden_agent::dataplane::{
+    Counters, Dataplane, PeerPath, Pins, Program, Settings, Underlay, VxlanSettings,
+};
 use loden_ebpf::{
     abi::{Endpoint, Flow, FlowKey, map},
     reason::Reason,
@@ -23,6 +25,7 @@ pub(crate) const VTEP: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 11);
 pub(crate) const PEER_VTEP: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 12);
 pub(crate) const KERNEL_PEER_VTEP: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 13);
 pub(crate) const WIDE_PEER_VTEP: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 14);
+pub(crate) const DIRECT_PEER_VTEP: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 15);
 pub(crate) const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 66);
 /// The endpoint of most rows, and the one beside it.
 pub(crate) const POD: Ipv4Addr = Ipv4Addr::new(10, 5, 1, 2);
@@ -33,6 +36,8 @@ pub(crate) const UNKNOWN_POD: Ipv4Addr = Ipv4Addr::new(10, 5, 1, 77);
 pub(crate) const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 5, 2, 9);
 pub(crate) const KERNEL_REMOTE: Ipv4Addr = Ipv4Addr::new(10, 5, 3, 9);
 pub(crate) const WIDE_REMOTE: Ipv4Addr = Ipv4Addr::new(10, 5, 10, 9);
+/// A pod of the peer that needs no encapsulation.
+pub(crate) const DIRECT_REMOTE: Ipv4Addr = Ipv4Addr::new(10, 5, 4, 9);
 /// In the network, but in nobody's subnet.
 pub(crate) const VACANT: Ipv4Addr = Ipv4Addr::new(10, 5, 99, 1);
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
@@ -147,6 +152,7 @@ pub(crate) struct Rig<'a> {
     pub(crate) lab: &'a Lab,
     pub(crate) dataplane: Dataplane,
     flows: HashMap<MapData, FlowKey, Flow>,
+    epoch: Array<MapData, u32>,
     hash: SchedClassifier,
 }
 
@@ -157,9 +163,7 @@ impl<'a> Rig<'a> {
             subnet_len: 24,
             subnet: "10.5.1.0/24".parse().unwrap(),
             vtep: VTEP,
-            vtep_mac: VTEP_MAC,
-            vni: VNI,
-            port: PORT,
+            vxlan: Some(VxlanSettings { mac: VTEP_MAC, vni: VNI, port: PORT }),
             source_ports: SOURCE_PORTS,
             outer_ttl: OUTER_TTL,
             strict: mode.strict,
@@ -170,7 +174,9 @@ impl<'a> Rig<'a> {
         let flows = MapData::from_pin(Pins::below(&pins).map(map::FLOWS)).unwrap();
         let hash = hash::load(&pins.join("hash"));
         let flows = HashMap::try_from(Map::LruHashMap(flows)).unwrap();
-        let mut rig = Self { lab, dataplane, flows, hash };
+        let epoch = MapData::from_pin(Pins::below(&pins).map(map::EPOCH)).unwrap();
+        let epoch = Array::try_from(Map::Array(epoch)).unwrap();
+        let mut rig = Self { lab, dataplane, flows, epoch, hash };
         rig.reset();
         rig
     }
@@ -197,6 +203,13 @@ impl<'a> Rig<'a> {
         test_run(classifier, frame, Context { ifindex, ..context })
     }
 
+    /// Runs the guard once: what it returned. It can change nothing.
+    pub(crate) fn guard(&mut self, frame: &[u8]) -> u32 {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        self.dataplane.guard().unwrap().test_run(options).unwrap().return_value
+    }
+
     /// The flow hash that the kernel has for a frame.
     pub(crate) fn hash(&self, frame: &[u8], ifindex: u32) -> u32 {
         test_run(&self.hash, frame, Context { ifindex, ..Context::default() }).action as u32
@@ -206,7 +219,7 @@ impl<'a> Rig<'a> {
     pub(crate) fn home(&self, program: Program) -> u32 {
         match program {
             Program::FromPod | Program::ToPod => self.lab.pod,
-            Program::FromWire => self.lab.wire,
+            Program::FromWire | Program::ToWire | Program::Guard => self.lab.wire,
             Program::FromOverlay | Program::ToOverlay => self.lab.overlay,
         }
     }
@@ -217,6 +230,10 @@ impl<'a> Rig<'a> {
 
     pub(crate) fn flow(&self, key: &FlowKey) -> Option<Flow> {
         self.flows.get(key, 0).ok()
+    }
+
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch.get(&0, 0).unwrap()
     }
 
     pub(crate) fn set_flow(&mut self, key: FlowKey, flow: Flow) {
@@ -269,19 +286,29 @@ fn peers(lab: &Lab) -> Vec<PeerPath> {
             subnet: "10.5.2.0/24".parse().unwrap(),
             vtep: PEER_VTEP,
             vtep_mac: PEER_VTEP_MAC,
+            direct: false,
             underlay: Some(underlay(PEER_VTEP)),
         },
         PeerPath {
             subnet: "10.5.3.0/24".parse().unwrap(),
             vtep: KERNEL_PEER_VTEP,
             vtep_mac: [2, 0, 0, 0, 0x77, 13],
+            direct: false,
             underlay: None,
         },
         PeerPath {
             subnet: "10.5.8.0/22".parse().unwrap(),
             vtep: WIDE_PEER_VTEP,
             vtep_mac: WIDE_PEER_VTEP_MAC,
+            direct: false,
             underlay: Some(underlay(Ipv4Addr::new(192, 168, 77, 1))),
+        },
+        PeerPath {
+            subnet: "10.5.4.0/24".parse().unwrap(),
+            vtep: DIRECT_PEER_VTEP,
+            vtep_mac: [0; 6],
+            direct: true,
+            underlay: Some(underlay(DIRECT_PEER_VTEP)),
         },
     ]
 }

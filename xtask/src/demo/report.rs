@@ -28,7 +28,8 @@ impl NodeFacts {
             name: node.name().to_owned(),
             address: node.address(),
             env: node.subnet_env()?,
-            counters: Counters::read(node)?,
+            // Without those that are zero.
+            counters: Counters::read(node)?.since(&Counters::default()),
         })
     }
 }
