@@ -61,7 +61,7 @@ pub(crate) const PEER_MTU: u16 = 1400;
 
 /// A namespace with the interfaces that the programs know by index, and a bpffs.
 pub(crate) struct Lab {
-    bpffs: Bpffs,
+    pub(crate) bpffs: Bpffs,
     _directory: tempfile::TempDir,
     pub(crate) pod: u32,
     pub(crate) other_pod: u32,
