@@ -6,6 +6,7 @@
 //! | [`cli`], [`config`] | flags and environment, flannel's and our own; the validated configuration |
 //! | [`network`], [`subnet`], [`lease`] | the network config, the choice of a subnet, the lease: pure |
 //! | [`registry`] | the only user of etcd-client: claim, keep alive, watch |
+//! | [`host`] | what of this host the choices depend on: interfaces, addresses, routes |
 //! | [`uplink`], [`subnet_file`] | the interface that carries the overlay; the contract file `subnet.env` |
 //! | [`kernel`] | the only user of rtnetlink: devices, routes, neighbours, FDB, and their events |
 //! | [`overlay`] | desired minus actual kernel state for all peers: pure |
@@ -27,6 +28,7 @@ pub mod docker_opts;
 pub mod endpoints;
 pub mod firewall;
 pub mod health;
+pub mod host;
 pub mod kernel;
 pub mod lease;
 pub mod network;

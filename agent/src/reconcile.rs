@@ -6,9 +6,11 @@
 
 mod containers;
 mod pass;
+mod path;
 mod report;
 mod translations;
 mod underlay;
+mod wakers;
 mod work;
 
 use std::{
@@ -27,19 +29,23 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::work::Work;
+use self::{
+    path::{Path, load, open_path, settings},
+    wakers::{listen_for_rules, ruled, sighted},
+    work::Work,
+};
 use crate::{
-    config::{Config, Datapath, Gate, SourceCheck, Xdp},
+    config::Config,
     control,
-    dataplane::{self, Dataplane, GuardMode, Settings, Underlay, VxlanSettings},
+    dataplane::{Dataplane, Underlay},
     endpoints::{Bridge, Endpoints},
     firewall::{Firewall, FirewallSpec},
     health::Readiness,
-    kernel::{Events, Kernel, RulesetEvents, VxlanDevice, VxlanSpec, sysctl},
+    host::Prefixes,
+    kernel::{Events, Kernel, RulesetEvents, VxlanDevice, VxlanSpec},
     network::{NetworkConfig, Vxlan},
     overlay::Expected,
     registry::{Cluster, Keeper},
-    run::Prefixes,
     service::Heartbeat,
     state::State,
     uplink::Uplink,
@@ -88,14 +94,6 @@ impl Node {
     fn pod_mtu(&self) -> u32 {
         self.overlay.as_ref().map_or(self.uplink.mtu, |overlay| overlay.device.mtu)
     }
-}
-
-/// How packets travel now.
-enum Path {
-    /// The programs, in front of the kernel.
-    Ebpf(Box<Dataplane>),
-    /// The kernel alone, for this reason.
-    Kernel(String),
 }
 
 /// The loop's state.
@@ -285,100 +283,6 @@ impl Reconciler {
         self.new_sightings = self.dataplane().map(Dataplane::take_new_sightings).transpose()?.flatten();
         Ok(())
     }
-}
-
-impl Path {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Ebpf(_) => "ebpf",
-            Self::Kernel(_) => "kernel",
-        }
-    }
-}
-
-fn listen_for_rules(kernel: &Kernel) -> Option<RulesetEvents> {
-    let events = kernel.ruleset_events();
-    events
-        .inspect_err(|error| tracing::warn!("changes of the host's rules take effect after 15 s: {error}"))
-        .ok()
-}
-
-/// Completes when the host's rules have changed; never where the kernel does not tell.
-async fn ruled(ruleset: &mut Option<RulesetEvents>) {
-    let Some(listening) = ruleset else { return std::future::pending().await };
-    if let Err(error) = listening.changed().await {
-        tracing::warn!("changes of the host's rules take effect after 15 s from now on: {error}");
-        *ruleset = None;
-    }
-}
-
-/// Completes when the programs have told of a sighting; never where there are no programs.
-async fn sighted(ring: &mut Option<AsyncFd<RingBuf<MapData>>>) {
-    let Some(ring) = ring else { return std::future::pending().await };
-    match ring.readable_mut().await {
-        Ok(mut guard) => {
-            // The map holds what was seen; the ring only wakes us.
-            while guard.get_inner_mut().next().is_some() {}
-            guard.clear_ready();
-        }
-        Err(_) => std::future::pending().await,
-    }
-}
-
-fn load(node: &Node, settings: &Settings) -> Result<Dataplane, dataplane::DataplaneError> {
-    let mut dataplane = Dataplane::load(settings, &node.config.bpffs_dir)?;
-    dataplane.set_guard_mode(guard_mode(node.config.xdp));
-    Ok(dataplane)
-}
-
-fn guard_mode(xdp: Xdp) -> GuardMode {
-    match xdp {
-        Xdp::Auto | Xdp::Off => GuardMode::WhereNative,
-        Xdp::Native => GuardMode::Native,
-        Xdp::Generic => GuardMode::Generic,
-    }
-}
-
-fn open_path(node: &Node) -> Result<Path> {
-    if node.config.datapath == Datapath::Kernel {
-        // An earlier agent's programs would go on as they are.
-        for error in dataplane::detach_all(&node.config.bpffs_dir) {
-            tracing::warn!("{error}");
-        }
-        return Ok(Path::Kernel("--datapath=kernel".into()));
-    }
-    match load(node, &settings(node)?) {
-        Ok(dataplane) => Ok(Path::Ebpf(Box::new(dataplane))),
-        Err(error) if node.config.datapath == Datapath::Auto => {
-            let error = anyhow::Error::from(error);
-            tracing::warn!("the kernel alone carries the packets: {error:#}");
-            Ok(Path::Kernel(format!("{error:#}")))
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn settings(node: &Node) -> Result<Settings> {
-    let range = sysctl::get("net.ipv4.ip_local_port_range")?;
-    let mut ports = range.split_whitespace().filter_map(|word| word.parse().ok());
-    let source_ports = ports.next().zip(ports.next()).filter(|(min, max)| min <= max);
-    Ok(Settings {
-        network: node.network.network,
-        subnet_len: node.network.subnet_len,
-        subnet: node.subnet,
-        vtep: node.uplink.public_ip,
-        vxlan: node.overlay.as_ref().map(|overlay| VxlanSettings {
-            mac: overlay.device.mac,
-            vni: overlay.vxlan.vni,
-            port: overlay.vxlan.port,
-        }),
-        // Linux's own default, should the sysctl ever read otherwise than two ports.
-        source_ports: source_ports.unwrap_or((32768, 60999)),
-        outer_ttl: sysctl::get("net.ipv4.ip_default_ttl")?.trim().parse().unwrap_or(64),
-        strict: node.config.gate == Gate::Strict,
-        drop_forged: node.config.source_check == SourceCheck::Drop,
-        log_packets: node.config.bpf_log,
-    })
 }
 
 fn firewall_spec(node: &Node) -> FirewallSpec {

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{Path, Reconciler, Work, firewall_spec, settings};
 use crate::{
     dataplane::PeerPath,
+    host,
     kernel::{VxlanSpec, sysctl},
     network::Backend,
     overlay::{self, Desired, Expected, OverlayPeer, Plan, Refusal},
@@ -97,7 +98,7 @@ impl Reconciler {
 
     /// The uplink by the same rules as at the start: its address, MTU or the default route may have changed.
     async fn follow_uplink(&mut self) -> Result<bool> {
-        let uplink = match run::choose_uplink(&self.kernel, &self.node.config).await {
+        let uplink = match host::choose_uplink(&self.kernel, &self.node.config).await {
             Ok(uplink) => uplink,
             // The default route may be gone for a while; what it led to is still our way to the peers.
             Err(_) if self.has_uplink().await? => return Ok(false),
@@ -130,7 +131,7 @@ impl Reconciler {
 
     /// Keeps the lease's keeper informed of what a new subnet, should one be needed, must keep away from.
     async fn tell_of_prefixes(&mut self) -> Result<()> {
-        let prefixes = run::prefixes(&self.kernel, self.node.overlay.as_ref()).await?;
+        let prefixes = host::prefixes(&self.kernel, self.node.overlay.as_ref()).await?;
         if prefixes != self.prefixes {
             self.keeper.set_occupied(prefixes.others.clone(), prefixes.bridges.clone());
             self.prefixes = prefixes;

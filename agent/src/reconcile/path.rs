@@ -1,0 +1,83 @@
+//! How packets travel: by the programs in front of the kernel, or by the kernel alone.
+
+use anyhow::Result;
+
+use super::Node;
+use crate::{
+    config::{Datapath, Gate, SourceCheck, Xdp},
+    dataplane::{self, Dataplane, GuardMode, Settings, VxlanSettings},
+    kernel::sysctl,
+};
+
+/// How packets travel now.
+pub(super) enum Path {
+    /// The programs, in front of the kernel.
+    Ebpf(Box<Dataplane>),
+    /// The kernel alone, for this reason.
+    Kernel(String),
+}
+
+impl Path {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Ebpf(_) => "ebpf",
+            Self::Kernel(_) => "kernel",
+        }
+    }
+}
+
+pub(super) fn load(node: &Node, settings: &Settings) -> Result<Dataplane, dataplane::DataplaneError> {
+    let mut dataplane = Dataplane::load(settings, &node.config.bpffs_dir)?;
+    dataplane.set_guard_mode(guard_mode(node.config.xdp));
+    Ok(dataplane)
+}
+
+pub(super) fn guard_mode(xdp: Xdp) -> GuardMode {
+    match xdp {
+        Xdp::Auto | Xdp::Off => GuardMode::WhereNative,
+        Xdp::Native => GuardMode::Native,
+        Xdp::Generic => GuardMode::Generic,
+    }
+}
+
+pub(super) fn open_path(node: &Node) -> Result<Path> {
+    if node.config.datapath == Datapath::Kernel {
+        // An earlier agent's programs would go on as they are.
+        for error in dataplane::detach_all(&node.config.bpffs_dir) {
+            tracing::warn!("{error}");
+        }
+        return Ok(Path::Kernel("--datapath=kernel".into()));
+    }
+    match load(node, &settings(node)?) {
+        Ok(dataplane) => Ok(Path::Ebpf(Box::new(dataplane))),
+        Err(error) if node.config.datapath == Datapath::Auto => {
+            let error = anyhow::Error::from(error);
+            tracing::warn!("the kernel alone carries the packets: {error:#}");
+            Ok(Path::Kernel(format!("{error:#}")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) fn settings(node: &Node) -> Result<Settings> {
+    let range = sysctl::get("net.ipv4.ip_local_port_range")?;
+    let mut ports = range.split_whitespace().filter_map(|word| word.parse().ok());
+    let source_ports = ports.next().zip(ports.next()).filter(|(min, max)| min <= max);
+    Ok(Settings {
+        network: node.network.network,
+        subnet_len: node.network.subnet_len,
+        subnet: node.subnet,
+        vtep: node.uplink.public_ip,
+        vxlan: node.overlay.as_ref().map(|overlay| VxlanSettings {
+            mac: overlay.device.mac,
+            vni: overlay.vxlan.vni,
+            port: overlay.vxlan.port,
+        }),
+        // Linux's own default, should the sysctl ever read otherwise than two ports.
+        source_ports: source_ports.unwrap_or((32768, 60999)),
+        outer_ttl: sysctl::get("net.ipv4.ip_default_ttl")?.trim().parse().unwrap_or(64),
+        strict: node.config.gate == Gate::Strict,
+        drop_forged: node.config.source_check == SourceCheck::Drop,
+        log_packets: node.config.bpf_log,
+    })
+}
