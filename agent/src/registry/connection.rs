@@ -103,7 +103,10 @@ impl Connection {
 
     /// TLS 1.3 tells a client that shows no certificate after the handshake only, and mostly by closing.
     fn explain(&self, endpoint: &Endpoint, reason: String) -> String {
-        let closed = ["connection closed", "CertificateRequired"].iter().any(|text| reason.contains(text));
+        // What arrives first, the alert or the end of the connection, is a matter of luck; etcd 3.4's Go sends the
+        // first of these alerts, newer ones the second.
+        let signs = ["BadCertificate", "CertificateRequired", "connection closed", "roken pipe", "reset by peer"];
+        let closed = signs.iter().any(|sign| reason.contains(sign));
         if endpoint.tls() && self.options.cert_file.is_none() && closed {
             return format!("{reason} (does it want a client certificate? None is given)");
         }

@@ -68,11 +68,12 @@ async fn a_node_that_ran_flannel_takes_its_lease_over() {
 #[tokio::test]
 async fn a_dual_stack_lease_of_this_node_becomes_an_ipv4_one_on_the_same_subnet() {
     let etcd = etcd_with(CONFIG);
-    let other = Node::start(&etcd, 2).await;
     let path = "/coreos.com/network/subnets/10.5.34.0-24&fc00:0:0:22::-64";
     let id = etcd.ctl(&["lease", "grant", "60"]).unwrap();
     let value = DUAL.replace("192.168.64.4", "10.0.0.1");
     etcd.ctl(&["put", path, &value, "--lease", id.split_whitespace().nth(1).unwrap()]).unwrap();
+    // After the record, which it could otherwise take the subnet of.
+    let other = Node::start(&etcd, 2).await;
     other.until("the dual-stack lease is a peer", |cluster| peers_are(cluster, &[1])).await;
     let node = Node::start(&etcd, 1).await;
     assert_eq!(node.lease.subnet, net("10.5.34.0/24"));
