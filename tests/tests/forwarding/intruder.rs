@@ -181,7 +181,7 @@ fn hostile(stage: &Stage, intruder: &Intruder, honest: &Vxlan, number: u32, rand
     inner.options = random.of(&[vec![], vec![], vec![], vec![1; 8]]);
     let mut bytes = inner.bytes();
     // Any byte of the headers may be damaged, but not addresses: the oracle goes by these.
-    if random.next() % 4 == 0 {
+    if random.next().is_multiple_of(4) {
         let at = random.next() as usize % 12;
         bytes[at] ^= 1 << (random.next() % 8);
     }
@@ -204,12 +204,12 @@ fn hostile(stage: &Stage, intruder: &Intruder, honest: &Vxlan, number: u32, rand
     .packet();
     outer.tos = random.next() as u8;
     outer.options = random.of(&[vec![], vec![], vec![], vec![1; 4]]);
-    if random.next() % 8 == 0 {
+    if random.next().is_multiple_of(8) {
         // A length that lies.
         outer.payload[5] = outer.payload[5].wrapping_add(random.next() as u8);
     }
     let mut outer = outer.bytes();
-    if random.next() % 8 == 0 {
+    if random.next().is_multiple_of(8) {
         outer.truncate(20 + random.next() as usize % (outer.len() - 20));
     }
     // What lies in nobody's subnet may be a client that the peer forwards for: the kernel decides.

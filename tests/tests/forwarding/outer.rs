@@ -25,7 +25,7 @@ fn is_vxlan(frame: &[u8]) -> bool {
 fn on_the_underlay(stage: &Stage, packets: &[Ipv4]) -> Vec<Vec<u8>> {
     stage.at_wire[1].drain().unwrap();
     for packet in packets {
-        stage.at_sender.send(&stage.from_sender(&packet.bytes())).unwrap();
+        stage.at_sender.send(&stage.sent_by_sender(&packet.bytes())).unwrap();
     }
     let marked =
         |frame: &[u8]| is_vxlan(frame) && frame[INNER_IP + 4..INNER_IP + 6] == 0x4c44_u16.to_be_bytes();

@@ -103,12 +103,12 @@ impl Stage {
     }
 
     /// A frame from the sending pod to its gateway.
-    pub(crate) fn from_sender(&self, packet: &[u8]) -> Vec<u8> {
+    pub(crate) fn sent_by_sender(&self, packet: &[u8]) -> Vec<u8> {
         packet::ethernet(self.gateway_mac(0), pod_mac(&self.sender), packet::IPV4, packet)
     }
 
     /// A frame from the destination pod to its gateway.
-    pub(crate) fn from_destination(&self, packet: &[u8]) -> Vec<u8> {
+    pub(crate) fn sent_by_destination(&self, packet: &[u8]) -> Vec<u8> {
         packet::ethernet(self.gateway_mac(1), pod_mac(&self.destination), packet::IPV4, packet)
     }
 

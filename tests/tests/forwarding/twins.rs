@@ -49,7 +49,7 @@ impl Case {
 
     /// One frame of the sending pod.
     pub(crate) fn sent(stage: &Stage, name: impl Into<String>, packet: &Ipv4) -> Self {
-        Self::new(name, vec![Frame::FromSender(stage.from_sender(&packet.bytes()))])
+        Self::new(name, vec![Frame::FromSender(stage.sent_by_sender(&packet.bytes()))])
     }
 
     /// So many frames reach the destination.
@@ -71,7 +71,7 @@ impl Case {
     }
 
     /// So many frames reach the sender's neighbour on the bridge.
-    pub(crate) fn is_overheard(mut self, count: usize) -> Self {
+    pub(crate) fn overheard(mut self, count: usize) -> Self {
         self.arrive[1] = count;
         self
     }
@@ -125,7 +125,7 @@ fn outcome(stage: &Stage, frames: &[Frame], sequence: &mut u16) -> Outcome {
     *sequence += 1;
     let (from, to) = (stage.sender.address(), stage.destination.address());
     let mark = Ipv4::icmp(from, to, TIMESTAMP, 0x4c44_0000 | u32::from(*sequence), &[0; 12]);
-    stage.at_sender.send(&stage.from_sender(&mark.bytes())).unwrap();
+    stage.at_sender.send(&stage.sent_by_sender(&mark.bytes())).unwrap();
     let sequence = sequence.to_be_bytes();
     let is_reply =
         |frame: &[u8]| is_timestamp(frame) && frame[34] == TIMESTAMP_REPLY && frame[40..42] == sequence;

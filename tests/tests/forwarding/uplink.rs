@@ -51,7 +51,7 @@ impl Router {
 /// Sends one datagram and says whether it arrived; waits at most 200 ms.
 fn arrives(stage: &Stage, packet: &Ipv4) -> bool {
     stage.at_destination.drain().unwrap();
-    stage.at_sender.send(&stage.from_sender(&packet.bytes())).unwrap();
+    stage.at_sender.send(&stage.sent_by_sender(&packet.bytes())).unwrap();
     let is_it = |frame: &[u8]| frame.ends_with(&packet.payload);
     stage.at_destination.until("the datagram", Duration::from_millis(200), is_it).is_ok()
 }

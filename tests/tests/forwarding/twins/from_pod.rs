@@ -50,7 +50,7 @@ fn ttl(stage: &Stage) -> Vec<Case> {
         ("TCP", Ipv4::tcp(from, to, (5555, CLOSED), SYN, b"")),
     ];
     for (name, probe) in probes {
-        let probe = |ttl: u8| Frame::FromSender(stage.from_sender(&Ipv4 { ttl, ..probe.clone() }.bytes()));
+        let probe = |ttl: u8| Frame::FromSender(stage.sent_by_sender(&Ipv4 { ttl, ..probe.clone() }.bytes()));
         let case = Case::new(format!("traceroute by {name}"), (1..=4).map(probe).collect());
         cases.push(
             case.arrives(2)
@@ -117,17 +117,17 @@ fn fragments(stage: &Stage) -> Vec<Case> {
     let there = stage.datagram(&data);
     let back = Ipv4 { source: there.destination, destination: there.source, ..there.clone() };
     let there = |size: usize| -> Vec<Frame> {
-        there.fragments(size).iter().map(|f| Frame::FromSender(stage.from_sender(&f.bytes()))).collect()
+        there.fragments(size).iter().map(|f| Frame::FromSender(stage.sent_by_sender(&f.bytes()))).collect()
     };
     let back = back
         .fragments(1400)
         .iter()
-        .map(|f| Frame::FromDestination(stage.from_destination(&f.bytes())))
+        .map(|f| Frame::FromDestination(stage.sent_by_destination(&f.bytes())))
         .collect();
     let reversed = there(1400).into_iter().rev().collect();
     let lone = there(1400).drain(1..2).collect();
     let tiny = stage.datagram(b"sixteen bytes...").fragments(8);
-    let tiny = tiny.iter().map(|f| Frame::FromSender(stage.from_sender(&f.bytes()))).collect();
+    let tiny = tiny.iter().map(|f| Frame::FromSender(stage.sent_by_sender(&f.bytes()))).collect();
     let evil = Ipv4 { fragment: 0x8000, ..stage.datagram(b"the reserved flag") };
     vec![
         Case::new("8 KB in fragments", there(1400)).arrives(6).first("pass_pod_fragment", 6),
@@ -195,25 +195,25 @@ fn groups(stage: &Stage) -> Vec<Case> {
     let gateway = stage.gateway_mac(0);
     let far = stage.destination.address();
     vec![
-        Case::new("broadcast", vec![frame(everyone, Ipv4Addr::BROADCAST)]).is_overheard(1),
-        Case::new("the subnet's broadcast", vec![frame(everyone, own_broadcast)]).is_overheard(1),
+        Case::new("broadcast", vec![frame(everyone, Ipv4Addr::BROADCAST)]).overheard(1),
+        Case::new("the subnet's broadcast", vec![frame(everyone, own_broadcast)]).overheard(1),
         Case::new("the peer's subnet's broadcast, routed", vec![frame(gateway, far_broadcast)]),
-        Case::new("multicast", vec![frame(group_mac, group)]).is_overheard(1),
+        Case::new("multicast", vec![frame(group_mac, group)]).overheard(1),
         Case::new("multicast to the gateway alone", vec![frame(gateway, group)]),
         Case::new("a pod's address in a broadcast frame", vec![frame(everyone, far)])
-            .is_overheard(1)
+            .overheard(1)
             .first("pass_pod_not_for_gateway", 1),
         Case::new("a pod's address in a multicast frame", vec![frame(group_mac, far)])
-            .is_overheard(1)
+            .overheard(1)
             .first("pass_pod_not_for_gateway", 1),
         Case::new(
             "a remote pod's address to the neighbour's MAC",
             vec![frame(pod_mac(&stage.neighbour), far)],
         )
-        .is_overheard(1)
+        .overheard(1)
         .first("pass_pod_not_for_gateway", 1),
         Case::new("to a MAC that nobody has", vec![frame([2, 0, 0, 0, 9, 9], far)])
-            .is_overheard(1)
+            .overheard(1)
             .first("pass_pod_not_for_gateway", 1),
     ]
 }
@@ -230,8 +230,8 @@ fn not_ip(stage: &Stage) -> Vec<Case> {
         |mac, ether_type, payload: &[u8]| Frame::FromSender(packet::ethernet(mac, own, ether_type, payload));
     let datagram = stage.datagram(b"inside").bytes();
     vec![
-        Case::new("ARP for the remote pod", vec![arp(stage.destination.address())]).is_overheard(1),
-        Case::new("ARP for a foreign address", vec![arp(Ipv4Addr::new(203, 0, 113, 9))]).is_overheard(1),
+        Case::new("ARP for the remote pod", vec![arp(stage.destination.address())]).overheard(1),
+        Case::new("ARP for a foreign address", vec![arp(Ipv4Addr::new(203, 0, 113, 9))]).overheard(1),
         Case::new("IPv6", vec![frame(gateway, 0x86dd, &[0x60; 60])]).first("pass_pod_not_ipv4", 1),
         Case::new("a local experiment", vec![frame(gateway, 0x88b5, &[7; 50])]).first("pass_pod_not_ipv4", 1),
         Case::new(
@@ -278,7 +278,7 @@ fn damaged(stage: &Stage) -> Vec<Case> {
     let changed = |name: &str, at: usize, change: u8| {
         let mut packet = good.clone();
         packet[at] ^= change;
-        Case::new(name, vec![Frame::FromSender(stage.from_sender(&packet))])
+        Case::new(name, vec![Frame::FromSender(stage.sent_by_sender(&packet))])
     };
     // With the header's checksum made right again.
     let mended = |name: &str, at: usize, change: u8| {
@@ -287,7 +287,7 @@ fn damaged(stage: &Stage) -> Vec<Case> {
         packet[10..12].fill(0);
         let sum = packet::checksum(&packet[..20]);
         packet[10..12].copy_from_slice(&sum.to_be_bytes());
-        Case::new(name, vec![Frame::FromSender(stage.from_sender(&packet))])
+        Case::new(name, vec![Frame::FromSender(stage.sent_by_sender(&packet))])
     };
     let mut tcp = Ipv4::tcp(from, to, (5555, CLOSED), ACK, b"data");
     tcp.payload[16] ^= 0x40;
@@ -309,7 +309,8 @@ fn damaged(stage: &Stage) -> Vec<Case> {
 
 fn cut(stage: &Stage) -> Vec<Case> {
     let (from, to) = (stage.sender.address(), stage.destination.address());
-    let raw = |name: &str, packet: &[u8]| Case::new(name, vec![Frame::FromSender(stage.from_sender(packet))]);
+    let raw =
+        |name: &str, packet: &[u8]| Case::new(name, vec![Frame::FromSender(stage.sent_by_sender(packet))]);
     let tcp = Ipv4::tcp(from, to, (5555, CLOSED), ACK, b"");
     let tcp_of = |len: usize| Ipv4 { payload: tcp.payload[..len].to_vec(), ..tcp.clone() };
     let udp = stage.datagram(b"data");
