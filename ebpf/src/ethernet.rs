@@ -4,6 +4,10 @@
 pub const LEN: usize = 14;
 /// EtherType of IPv4.
 pub const IPV4: u16 = 0x0800;
+/// EtherTypes of VLAN tags (IEEE 802.1Q and 802.1ad).
+pub const VLAN: u16 = 0x8100;
+/// See [`VLAN`].
+pub const SERVICE_VLAN: u16 = 0x88a8;
 
 /// A header as it stands in the packet.
 pub type Header = [u8; LEN];

@@ -10,6 +10,10 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 /// See [`ICMP`].
 pub const UDP: u8 = 17;
+/// ECN codepoints (RFC 3168): the transport knows ECN.
+pub const ECT_0: u8 = 2;
+/// See [`ECT_0`].
+pub const ECT_1: u8 = 1;
 /// ECN codepoint: congestion experienced (RFC 3168).
 pub const CE: u8 = 3;
 
@@ -109,11 +113,11 @@ pub fn decrement_ttl(header: &mut Header) {
     replace_word(header, 8, old, old.wrapping_sub(0x0100));
 }
 
-/// Marks the packet as having met congestion and keeps the checksum right.
+/// Sets the ECN field (0 to 3) and keeps the checksum right.
 #[inline(always)]
-pub fn set_ce(header: &mut Header) {
+pub fn set_ecn(header: &mut Header, ecn: u8) {
     let old = u16::from_be_bytes([header[0], header[1]]);
-    replace_word(header, 0, old, old | u16::from(CE));
+    replace_word(header, 0, old, old & !u16::from(CE) | u16::from(ecn));
 }
 
 #[inline(always)]
@@ -128,20 +132,22 @@ fn replace_word(header: &mut Header, at: usize, old: u16, new: u16) {
 pub enum Ecn {
     /// Stays as it is.
     Keep,
-    /// Becomes CE.
-    SetCe,
+    /// Becomes this.
+    Set(u8),
     /// The packet does not know ECN and met congestion: it must be dropped.
     Drop,
 }
 
-/// Merges the ECN fields on decapsulation, as Linux does (`__INET_ECN_decapsulate`, after RFC 6040).
+/// Merges the ECN fields on decapsulation, as Linux does (`INET_ECN_decapsulate`, after RFC 6040, section 4.2; that
+/// ECT(1) outside turns ECT(0) inside into ECT(1) since 5.11).
 #[inline(always)]
 #[must_use]
 pub fn decapsulate_ecn(outer_tos: u8, inner_tos: u8) -> Ecn {
-    match (outer_tos & CE == CE, inner_tos & CE) {
-        (false, _) => Ecn::Keep,
-        (true, 0) => Ecn::Drop,
-        (true, _) => Ecn::SetCe,
+    match (outer_tos & CE, inner_tos & CE) {
+        (CE, 0) => Ecn::Drop,
+        (CE, _) => Ecn::Set(CE),
+        (ECT_1, ECT_0) => Ecn::Set(ECT_1),
+        _ => Ecn::Keep,
     }
 }
 
@@ -150,7 +156,7 @@ pub fn decapsulate_ecn(outer_tos: u8, inner_tos: u8) -> Ecn {
 #[must_use]
 pub fn encapsulate_ecn(inner_tos: u8) -> u8 {
     match inner_tos & CE {
-        CE => 2,
+        CE => ECT_0,
         other => other,
     }
 }
@@ -223,10 +229,10 @@ mod tests {
         }
 
         #[test]
-        fn the_checksum_stays_right_when_ce_is_set(tos in any::<u8>(), ttl in any::<u8>()) {
+        fn the_checksum_stays_right_when_ecn_is_set(tos in any::<u8>(), ttl in any::<u8>(), ecn in 0u8..4) {
             let mut h = header(tos, ttl);
-            set_ce(&mut h);
-            prop_assert_eq!(h[1], tos | 3);
+            set_ecn(&mut h, ecn);
+            prop_assert_eq!(h[1], tos & 0xfc | ecn);
             prop_assert_eq!(verify(&h), 0xffff);
         }
     }
@@ -249,15 +255,12 @@ mod tests {
 
     #[test]
     fn ecn_is_merged_when_the_outer_header_comes_off() {
-        for inner in 0..4 {
-            for outer in 0..3 {
-                assert_eq!(decapsulate_ecn(outer, inner), Ecn::Keep);
-            }
-        }
-        assert_eq!(
-            [0, 1, 2, 3].map(|inner| decapsulate_ecn(3, inner)),
-            [Ecn::Drop, Ecn::SetCe, Ecn::SetCe, Ecn::SetCe]
-        );
+        use Ecn::{Drop, Keep, Set};
+        let merged = |outer| [0, ECT_1, ECT_0, CE].map(|inner| decapsulate_ecn(outer, inner));
+        assert_eq!(merged(0), [Keep; 4]);
+        assert_eq!(merged(ECT_1), [Keep, Keep, Set(ECT_1), Keep]);
+        assert_eq!(merged(ECT_0), [Keep; 4]);
+        assert_eq!(merged(CE), [Drop, Set(CE), Set(CE), Set(CE)]);
     }
 
     #[test]

@@ -57,7 +57,7 @@ reasons! {
     PassPodForeignSource => "pass_pod_foreign_source",
     /// from a pod: the frame is not for the pod's gateway
     PassPodNotForGateway => "pass_pod_not_for_gateway",
-    /// from a pod: too short, or its lengths disagree
+    /// from a pod: too short, its lengths disagree, or its header checksum is wrong
     PassPodMalformed => "pass_pod_malformed",
     /// from a pod: IP options
     PassPodOptions => "pass_pod_options",
@@ -78,7 +78,7 @@ reasons! {
     /// from a pod: the fast path has no way to the peer now
     PassPodNoUplink => "pass_pod_no_uplink",
 
-    /// from the underlay: outer fragment, IP options, a cut header or lengths that disagree
+    /// from the underlay: outer fragment, IP options, a cut header, or lengths or a checksum that are wrong
     PassWireOuter => "pass_wire_outer",
     /// from the underlay: VXLAN flags other than a VNI
     PassWireFlags => "pass_wire_flags",
@@ -86,7 +86,7 @@ reasons! {
     PassWireVni => "pass_wire_vni",
     /// from the underlay: the inner frame is not for our VXLAN device, or not IPv4
     PassWireInnerFrame => "pass_wire_inner_frame",
-    /// from the underlay: inner IP options, fragment, or lengths that disagree
+    /// from the underlay: inner IP options, fragment, or lengths or a checksum that are wrong
     PassWireInnerPacket => "pass_wire_inner_packet",
     /// from the underlay: the inner source belongs to no subnet of the sending peer
     PassWireForeignSource => "pass_wire_foreign_source",
@@ -116,7 +116,7 @@ reasons! {
     DropUnknownVtep => "drop_unknown_vtep",
     /// the same, dropped by the guard before the packet became an skb
     DropGuard => "drop_guard",
-    /// from the underlay: a peer sent from a pod address that is not its own
+    /// from the underlay: a peer sent from a pod address that is not its own, or hid the address
     DropForgedPeerSource => "drop_forged_peer_source",
     /// from a pod: sent from the address of another local pod
     DropForgedPodSource => "drop_forged_pod_source",

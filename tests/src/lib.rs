@@ -4,17 +4,21 @@
 //! by their id, then namespaces. Names start with `ld` and carry the process id, so that suites run side by side.
 
 pub mod bpffs;
+pub mod capture;
 pub mod cluster;
 pub mod container;
 pub mod counters;
 pub mod etcd;
 pub mod flannel;
 pub mod netns;
+pub mod nic;
 pub mod node;
+pub mod packet;
 pub mod pcap;
 pub mod policy;
 pub mod process;
 pub mod remains;
 pub mod service;
+pub mod tap;
 pub mod traffic;
 pub mod underlay;

@@ -47,7 +47,7 @@ impl Ring {
             "programs" => Self::Programs,
             "kernel" => Self::Kernel,
             "leases" => Self::Leases,
-            "cluster" | "gate" => Self::Cluster,
+            "cluster" | "forwarding" | "gate" => Self::Cluster,
             _ => Self::Host,
         }
     }

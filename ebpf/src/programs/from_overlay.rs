@@ -24,7 +24,7 @@ pub(super) fn run(skb: &mut Skb) -> Verdict {
         Ok(endpoint) => {
             // Before 6.15 the pod would see what the VXLAN device made of the inner MAC.
             skb.set_for_host();
-            from_wire::deliver(skb, endpoint, false, Reason::FastOverlay)
+            from_wire::deliver(skb, endpoint, None, Reason::FastOverlay)
         }
         Err(()) => pass,
     }

@@ -40,7 +40,7 @@ pub(super) fn run(skb: &mut Skb) -> Verdict {
 /// Everything that can be decided, and nothing written.
 #[inline(always)]
 fn decide(skb: &mut Skb) -> Result<Way, Verdict> {
-    if skb.ether_type() != ethernet::IPV4 || skb.has_vlan() {
+    if skb.ether_type() != ethernet::IPV4 {
         return Err(Reason::PassPodNotIpv4.into());
     }
     if skb.bytes::<{ NEXT + 8 }>(0).is_none() {
@@ -99,6 +99,7 @@ fn local(
     let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(Reason::PassPodLocal.into()) };
     let one_frame = ethernet::destination(frame) == to.mac
         && to.ifindex != from.ifindex
+        && !skb.has_vlan()
         && ipv4::is_plain(ip)
         && !ipv4::is_fragment(ip)
         && u32::from(ipv4::total_len(ip)) + ETH as u32 == skb.len();
@@ -113,6 +114,10 @@ fn local(
 
 #[inline(always)]
 fn may_be_fast(skb: &Skb, ip: &ipv4::Header, peer: &Peer, endpoint: &Endpoint) -> Result<(), Reason> {
+    // The kernel routes what has only a priority tag: it is noted like everything else that goes there.
+    if skb.has_vlan() {
+        return Err(Reason::PassPodNotIpv4);
+    }
     if !ipv4::is_plain(ip) {
         return Err(Reason::PassPodOptions);
     }
@@ -122,7 +127,7 @@ fn may_be_fast(skb: &Skb, ip: &ipv4::Header, peer: &Peer, endpoint: &Endpoint) -
     if ipv4::ttl(ip) <= 1 {
         return Err(Reason::PassPodTtl);
     }
-    if u32::from(ipv4::total_len(ip)) + ETH as u32 != skb.len() {
+    if !ipv4::has_right_checksum(ip) || u32::from(ipv4::total_len(ip)) + ETH as u32 != skb.len() {
         return Err(Reason::PassPodMalformed);
     }
     if peer.uplink == 0 {

@@ -18,11 +18,14 @@ const UDP: usize = OUTER_IP + ipv4::LEN;
 const INNER_ETH: usize = UDP + 16;
 const INNER_IP: usize = INNER_ETH + ETH;
 const INNER_NEXT: usize = INNER_IP + ipv4::LEN;
+/// Most bytes of options that the outer IP header can have.
+const OPTIONS_MAX: usize = 40;
 
 /// An endpoint, and what to do to the packet on the way to it.
 struct Delivery {
     endpoint: &'static Endpoint,
-    set_ce: bool,
+    /// What the inner ECN field becomes, if anything else.
+    ecn: Option<u8>,
 }
 
 /// What came, and may be fast.
@@ -35,7 +38,7 @@ enum Arrival {
 pub(super) fn run(skb: &mut Skb) -> Verdict {
     match decide(skb) {
         Ok(Arrival::Encapsulated(delivery)) => decapsulate(skb, &delivery),
-        Ok(Arrival::Direct(endpoint)) => deliver(skb, endpoint, false, Reason::FastDirectIn),
+        Ok(Arrival::Direct(endpoint)) => deliver(skb, endpoint, None, Reason::FastDirectIn),
         Err(verdict) => verdict,
     }
 }
@@ -54,6 +57,11 @@ fn decide(skb: &mut Skb) -> Result<Arrival, Verdict> {
         return direct(skb).map(Arrival::Direct);
     }
     if !ipv4::is_plain(outer) || ipv4::is_fragment(outer) {
+        if skb.bytes::<{ INNER_NEXT + OPTIONS_MAX }>(0).is_none() {
+            let len = skb.len().min((INNER_NEXT + OPTIONS_MAX) as u32);
+            skb.make_linear(len);
+        }
+        let Some(outer) = skb.bytes::<{ ipv4::LEN }>(OUTER_IP) else { return Err(Verdict::Ignore) };
         return Err(unusual_outer(skb, outer));
     }
     if skb.bytes::<{ INNER_NEXT + 8 }>(0).is_none() {
@@ -97,6 +105,8 @@ fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, V
     if vxlan::vni(headers).is_none() {
         return Err(Reason::PassWireFlags.into());
     }
+    let Some(checked) = check_sender(skb, INNER_ETH, sender) else { return Err(cut) };
+    checked?;
     // The kernel trims to the outer lengths; where they say the same as the frame, nothing has to be trimmed. A
     // header that was damaged on the way it drops.
     if u32::from(ipv4::total_len(outer)) + OUTER_IP as u32 != skb.len()
@@ -112,8 +122,8 @@ fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, V
         return Err(Reason::PassWireInnerFrame.into());
     }
     let Some(ip) = skb.bytes::<{ ipv4::LEN }>(INNER_IP) else { return Err(cut) };
-    check_source(ip, sender)?;
     if !ipv4::is_plain(ip)
+        || !ipv4::has_right_checksum(ip)
         || ipv4::is_fragment(ip)
         || u32::from(ipv4::total_len(ip)) + INNER_IP as u32 != skb.len()
     {
@@ -125,28 +135,42 @@ fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, V
     if ipv4::ttl(ip) <= 1 {
         return Err(Reason::PassWireTtl.into());
     }
-    let set_ce = match ipv4::decapsulate_ecn(ipv4::tos(outer), ipv4::tos(ip)) {
-        Ecn::Keep => false,
-        Ecn::SetCe => true,
+    let ecn = match ipv4::decapsulate_ecn(ipv4::tos(outer), ipv4::tos(ip)) {
+        Ecn::Keep => None,
+        Ecn::Set(ecn) => Some(ecn),
         Ecn::Drop => return Err(Reason::PassWireEcn.into()),
     };
     check_inner_checksum(skb, ip, headers)?;
     if !gate::is_gated(endpoint) {
-        return Ok(Delivery { endpoint, set_ce });
+        return Ok(Delivery { endpoint, ecn });
     }
     let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(Reason::PassWireProtocol.into()) };
     match gate::ask(&key, Direction::Inbound, tcp_flags) {
-        gate::Answer::Fast => Ok(Delivery { endpoint, set_ce }),
+        gate::Answer::Fast => Ok(Delivery { endpoint, ecn }),
         gate::Answer::Control => Err(Reason::PassWireTcpControl.into()),
         gate::Answer::NotQualified => Err(Reason::PassWireGate.into()),
     }
 }
 
+/// Whether the sender may send the inner frame that starts at this offset, whoever decapsulates it; `None` where the
+/// frame is cut off before that is clear.
+#[inline(always)]
+fn check_sender(skb: &Skb, frame: usize, sender: [u8; 4]) -> Option<Result<(), Verdict>> {
+    Some(match ethernet::ether_type(skb.bytes(frame)?) {
+        // The source stands at byte 12 of the inner IP header.
+        ethernet::IPV4 => check_source(u32::from_be_bytes(*skb.bytes(frame + ETH + 12)?), sender),
+        // The kernel takes priority tags off, any number of them: what stands behind them is not looked for.
+        ethernet::VLAN | ethernet::SERVICE_VLAN if globals::DROP_FORGED.load() == 1 => {
+            Err(Verdict::Drop(Reason::DropForgedPeerSource))
+        }
+        _ => Ok(()),
+    })
+}
+
 /// The inner source must be in a subnet of the very peer that sent it. One look-up answers that and whether
 /// the sender is a peer at all.
 #[inline(always)]
-fn check_source(ip: &ipv4::Header, sender: [u8; 4]) -> Result<(), Verdict> {
-    let source = ipv4::source(ip);
+fn check_source(source: u32, sender: [u8; 4]) -> Result<(), Verdict> {
     match lookup::peer(source) {
         Some(Peer { vtep, .. }) if *vtep == sender => Ok(()),
         // A node's own processes speak to pods from the node's address, which may lie in the network.
@@ -199,10 +223,16 @@ fn unusual_outer(skb: &Skb, outer: &ipv4::Header) -> Verdict {
     if skb.bytes::<16>(udp).is_some_and(|headers| vxlan::vni_field(headers) != globals::VNI.load()) {
         return Reason::PassWireVni.into();
     }
-    if lookup::is_vtep(ipv4::source(outer).to_be_bytes()) {
-        return Reason::PassWireOuter.into();
+    let sender = ipv4::source(outer).to_be_bytes();
+    if !lookup::is_vtep(sender) {
+        return Verdict::Drop(Reason::DropUnknownVtep);
     }
-    Verdict::Drop(Reason::DropUnknownVtep)
+    match check_sender(skb, udp + 16, sender) {
+        Some(Err(verdict)) => verdict,
+        // No link's MTU is so small that the first fragment ends before the inner source (RFC 791: 68 bytes).
+        None if globals::DROP_FORGED.load() == 1 => Verdict::Drop(Reason::DropForgedPeerSource),
+        Some(Ok(())) | None => Reason::PassWireOuter.into(),
+    }
 }
 
 /// Takes the headers off and delivers. Only shrinking the packet can fail without harm, so it comes first.
@@ -211,19 +241,19 @@ fn decapsulate(skb: &mut Skb, delivery: &Delivery) -> Verdict {
     if !skb.shrink() {
         return Reason::PassWireNoRoom.into();
     }
-    deliver(skb, delivery.endpoint, delivery.set_ce, Reason::FastDecap)
+    deliver(skb, delivery.endpoint, delivery.ecn, Reason::FastDecap)
 }
 
 /// Routes a decapsulated packet into the pod: one hop off, the pod's MACs, the pod's namespace.
 #[inline(always)]
-pub(super) fn deliver(skb: &mut Skb, endpoint: &Endpoint, set_ce: bool, reason: Reason) -> Verdict {
+pub(super) fn deliver(skb: &mut Skb, endpoint: &Endpoint, ecn: Option<u8>, reason: Reason) -> Verdict {
     let lost = Verdict::Drop(Reason::DropRedirect);
     let Some(frame) = skb.bytes_mut::<ETH>(0) else { return lost };
     ethernet::set_macs(frame, endpoint.mac, endpoint.gateway_mac);
     let Some(ip) = skb.bytes_mut::<{ ipv4::LEN }>(ETH) else { return lost };
     ipv4::decrement_ttl(ip);
-    if set_ce {
-        ipv4::set_ce(ip);
+    if let Some(ecn) = ecn {
+        ipv4::set_ecn(ip, ecn);
     }
     Verdict::Redirect(reason, skb.redirect_peer(endpoint.ifindex))
 }

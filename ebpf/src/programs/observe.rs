@@ -59,6 +59,8 @@ fn conclude_local(skb: &Skb, key: &FlowKey, sender: &Endpoint, destination: u32)
 pub(super) fn forward(skb: &mut Skb, endpoint: &'static Endpoint) -> Result<&'static Endpoint, ()> {
     let (ip, key, tcp_flags) = read(skb, Direction::Inbound).ok_or(())?;
     let plain = ipv4::is_plain(&ip)
+        && ipv4::has_right_checksum(&ip)
+        && !skb.has_vlan()
         && !ipv4::is_fragment(&ip)
         && ipv4::ttl(&ip) > 1
         && u32::from(ipv4::total_len(&ip)) + ethernet::LEN as u32 == skb.len();

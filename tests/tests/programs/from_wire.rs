@@ -53,7 +53,8 @@ fn fast() -> Vec<Case> {
         whole("echo reply", inner_echo(0)),
         whole("no payload", inner_ip().udp(1, 2)),
         whole("from the peer's VXLAN device", inner_udp().from([10, 5, 2, 0].into())),
-        whole("a wrong inner header checksum stays wrong by as much", inner_udp().checksum_error(0x1234)),
+        arriving("a wrong inner header checksum is the kernel's to drop", inner_udp().checksum_error(0x1234))
+            .passes(PassWireInnerPacket),
         arriving("another pod gets it with its own MACs", to_other.clone())
             .delivers(FastDecap, to_other.macs(OTHER_POD_MAC, OTHER_GATEWAY_MAC).ttl(62)),
         arriving("the mark is the host's and comes off", inner_udp())
@@ -129,13 +130,13 @@ fn ttl() -> Vec<Case> {
     vec![expires(0), expires(1), goes_on(2), goes_on(255), outer_ends]
 }
 
-/// All sixteen, from the table in RFC 6040 section 4.2 as Linux follows it (`__INET_ECN_decapsulate`, which does not
-/// move ECT(1) inside): rows by outer field, columns by inner one, `None` for a drop.
+/// All sixteen, from the table in RFC 6040 section 4.2 as Linux follows it (`INET_ECN_decapsulate`): rows by outer
+/// field, columns by inner one, `None` for a drop.
 fn ecn() -> Vec<Case> {
     const CE: u8 = 3;
     let merged: [[Option<u8>; 4]; 4] = [
         [Some(0), Some(1), Some(2), Some(3)],
-        [Some(0), Some(1), Some(2), Some(3)],
+        [Some(0), Some(1), Some(1), Some(3)],
         [Some(0), Some(1), Some(2), Some(3)],
         [None, Some(CE), Some(CE), Some(CE)],
     ];
@@ -276,7 +277,7 @@ fn inner_frame() -> Vec<Case> {
         arriving("inner broadcast", inner_udp().macs([0xff; 6], PEER_VTEP_MAC)).passes(PassWireInnerFrame),
         arriving("inner ARP", arp.clone()).passes(PassWireInnerFrame),
         arriving("inner IPv6", ipv6).passes(PassWireInnerFrame),
-        arriving("inner VLAN tag", inner_udp().vlan(3)).passes(PassWireInnerFrame),
+        arriving("inner VLAN tag, which hides the source", inner_udp().vlan(3)).drops(DropForgedPeerSource),
         case("inner ARP of a stranger", &outer().from(STRANGER).then(arp)).drops(DropUnknownVtep),
     ]
 }

@@ -154,7 +154,7 @@ fn from_pod(frame: &[u8], strict: bool) -> Option<Allowed> {
         let over = is_ethernet_to(frame, 0, OTHER_POD_MAC).then(|| frame.to_vec())?;
         return Some(Allowed { frame: Sent::As(over), ip: (14, 14) });
     }
-    if ip.ttl < 2 {
+    if ip.ttl < 2 || !is_intact(frame, 14) {
         return None;
     }
     let (vtep, direct) = peer_of(ip.destination).filter(|(vtep, _)| *vtep != KERNEL_PEER_VTEP)?;
@@ -207,8 +207,12 @@ fn from_wire(frame: &[u8], strict: bool) -> Option<Allowed> {
     }
     let from_its_peer = |source| peer_of(source).is_some_and(|(vtep, _)| vtep == outer.source);
     let mut allowed = delivered(frame, 50, VTEP_MAC, strict, from_its_peer)?;
-    if let (true, Sent::As(frame)) = (ce, &mut allowed.frame) {
-        frame[15] |= 3;
+    if let Sent::As(frame) = &mut allowed.frame {
+        match (outer.tos & 3, frame[15] & 3) {
+            (3, _) => frame[15] |= 3,
+            (1, 2) => frame[15] ^= 3,
+            _ => {}
+        }
     }
     Some(allowed)
 }
@@ -217,6 +221,11 @@ fn from_wire(frame: &[u8], strict: bool) -> Option<Allowed> {
 fn ones_complement_sum(header: &[u8]) -> u32 {
     let sum: u32 = header.chunks(2).map(|word| u32::from(word[0]) * 256 + u32::from(word[1])).sum();
     sum % 0xffff + if sum != 0 && sum % 0xffff == 0 { 0xffff } else { 0 }
+}
+
+/// Whether the checksum of the IP header at `at`, without options, is right.
+fn is_intact(frame: &[u8], at: usize) -> bool {
+    frame.get(at..at + 20).is_some_and(|header| ones_complement_sum(header) == 0xffff)
 }
 
 /// The inner frame at `at`, routed into the pod that it is for.
@@ -229,7 +238,7 @@ fn delivered(
 ) -> Option<Allowed> {
     let ip = plain_ip(frame, at + 14).filter(|ip| ip.ttl >= 2)?;
     peer_of(ip.source)?;
-    let (pod_mac, gateway_mac) = pod_macs(ip.destination)?;
+    let (pod_mac, gateway_mac) = pod_macs(ip.destination).filter(|_| is_intact(frame, at + 14))?;
     if !is_ethernet_to(frame, at, mac) || !is_right_source(ip.source) {
         return None;
     }
@@ -250,10 +259,13 @@ pub(crate) fn may_drop(program: Program, frame: &[u8]) -> bool {
             let is_udp_for_us = frame.get(23) == Some(&UDP) && address(frame, 30) == Some(VTEP);
             let vteps = [PEER_VTEP, KERNEL_PEER_VTEP, WIDE_PEER_VTEP, DIRECT_PEER_VTEP];
             let is_strange = sender.is_none_or(|sender| !vteps.contains(&sender));
-            let is_forged = address(frame, 76).is_some_and(|source| {
+            // Behind options the inner frame starts later; where it ends before its source, or has a tag, that is hidden.
+            let inner = 14 + usize::from(frame.get(14).map_or(5, |first| first & 0xf)) * 4 + 16;
+            let is_forged = address(frame, inner + 14 + 12).is_none_or(|source| {
                 is_own(source) || peer_of(source).is_some_and(|(vtep, _)| Some(vtep) != sender)
             });
-            is_ethernet_to(frame, 0, WIRE_MAC) && is_udp_for_us && (is_strange || is_forged)
+            let is_tagged = matches!(word(frame, inner + 12), Some(0x8100 | 0x88a8));
+            is_ethernet_to(frame, 0, WIRE_MAC) && is_udp_for_us && (is_strange || is_forged || is_tagged)
         }
         FromOverlay | ToPod | ToOverlay | ToWire | Guard => false,
     }

@@ -1,0 +1,155 @@
+//! Large packets: segmentation offload, aggregation, checksums that are finished later.
+
+use std::net::UdpSocket;
+
+use crate::stage::stay_on_one_cpu;
+use anyhow::{Context as _, Result, ensure};
+use loden_tests::{
+    cluster::{Cluster, Plan},
+    container::Container,
+    counters::Share,
+    nic,
+    traffic::{
+        PATIENCE, converse, ping,
+        stream::{self, Until},
+    },
+};
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{UdpGroSegment, UdpGsoSegment},
+};
+
+const BULK: u64 = 100_000_000;
+/// So many of the 71 000 segments may be sent again: a flow that becomes fast overtakes itself once.
+const AGAIN: u64 = 50;
+
+fn start(gate: &str, segmented: bool) -> (Cluster, Vec<Container>) {
+    // A sender that moves to another CPU overtakes itself: veths queue on the CPU that sends.
+    stay_on_one_cpu();
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[gate]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    if segmented {
+        nic::segment_underlay(&cluster).unwrap();
+        for container in &containers {
+            nic::aggregate(container.netns(), "eth0").unwrap();
+        }
+    }
+    for (a, b) in [(0, 1), (1, 0)] {
+        ping(containers[a].netns(), containers[b].address(), 20).unwrap();
+    }
+    (cluster, containers)
+}
+
+fn assert_bulk_tcp(gate: &str, segmented: bool) {
+    let (cluster, containers) = start(gate, segmented);
+    for (from, to) in [(&containers[0], &containers[1]), (&containers[1], &containers[0])] {
+        let before = nic::retransmitted(from).unwrap();
+        let work = || stream::run(from.host(), to.host(), None, Until::Bytes(BULK));
+        let (stream, share) = Share::during(&cluster.nodes, &[from, to], work).unwrap();
+        let again = nic::retransmitted(from).unwrap() - before;
+        assert_eq!(stream.source, from.address());
+        println!(
+            "{gate}, segmented: {segmented}: {share:?}, {again} sent again, {:.0} MB/s",
+            stream.megabytes_per_second()
+        );
+        let encapsulated = share.encapsulated as f64 / share.sent as f64;
+        assert!(encapsulated >= 0.99, "{share:?}");
+        // Aggregated on the way, fewer packets are delivered than were sent.
+        assert!(segmented || share.smaller() >= 0.99, "{share:?}");
+        assert!(again <= AGAIN, "{again} segments were sent again");
+    }
+    // Whatever is not delivered by the programs would be here.
+    for node in &cluster.nodes {
+        let forwarded = node.netns().exec("nstat -asz IpForwDatagrams").unwrap();
+        let count: u64 = forwarded.split_whitespace().rev().nth(1).unwrap().parse().unwrap();
+        assert!(count < 500, "{count} packets were forwarded by the kernel: {forwarded}");
+    }
+}
+
+#[test]
+fn bulk_tcp_crosses_in_large_packets() {
+    assert_bulk_tcp("--gate=strict", false);
+    assert_bulk_tcp("--gate=open", false);
+}
+
+#[test]
+fn bulk_tcp_crosses_a_segmented_underlay() {
+    assert_bulk_tcp("--gate=strict", true);
+    assert_bulk_tcp("--gate=open", true);
+}
+
+/// What QUIC does: many datagrams in one call, aggregated again at the other end.
+const DATAGRAM: usize = 1400;
+const DATAGRAMS: usize = 29;
+const BURSTS: usize = 500;
+
+/// A datagram that tells from its first bytes which one it is.
+fn datagram(burst: usize, i: usize) -> Vec<u8> {
+    let filling = (4..DATAGRAM).map(|at| (at / 7 + at + burst * 31 + i * 57) as u8);
+    (burst as u16).to_be_bytes().into_iter().chain((i as u16).to_be_bytes()).chain(filling).collect()
+}
+
+/// Sends the bursts, compares every byte, and returns how many datagrams were overtaken after the first burst:
+/// while that is on its way, its flow changes from the slow path to the fast one.
+fn udp_bursts(from: &Container, to: &Container) -> Result<usize> {
+    let serve = |tell: &dyn Fn(u16)| {
+        let socket = UdpSocket::bind((to.address(), 0))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        setsockopt(&socket, UdpGroSegment, &true)?;
+        tell(socket.local_addr()?.port());
+        let (mut buffer, mut overtaken) = (vec![0; 70_000], 0);
+        for burst in 0..BURSTS {
+            let mut missing: Vec<usize> = (0..DATAGRAMS).collect();
+            while !missing.is_empty() {
+                let (len, peer) = socket
+                    .recv_from(&mut buffer)
+                    .with_context(|| format!("of burst {burst} these are missing: {missing:?}"))?;
+                for piece in buffer[..len].chunks(DATAGRAM) {
+                    let i = usize::from(u16::from_be_bytes([piece[2], piece[3]]));
+                    ensure!(piece == datagram(burst, i), "burst {burst} differs at {i}");
+                    let place = missing.iter().position(|m| *m == i).context("a datagram came twice")?;
+                    overtaken += usize::from(burst > 0 && place > 0);
+                    missing.remove(place);
+                }
+                if missing.is_empty() {
+                    socket.send_to(b"next", peer)?;
+                }
+            }
+        }
+        Ok(overtaken)
+    };
+    let speak = |port: u16| {
+        let socket = UdpSocket::bind((from.address(), 0))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        setsockopt(&socket, UdpGsoSegment, &(DATAGRAM as i32))?;
+        socket.connect((to.address(), port))?;
+        for burst in 0..BURSTS {
+            socket.send(&(0..DATAGRAMS).flat_map(|i| datagram(burst, i)).collect::<Vec<u8>>())?;
+            socket.recv(&mut [0; 8]).with_context(|| format!("no answer to burst {burst}"))?;
+        }
+        Ok(())
+    };
+    converse(to.netns(), from.netns(), serve, speak).map(|(overtaken, ())| overtaken)
+}
+
+fn assert_udp_bursts(gate: &str, segmented: bool) {
+    let (cluster, containers) = start(gate, segmented);
+    let (a, b) = (&containers[0], &containers[1]);
+    let (overtaken, share) = Share::during(&cluster.nodes, &[a, b], || udp_bursts(a, b)).unwrap();
+    println!("{gate}, segmented: {segmented}: {share:?}");
+    assert_eq!(overtaken, 0);
+    assert!(share.encapsulated as f64 / share.sent as f64 >= 0.99, "{share:?}");
+    assert!(segmented || share.smaller() >= 0.99, "{share:?}");
+}
+
+#[test]
+fn udp_segments_cross_in_large_packets() {
+    assert_udp_bursts("--gate=strict", false);
+    assert_udp_bursts("--gate=open", false);
+}
+
+#[test]
+fn udp_segments_cross_a_segmented_underlay() {
+    assert_udp_bursts("--gate=strict", true);
+    assert_udp_bursts("--gate=open", true);
+}

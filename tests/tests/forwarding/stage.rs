@@ -1,0 +1,166 @@
+//! Two nodes, a pod with a neighbour on the first, a pod on the second, and a packet socket at each.
+
+use std::{net::Ipv4Addr, net::UdpSocket, time::Duration};
+
+use loden_tests::{
+    capture::Capture,
+    cluster::{Cluster, Plan},
+    container::Container,
+    counters::Counters,
+    netns::Netns,
+    node::{BRIDGE, Node},
+    packet::{self, Ipv4, Mac, Vxlan},
+    process::wait_for,
+    traffic::ping,
+};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+/// A UDP port at which both pods listen, so that what arrives there is not answered.
+pub(crate) const OPEN_PORT: u16 = 7777;
+/// How long anything here may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The set. Everything runs on one CPU, so that packets are handled in the order in which they were sent.
+pub(crate) struct Stage {
+    pub(crate) at_sender: Capture,
+    pub(crate) at_neighbour: Capture,
+    pub(crate) at_destination: Capture,
+    /// The uplink of each node.
+    pub(crate) at_wire: [Capture; 2],
+    _listeners: [UdpSocket; 2],
+    pub(crate) sender: Container,
+    pub(crate) neighbour: Container,
+    pub(crate) destination: Container,
+    pub(crate) cluster: Cluster,
+}
+
+impl Stage {
+    pub(crate) fn set(args: &[&str]) -> Self {
+        stay_on_one_cpu();
+        let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, args).unwrap();
+        let sender = cluster.nodes[0].run_container(2).unwrap();
+        let neighbour = cluster.nodes[0].run_container(3).unwrap();
+        let destination = cluster.nodes[1].run_container(2).unwrap();
+        for netns in [sender.netns(), neighbour.netns(), destination.netns()] {
+            netns.exec("sysctl -qw net.ipv6.conf.all.disable_ipv6=1").unwrap();
+            // The pod may send what is longer than the overlay carries.
+            netns.ip("link set eth0 mtu 1500").unwrap();
+        }
+        let nodes = cluster.nodes.iter().map(Node::netns);
+        for netns in nodes.chain([sender.netns(), destination.netns()]) {
+            // An error for each packet, not one a second.
+            netns.exec("sysctl -qw net.ipv4.icmp_ratelimit=0").unwrap();
+        }
+        cluster.nodes[0].netns().ip("link set veth1 mtu 1500").unwrap();
+        cluster.nodes[1].netns().ip("link set veth1 mtu 1500").unwrap();
+        let eth0 = |netns: &Netns| Capture::open(netns, "eth0").unwrap();
+        let listener =
+            |pod: &Container| pod.netns().run(|| UdpSocket::bind((pod.address(), OPEN_PORT)).unwrap());
+        Self {
+            at_sender: eth0(sender.netns()),
+            at_neighbour: eth0(neighbour.netns()),
+            at_destination: eth0(destination.netns()),
+            at_wire: [eth0(cluster.nodes[0].netns()), eth0(cluster.nodes[1].netns())],
+            _listeners: [listener(&sender), listener(&destination)],
+            sender,
+            neighbour,
+            destination,
+            cluster,
+        }
+    }
+
+    /// Starts both agents anew with these arguments.
+    pub(crate) fn restart(&mut self, args: &[&str]) {
+        for node in &mut self.cluster.nodes {
+            node.stop_agent().unwrap();
+            node.start_agent(args).unwrap();
+        }
+    }
+
+    /// Waits until a packet is fast at both nodes, each way.
+    pub(crate) fn warm_up(&self) {
+        self.ping();
+        ping(self.neighbour.netns(), self.destination.address(), 1).unwrap();
+        wait_for("the fast path", PATIENCE, || {
+            let before = self.counters();
+            self.ping();
+            let after = self.counters();
+            let fast = |i: usize, name| after[i].since(&before[i]).get(name) > 0;
+            (0..2).all(|i| fast(i, "fast_encap") && fast(i, "fast_decap")).then_some(())
+        })
+        .unwrap();
+    }
+
+    pub(crate) fn ping(&self) {
+        ping(self.sender.netns(), self.destination.address(), 1).unwrap();
+    }
+
+    pub(crate) fn counters(&self) -> [Counters; 2] {
+        [0, 1].map(|i| Counters::read(&self.cluster.nodes[i]).unwrap())
+    }
+
+    /// A frame from the sending pod to its gateway.
+    pub(crate) fn sent_by_sender(&self, packet: &[u8]) -> Vec<u8> {
+        packet::ethernet(self.gateway_mac(0), pod_mac(&self.sender), packet::IPV4, packet)
+    }
+
+    /// A frame from the destination pod to its gateway.
+    pub(crate) fn sent_by_destination(&self, packet: &[u8]) -> Vec<u8> {
+        packet::ethernet(self.gateway_mac(1), pod_mac(&self.destination), packet::IPV4, packet)
+    }
+
+    /// A frame from the first node's uplink to the second's.
+    pub(crate) fn on_the_wire(&self, packet: &[u8]) -> Vec<u8> {
+        let mac = |i: usize| mac_of(self.cluster.nodes[i].netns(), "eth0");
+        packet::ethernet(mac(1), mac(0), packet::IPV4, packet)
+    }
+
+    /// What the first node's kernel would make of a packet that its pod sends to the other, routed once.
+    pub(crate) fn encapsulated(&self, inner: &[u8]) -> Vxlan {
+        let mac = |i: usize| mac_of(self.cluster.nodes[i].netns(), "flannel.1");
+        self.encapsulated_frame(packet::ethernet(mac(1), mac(0), packet::IPV4, inner))
+    }
+
+    pub(crate) fn encapsulated_frame(&self, frame: Vec<u8>) -> Vxlan {
+        let [source, destination] = [0, 1].map(|i: usize| self.cluster.nodes[i].address());
+        Vxlan { source, destination, ports: (40_000, 8472), flags: 0x0800_0000, vni: 1, frame }
+    }
+
+    pub(crate) fn gateway_mac(&self, node: usize) -> Mac {
+        mac_of(self.cluster.nodes[node].netns(), BRIDGE)
+    }
+
+    /// The address with this last byte in a node's subnet.
+    pub(crate) fn address(&self, node: usize, host: u8) -> Ipv4Addr {
+        let pod = [&self.sender, &self.destination][node].address().octets();
+        Ipv4Addr::new(pod[0], pod[1], pod[2], host)
+    }
+
+    /// A datagram between the pods to where nobody answers.
+    pub(crate) fn datagram(&self, data: &[u8]) -> Ipv4 {
+        Ipv4::udp(self.sender.address(), self.destination.address(), (5555, OPEN_PORT), data)
+    }
+}
+
+pub(crate) fn pod_mac(pod: &Container) -> Mac {
+    let [a, b, c, d] = pod.address().octets();
+    [0x02, 0x42, a, b, c, d]
+}
+
+pub(crate) fn mac_of(netns: &Netns, interface: &str) -> Mac {
+    let json = netns.ip(&format!("-json link show {interface}")).unwrap();
+    let links: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let text = links[0]["address"].as_str().unwrap();
+    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    bytes.try_into().unwrap()
+}
+
+/// Softirqs run where the packet was sent; queues between devices are per CPU, and first in, first out.
+pub(crate) fn stay_on_one_cpu() {
+    let mut cpus = CpuSet::new();
+    cpus.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+}
