@@ -105,7 +105,8 @@ impl Connection {
     fn explain(&self, endpoint: &Endpoint, reason: String) -> String {
         // What arrives first, the alert or the end of the connection, is a matter of luck; etcd 3.4's Go sends the
         // first of these alerts, newer ones the second.
-        let signs = ["BadCertificate", "CertificateRequired", "connection closed", "roken pipe", "reset by peer"];
+        let signs =
+            ["BadCertificate", "CertificateRequired", "connection closed", "roken pipe", "reset by peer"];
         let closed = signs.iter().any(|sign| reason.contains(sign));
         if endpoint.tls() && self.options.cert_file.is_none() && closed {
             return format!("{reason} (does it want a client certificate? None is given)");
