@@ -6,6 +6,7 @@
 //!
 //! It never decides which peer or endpoint belongs in a map: it is told.
 
+mod clsact;
 mod hooks;
 mod load;
 mod pins;
@@ -68,6 +69,16 @@ pub enum DataplaneError {
     /// A program could not be attached.
     #[error("attaching {program} to {interface}: {source:#}")]
     Attach {
+        /// The program.
+        program: &'static str,
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        source: anyhow::Error,
+    },
+    /// A filter could not be deleted.
+    #[error("detaching {program} from {interface}: {source:#}")]
+    Detach {
         /// The program.
         program: &'static str,
         /// The interface.

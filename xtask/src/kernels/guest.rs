@@ -1,0 +1,71 @@
+//! One boot: QEMU, its serial line, and what it says there.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::Kernel;
+use crate::test::tally;
+
+/// The status of QEMU after a guest that has passed; 0 is one that ended without a word, as after a panic.
+const PASSED: i32 = 1;
+
+/// What became of one boot.
+#[derive(Debug)]
+pub(super) struct Run {
+    /// Tests that passed.
+    pub(super) passed: u64,
+    /// Tests that failed; 1 where the guest did not say.
+    pub(super) failed: u64,
+    /// From the start of QEMU to its end.
+    pub(super) time: Duration,
+    /// The serial line.
+    pub(super) output: String,
+    said: BTreeMap<String, String>,
+}
+
+impl Run {
+    /// What a test has said of the kernel, in a line `kernel: WHAT = VALUE`.
+    pub(super) fn said(&self, what: &str) -> String {
+        self.said.get(what).cloned().unwrap_or_else(|| "-".to_owned())
+    }
+}
+
+/// Boots the kernel and waits until it is off again; its own time limit ends it at the latest.
+///
+/// # Errors
+///
+/// Where QEMU cannot be started.
+pub(super) fn run(kernel: &Kernel, initramfs: &Path) -> Result<Run> {
+    let start = Instant::now();
+    let mut command = Command::new("timeout");
+    command
+        .args(["--kill-after=5", "1200", "qemu-system-x86_64"])
+        .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1536"])
+        .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", "console=ttyS0 panic=-1 quiet random.trust_cpu=on mitigations=off"])
+        .stdin(Stdio::null());
+    let output = command.output().context("qemu-system-x86_64 cannot be started")?;
+    let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    let (passed, mut failed) = tally(&text);
+    if output.status.code() != Some(PASSED) || passed == 0 {
+        failed = failed.max(1);
+    }
+    let said = text.lines().filter_map(|line| {
+        let (what, value) = line.trim().strip_prefix("kernel: ")?.split_once(" = ")?;
+        Some((what.to_owned(), value.to_owned()))
+    });
+    let said = said.collect();
+    let output = format!("{text}{}QEMU: {}", String::from_utf8_lossy(&output.stderr), output.status);
+    Ok(Run { passed, failed, time: start.elapsed(), output, said })
+}
