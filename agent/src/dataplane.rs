@@ -7,6 +7,7 @@
 //! It never decides which peer or endpoint belongs in a map: it is told.
 
 mod clsact;
+mod features;
 mod hooks;
 mod load;
 mod pins;
@@ -63,6 +64,9 @@ pub enum DataplaneError {
         /// What there is.
         max: u32,
     },
+    /// The kernel is too old, or built without something.
+    #[error("this kernel lacks {}", .0.join(", "))]
+    Lacks(Vec<String>),
     /// The kernel refused the object, a map or a program.
     #[error("loading the programs: {0:#}")]
     Load(#[source] anyhow::Error),

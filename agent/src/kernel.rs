@@ -7,6 +7,7 @@
 //! one state and not a mix of two. Everything here is IPv4.
 
 mod address;
+pub mod conntrack;
 mod event;
 mod link;
 mod neighbour;

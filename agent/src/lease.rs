@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 
 pub use self::{
     attrs::{AttrsError, LeaseAttrs, VtepData},
-    key::{KeyError, LeaseKey},
+    key::{KeyError, LeaseKey, subnet_in_flannels_eyes},
 };
 
 /// A subnet and the node that holds it, as etcd had it at `mod_revision`.

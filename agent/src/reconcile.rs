@@ -7,6 +7,7 @@
 mod containers;
 mod pass;
 mod report;
+mod translations;
 mod underlay;
 mod work;
 
@@ -38,6 +39,7 @@ use crate::{
     network::{NetworkConfig, Vxlan},
     overlay::Expected,
     registry::{Cluster, Keeper},
+    run::Prefixes,
     service::Heartbeat,
     state::State,
     uplink::Uplink,
@@ -121,6 +123,8 @@ pub struct Reconciler {
     /// Peers that the kernel cannot be given, and why.
     refused: BTreeSet<String>,
     has_direct_peers: bool,
+    /// Addresses and routes of this host.
+    prefixes: Prefixes,
     bridges: Vec<Bridge>,
     endpoints: Endpoints,
     /// What the last pass could not do.
@@ -167,6 +171,7 @@ impl Reconciler {
             expected: None,
             refused: BTreeSet::new(),
             has_direct_peers: false,
+            prefixes: Prefixes::default(),
             bridges: Vec::new(),
             endpoints: Endpoints::new(),
             failures: Vec::new(),

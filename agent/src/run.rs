@@ -91,13 +91,15 @@ async fn start_and_reconcile(
     tracing::info!(interface = uplink.name, address = %uplink.address, public_ip = %uplink.public_ip, "uplink chosen");
     let overlay = open_overlay(&kernel, &network.backend, &uplink).await?;
 
+    let prefixes = prefixes(&kernel, overlay.as_ref()).await?;
     let claim = Claim {
         attrs: attrs(&network.backend, &uplink, overlay.as_ref()),
         previous: subnet_file::previous_subnet(&config.subnet_file).unwrap_or_else(|error| {
             tracing::warn!("{error}; going on without it");
             None
         }),
-        occupied: occupied(&kernel, overlay.as_ref()).await?,
+        occupied: prefixes.others,
+        bridges: prefixes.bridges,
         ttl: config.lease_ttl,
         renew_margin: config.renew_margin,
     };
@@ -308,32 +310,50 @@ pub(crate) fn attrs(backend: &Backend, uplink: &Uplink, overlay: Option<&Overlay
     }
 }
 
-/// Prefixes of this host that no new subnet may overlap: its addresses and routes, but for the overlay's own and
-/// for bridges, whose prefix is the subnet of an earlier lease.
-pub(crate) async fn occupied(kernel: &Kernel, overlay: Option<&Overlay>) -> Result<Vec<Ipv4Net>> {
+/// Prefixes of this host, without the overlay's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Prefixes {
+    /// Addresses and routes that no subnet may overlap.
+    pub(crate) others: Vec<Ipv4Net>,
+    /// Those of bridges: the own subnet's bridge is among them.
+    pub(crate) bridges: Vec<Ipv4Net>,
+    /// Addresses on whatever interface.
+    pub(crate) addresses: Vec<Ipv4Addr>,
+}
+
+impl Prefixes {
+    /// An address of this host that lies in a subnet.
+    pub(crate) fn address_in(&self, subnet: Ipv4Net) -> Option<Ipv4Addr> {
+        self.addresses.iter().find(|address| subnet.contains(*address)).copied()
+    }
+}
+
+/// Reads the prefixes of this host.
+pub(crate) async fn prefixes(kernel: &Kernel, overlay: Option<&Overlay>) -> Result<Prefixes> {
     let links = kernel.links().await?;
-    let own = |index: u32| {
-        overlay.is_some_and(|overlay| overlay.device.index == index)
-            || links.iter().any(|link: &Link| link.index == index && link.kind == LinkKind::Bridge)
-    };
-    let mut occupied: Vec<Ipv4Net> = kernel
-        .addresses()
-        .await?
+    let is_bridge =
+        |index: u32| links.iter().any(|link: &Link| link.index == index && link.kind == LinkKind::Bridge);
+    let is_overlay = |index: u32| overlay.is_some_and(|overlay| overlay.device.index == index);
+    let addresses = kernel.addresses().await?;
+    let of_addresses = addresses
         .iter()
-        .filter(|address| !own(address.ifindex))
-        .filter_map(|address| Ipv4Net::new(address.address, address.prefix_len).ok())
-        .map(|net| net.trunc())
-        .collect();
+        .filter_map(|a| Some((a.ifindex, Ipv4Net::new(a.address, a.prefix_len).ok()?.trunc())));
     let routes = kernel.routes().await?;
-    let foreign = routes.iter().filter(|route| {
-        route.protocol != ROUTE_PROTOCOL
-            && route.ifindex.is_none_or(|index| !own(index))
-            && !is_special(route)
-    });
-    occupied.extend(foreign.map(|route| route.dst));
-    occupied.sort_unstable();
-    occupied.dedup();
-    Ok(occupied)
+    let of_routes = routes
+        .iter()
+        .filter(|route| route.protocol != ROUTE_PROTOCOL && !is_special(route))
+        .map(|route| (route.ifindex.unwrap_or(0), route.dst));
+    let own = addresses.iter().filter(|a| !is_overlay(a.ifindex)).map(|a| a.address).collect();
+    let mut prefixes = Prefixes { addresses: own, ..Prefixes::default() };
+    for (index, prefix) in of_addresses.chain(of_routes).filter(|(index, _)| !is_overlay(*index)) {
+        let list = if is_bridge(index) { &mut prefixes.bridges } else { &mut prefixes.others };
+        if !list.contains(&prefix) {
+            list.push(prefix);
+        }
+    }
+    prefixes.others.sort_unstable();
+    prefixes.bridges.sort_unstable();
+    Ok(prefixes)
 }
 
 /// Local, broadcast and multicast entries repeat what the addresses say.

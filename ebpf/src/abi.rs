@@ -162,10 +162,15 @@ pub struct Endpoint {
     pub mac: [u8; 6],
     /// MAC of the pod's gateway: what it sends to, and what it sees as the sender of what we deliver.
     pub gateway_mac: [u8; 6],
-    /// 1 once the host was seen to translate a flow of this endpoint: from then on its flows must qualify.
-    /// Written by the programs; the agent keeps it when it rewrites the rest.
+    /// 0, [`TRANSLATED`] or [`UNPROVEN`]: other than 0, its flows must qualify. The programs write the first of
+    /// these over 0; the agent keeps what it finds when it rewrites the rest.
     pub gated: u32,
 }
+
+/// The host was seen to translate a flow of the endpoint.
+pub const TRANSLATED: u32 = 1;
+/// The endpoint is new: whether the host translates flows of it already is not known yet.
+pub const UNPROVEN: u32 = 2;
 
 /// A flow as this node sees it: local pod first. Of an ICMP echo, the sender's port is the identifier and the
 /// receiver's the type, so that requests and replies are flows of their own: filters tell them apart.

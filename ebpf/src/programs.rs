@@ -100,6 +100,9 @@ pub(crate) fn to_overlay(ctx: TcContext) -> i32 {
 pub(crate) fn to_wire(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let len = skb.len();
+    if skb.take_fast() {
+        return TC_ACT_UNSPEC;
+    }
     conclude(observe::outbound(&mut skb), len)
 }
 

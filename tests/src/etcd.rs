@@ -203,12 +203,18 @@ impl Etcd {
         Ok(())
     }
 
-    fn wait_healthy(&self) -> Result<()> {
-        wait_for("etcd to be healthy", Duration::from_secs(20), || match self.ctl(&["endpoint", "health"]) {
-            Ok(_) => Some(()),
-            // With authentication on, a refusal is as much of an answer.
-            Err(error) => format!("{error:#}").contains("user name is empty").then_some(()),
-        })
+    fn wait_healthy(&mut self) -> Result<()> {
+        wait_for("etcd to be healthy", Duration::from_secs(20), || {
+            match self.ctl(&["endpoint", "health"]) {
+                Ok(_) => Some(()),
+                // With authentication on, a refusal is as much of an answer.
+                Err(error) => format!("{error:#}").contains("user name is empty").then_some(()),
+            }
+        })?;
+        // Somebody else's etcd may have answered, at a port that was free when we looked.
+        let ended = self.process.as_mut().context("etcd was not started")?.ended()?;
+        anyhow::ensure!(ended.is_none(), "etcd ended at once: is port {} taken?", self.client_port);
+        Ok(())
     }
 
     /// Runs `etcdctl` with these arguments against it.

@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 
+use crate::process::wait_if_held;
+
 /// A named network namespace (`/run/netns/NAME`), deleted when dropped.
 #[derive(Debug)]
 pub struct Netns {
@@ -145,6 +147,7 @@ pub fn run(program: &str, args: &[&str]) -> Result<String> {
 ///
 /// As [`run`].
 pub fn output(command: &mut Command) -> Result<String> {
+    wait_if_held();
     let output = command.output().with_context(|| format!("{command:?} cannot be started"))?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(

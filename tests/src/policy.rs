@@ -44,8 +44,8 @@ pub fn deny(node: &Netns, tool: Tool, matching: Matching) -> Result<()> {
                 Matching::EchoRequestsIn => "iifname \"flannel.1\" icmp type echo-request".to_owned(),
             };
             let table = format!(
-                "table ip policy {{ chain forward {{ type filter hook forward priority 0; }}; }}\n\
-                 add rule ip policy forward {what} drop\n"
+                "table ip operator {{\nchain forward {{\ntype filter hook forward priority 0;\n}}\n}}\n\
+                 add rule ip operator forward {what} drop\n"
             );
             feed(node, "nft", &["-f", "-"], &table)
         }

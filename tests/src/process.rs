@@ -3,7 +3,8 @@
 use std::{
     os::unix::process::CommandExt as _,
     process::{Child, Command, ExitStatus},
-    thread,
+    sync::OnceLock,
+    thread::{self, ThreadId},
     time::{Duration, Instant},
 };
 
@@ -71,6 +72,22 @@ impl Drop for Process {
         // It may have ended by itself: then there is nothing to kill, and wait only collects it.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// The thread that alone may start programs, once there is one.
+static CLEARING: OnceLock<ThreadId> = OnceLock::new();
+
+/// From now on only the calling thread starts programs; every other thread stops where it would start one. For
+/// clearing away what those threads were about to use.
+pub fn hold_others() {
+    CLEARING.get_or_init(|| thread::current().id());
+}
+
+/// Stops the calling thread for good where another one clears away.
+pub(crate) fn wait_if_held() {
+    while CLEARING.get().is_some_and(|clearing| *clearing != thread::current().id()) {
+        thread::park();
     }
 }
 

@@ -39,15 +39,16 @@ pub fn of(pid: u32) -> Result<Vec<String>> {
     let mut remains: Vec<String> = namespaces.iter().map(|name| format!("namespace {name}")).collect();
     remains.extend(mounts(pid)?.iter().map(|path| format!("mount {}", path.display())));
     remains.extend(directories(pid)?.iter().map(|path| format!("directory {}", path.display())));
-    remains.extend(children(pid).iter().map(|child| format!("process {child}")));
+    let processes: BTreeSet<i32> = children(pid).into_iter().chain(mentioning(pid)?).collect();
+    remains.extend(processes.iter().map(|process| format!("process {process}")));
     let links = run("ip", &["-oneline", "link", "show"])?;
     let prefix = namespace_prefix(pid);
     remains.extend(links.lines().filter(|line| line.contains(&prefix)).map(|line| format!("device {line}")));
     Ok(remains)
 }
 
-/// Removes everything that [`of`] names: ends the processes inside the namespaces, then the namespaces, mounts
-/// and directories. Goes on after a failure.
+/// Removes everything that [`of`] names: ends the processes, then removes the namespaces, mounts and
+/// directories. Goes on after a failure.
 ///
 /// # Errors
 ///
@@ -56,12 +57,10 @@ pub fn remove(pid: u32) -> Result<()> {
     let mut failures = Vec::new();
     for name in namespaces(pid)? {
         let processes = run("ip", &["netns", "pids", &name]).unwrap_or_default();
-        for process in processes.split_whitespace().filter_map(|id| id.parse().ok()) {
-            // It may have ended since it was listed.
-            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
-        }
+        processes.split_whitespace().filter_map(|id| id.parse().ok()).for_each(end);
         failures.extend(run("ip", &["netns", "del", &name]).err());
     }
+    mentioning(pid)?.into_iter().for_each(end);
     for path in mounts(pid)? {
         failures.extend(run("umount", &[&path.display().to_string()]).err());
     }
@@ -122,13 +121,29 @@ fn mounts(pid: u32) -> Result<Vec<PathBuf>> {
     Ok(points.filter(|point| point.starts_with(&prefix)).map(PathBuf::from).collect())
 }
 
-/// Only a living process has children; those of one that has ended are found by their namespaces.
-fn children(pid: u32) -> Vec<String> {
+fn end(process: i32) {
+    // It may have ended since it was listed.
+    let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+}
+
+/// The processes that were started with a file below one of the directories: etcd, agents.
+fn mentioning(pid: u32) -> Result<Vec<i32>> {
+    let prefix = std::env::temp_dir().join(directory_prefix(pid)).display().to_string();
+    let mentions = |id: &i32| {
+        let words = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&words).split('\0').any(|word| word.starts_with(&prefix))
+    };
+    let ids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(ids.filter(mentions).collect())
+}
+
+/// Only a living process has children; those of one that has ended are found by what they mention.
+fn children(pid: u32) -> Vec<i32> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let lists =
         threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
     let ids = lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
-    ids.filter(|id| !is_zombie(id)).collect()
+    ids.filter(|id| !is_zombie(id)).filter_map(|id| id.parse().ok()).collect()
 }
 
 /// Whether the process has ended and only its parent has not asked for its status yet.

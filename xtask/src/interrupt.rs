@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Result;
-use loden_tests::remains;
+use loden_tests::{process::hold_others, remains};
 use nix::{
     libc::c_int,
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
@@ -37,9 +37,10 @@ pub(crate) fn clear_away() -> Result<()> {
         while SIGNAL.load(Ordering::SeqCst) == 0 {
             thread::sleep(Duration::from_millis(100));
         }
+        hold_others();
         eprintln!("\ninterrupted: removing everything");
         let own = process::id();
-        // The main thread may be just making something, so more than one look is needed.
+        // The main thread may just have started a program, so more than one look is needed.
         for _ in 0..10 {
             let failures = remains::remove(own);
             thread::sleep(Duration::from_millis(200));

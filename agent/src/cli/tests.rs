@@ -144,7 +144,7 @@ fn each_of_our_flags_is_read_from_its_variable() {
     let own = [
         ("datapath", "kernel"),
         ("gate", "open"),
-        ("xdp", "off"),
+        ("xdp", "generic"),
         ("source-check", "pass"),
         ("run-dir", "/run/other"),
         ("bpffs-dir", "/sys/fs/bpf/other"),

@@ -244,10 +244,11 @@ impl Dataplane {
             GuardMode::WhereNative | GuardMode::Native => XdpMode::Driver,
             GuardMode::Generic => XdpMode::Skb,
         };
-        let guard: &mut Xdp = self.ebpf.program_mut(program::GUARD).context("no guard")?.try_into()?;
+        let guard_mode = self.guard_mode;
+        let guard = self.guard()?;
         let id = match guard.attach(interface, mode) {
             Ok(id) => id,
-            Err(error) if self.guard_mode == GuardMode::WhereNative => {
+            Err(error) if guard_mode == GuardMode::WhereNative => {
                 tracing::info!(interface, "no guard: the driver has no native XDP ({error})");
                 return Ok(Attached::Absent);
             }
@@ -258,7 +259,16 @@ impl Dataplane {
         Ok(Attached::Xdp)
     }
 
-    /// A loaded program, to attach it or to run it on a frame (`BPF_PROG_TEST_RUN`).
+    /// The loaded guard, to attach it or to run it on a frame.
+    ///
+    /// # Errors
+    ///
+    /// Where the object has no such program.
+    pub fn guard(&mut self) -> Result<&mut Xdp> {
+        Ok(self.ebpf.program_mut(program::GUARD).context("no guard")?.try_into()?)
+    }
+
+    /// A loaded program of TC, to attach it or to run it on a frame (`BPF_PROG_TEST_RUN`).
     ///
     /// # Errors
     ///

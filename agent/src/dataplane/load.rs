@@ -15,7 +15,7 @@ use loden_ebpf::{
 };
 
 use super::{
-    Dataplane, DataplaneError, Direction, GuardMode, Program,
+    Dataplane, DataplaneError, Direction, GuardMode, Program, features,
     pins::{PINNED_MAPS, Pins},
 };
 
@@ -156,9 +156,9 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
             loader.map_pin_path(name, pins.map(name));
         }
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|error| DataplaneError::Load(error.into()))?;
+    let mut ebpf = loader.load(OBJECT).map_err(|error| features::refused(error.into()))?;
     for program in Program::ALL {
-        load_program(&mut ebpf, *program).map_err(DataplaneError::Load)?;
+        load_program(&mut ebpf, *program).map_err(features::refused)?;
     }
     Ok(ebpf)
 }

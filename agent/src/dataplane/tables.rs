@@ -9,7 +9,7 @@ use std::{
 use aya::maps::{MapData, MapError, RingBuf};
 use ipnet::Ipv4Net;
 use loden_ebpf::{
-    abi::{Counter, Endpoint, Peer, Sighting, SightingKey, map},
+    abi::{Counter, Endpoint, Peer, Sighting, SightingKey, TRANSLATED, UNPROVEN, map},
     reason::Reason,
 };
 use tokio::io::unix::AsyncFd;
@@ -136,13 +136,18 @@ impl Dataplane {
             let mut endpoint = ungated(*endpoint);
             match self.endpoints_held.get(address) {
                 Some(held) if *held == endpoint => continue,
-                Some(held) => {
+                Some(held) if (held.ifindex, held.mac) == (endpoint.ifindex, endpoint.mac) => {
                     changes.changed += 1;
-                    if (held.ifindex, held.mac) == (endpoint.ifindex, endpoint.mac) {
-                        endpoint.gated = self.gated(*address)?;
-                    }
+                    endpoint.gated = self.gated(*address)?;
                 }
-                None => changes.added += 1,
+                Some(_) => {
+                    changes.changed += 1;
+                    endpoint.gated = UNPROVEN;
+                }
+                None => {
+                    changes.added += 1;
+                    endpoint.gated = UNPROVEN;
+                }
             }
             self.write_endpoint(*address, endpoint)?;
             self.endpoints_held.insert(*address, ungated(endpoint));
@@ -156,6 +161,37 @@ impl Dataplane {
 
     fn gated(&self, address: Ipv4Addr) -> Result<u32, DataplaneError> {
         Ok(self.endpoints.get(&self.offset(address), 0).map_err(at(map::ENDPOINTS))?.gated)
+    }
+
+    /// The endpoints of which it is not known yet whether the host translates flows of them.
+    ///
+    /// # Errors
+    ///
+    /// Where the map cannot be read.
+    pub fn unproven_endpoints(&self) -> Result<Vec<Ipv4Addr>, DataplaneError> {
+        let mut unproven = Vec::new();
+        for address in self.endpoints_held.keys() {
+            if self.gated(*address)? == UNPROVEN {
+                unproven.push(*address);
+            }
+        }
+        Ok(unproven)
+    }
+
+    /// Notes what was found out about an endpoint.
+    ///
+    /// # Errors
+    ///
+    /// Where the map cannot be written.
+    pub fn prove_endpoint(&mut self, address: Ipv4Addr, translated: bool) -> Result<(), DataplaneError> {
+        let Some(held) = self.endpoints_held.get(&address) else { return Ok(()) };
+        let gated = if translated { TRANSLATED } else { 0 };
+        // What the programs have noted since stands: only what is not known is decided here.
+        let now = self.gated(address)?;
+        if now == UNPROVEN || (now == 0 && translated) {
+            self.write_endpoint(address, Endpoint { gated, ..*held })?;
+        }
+        Ok(())
     }
 
     fn offset(&self, address: Ipv4Addr) -> u32 {

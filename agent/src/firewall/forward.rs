@@ -11,7 +11,10 @@ use super::{
 const TABLE: &str = "filter";
 const CHAIN: &str = "LODEN-FWD";
 const JUMP: &str = "-A FORWARD -j LODEN-FWD";
-/// Docker calls it first, and it is where an operator may put rules of his own; they come before ours.
+/// Docker's own chains, which drop what they do not know (Docker 28), come after ours, except for the one in which
+/// an operator may put rules.
+const DOCKERS: &str = "-A FORWARD -j DOCKER-";
+/// That one.
 const OPERATORS: &str = "-A FORWARD -j DOCKER-USER";
 
 /// Sees to the chain in every ruleset that iptables has here; says whether there was anything to do.
@@ -55,9 +58,14 @@ fn transaction(spec: &FirewallSpec, listing: &str) -> Option<String> {
     let rules = rules(spec);
     let there: Vec<&str> = rules_of(listing, CHAIN).collect();
     let forward: Vec<&str> = rules_of(listing, "FORWARD").collect();
-    let place = forward.iter().take_while(|line| **line == OPERATORS).count();
+    // Behind everything else, as flannel's: what somebody denies on purpose stays denied, and ours is still
+    // before the policy. It stays where it is as long as it is before Docker's.
+    let others: Vec<&str> = forward.iter().copied().filter(|line| *line != JUMP).collect();
+    let is_dockers = |line: &&str| line.starts_with(DOCKERS) && *line != OPERATORS;
+    let place = others.iter().position(is_dockers).unwrap_or(others.len());
     let right = forward.iter().filter(|line| **line == JUMP).count() == 1
-        && forward.get(place) == Some(&JUMP)
+        && forward.iter().position(|line| *line == JUMP) <= Some(place)
+        && forward.iter().skip_while(|line| **line != JUMP).all(|line| *line != OPERATORS)
         && there == rules;
     if right {
         return None;

@@ -36,6 +36,17 @@ impl LeaseKey {
     }
 }
 
+/// The IPv4 subnet that flannel finds in a key, also in one that it would never write: it takes whatever comes
+/// before, and host bits (its pattern is not anchored at the left).
+#[must_use]
+pub fn subnet_in_flannels_eyes(key: &str) -> Option<Ipv4Net> {
+    let v4 = key.split_once('&').map_or(key, |(v4, _)| v4);
+    let (before, len) = v4.rsplit_once('-')?;
+    let start = before.rfind(|c: char| !c.is_ascii_digit() && c != '.').map_or(0, |at| at + 1);
+    let address: Ipv4Addr = before.get(start..)?.parse().ok()?;
+    Ipv4Net::new(address, length(len)?).ok().map(|subnet| subnet.trunc())
+}
+
 impl Display for LeaseKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.subnet.network(), self.subnet.prefix_len())?;
@@ -113,6 +124,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn flannel_sees_a_subnet_in_more_keys_than_it_writes() {
+        for (key, subnet) in [
+            ("10.5.34.0-24", Some("10.5.34.0/24")),
+            ("10.5.34.7-24", Some("10.5.34.0/24")),
+            ("old/10.5.34.0-24", Some("10.5.34.0/24")),
+            ("x10.5.34.0-24&fc00::1-64", Some("10.5.34.0/24")),
+            ("10.5.34.0-24-old", None),
+            ("10.5.34.0", None),
+            ("é-24", None),
+        ] {
+            assert_eq!(subnet_in_flannels_eyes(key), subnet.map(|subnet| subnet.parse().unwrap()), "{key}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_key_survives_the_way_there_and_back(
@@ -128,6 +154,7 @@ mod tests {
         #[test]
         fn no_text_makes_the_parser_panic(text in ".{0,60}") {
             let _ = text.parse::<LeaseKey>();
+            let _ = subnet_in_flannels_eyes(&text);
         }
     }
 }

@@ -38,6 +38,7 @@ impl Reconciler {
         if changes.invalidates() {
             dataplane.bump_epoch()?;
         }
+        self.prove_endpoints()?;
         for error in &errors {
             self.failures.push(format!("hooks: {:#}", anyhow::anyhow!("{error}")));
         }

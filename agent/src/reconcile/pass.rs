@@ -9,7 +9,7 @@ use crate::{
     dataplane::PeerPath,
     kernel::{VxlanSpec, sysctl},
     network::Backend,
-    overlay::{self, Desired, Expected, Plan},
+    overlay::{self, Desired, Expected, OverlayPeer, Plan, Refusal},
     registry::{Cluster, Own},
     run,
     subnet_file::SubnetFile,
@@ -81,6 +81,7 @@ impl Reconciler {
         let mut changed = self.set_sysctls()?;
         changed |= self.follow_uplink().await?;
         changed |= self.device().await?;
+        self.tell_of_prefixes().await?;
         self.firewall.set_spec(firewall_spec(&self.node));
         let rules = self.firewall.ensure().await;
         changed |= self.reload()?;
@@ -125,6 +126,16 @@ impl Reconciler {
         let uplink = &self.node.uplink;
         let addresses = self.kernel.addresses().await?;
         Ok(addresses.iter().any(|a| a.ifindex == uplink.ifindex && a.address == uplink.address))
+    }
+
+    /// Keeps the lease's keeper informed of what a new subnet, should one be needed, must keep away from.
+    async fn tell_of_prefixes(&mut self) -> Result<()> {
+        let prefixes = run::prefixes(&self.kernel, self.node.overlay.as_ref()).await?;
+        if prefixes != self.prefixes {
+            self.keeper.set_occupied(prefixes.others.clone(), prefixes.bridges.clone());
+            self.prefixes = prefixes;
+        }
+        Ok(())
     }
 
     /// Tells the other nodes where and what we are now.
@@ -182,7 +193,13 @@ impl Reconciler {
         }
         let mut peers = BTreeMap::new();
         let mut paths: Vec<PeerPath> = Vec::new();
+        let mut refused = BTreeSet::new();
         for lease in cluster.peers.values() {
+            if let Some(address) = self.prefixes.address_in(lease.subnet) {
+                // Its route would cut this host off from its own network, or from its own containers.
+                refused.insert(format!("peer {} is left out: this host has {address}", lease.subnet));
+                continue;
+            }
             if let Some((peer, path)) = self.paths(lease).await {
                 peers.insert(lease.subnet, peer);
                 paths.push(path);
@@ -203,7 +220,7 @@ impl Reconciler {
         };
         let plan = overlay::plan(&desired, &self.kernel.overlay_actual(desired.device).await?);
         changed |= !plan.is_empty();
-        self.tell_of_refused(&plan);
+        self.tell_of_refused(&plan, refused);
         self.failures.extend(self.kernel.apply(&plan).await.iter().map(ToString::to_string));
         self.expected = Some(Expected::of(desired));
         if let Some(dataplane) = self.dataplane() {
@@ -219,12 +236,11 @@ impl Reconciler {
 
 impl Reconciler {
     /// One wrong lease is one peer's trouble: told once, and no reason for this node to be unready.
-    fn tell_of_refused(&mut self, plan: &Plan) {
-        let refused: BTreeSet<String> = plan
-            .refused
-            .iter()
-            .map(|(peer, refusal)| format!("peer {} at {} is left out: {refusal}", peer.subnet, peer.vtep))
-            .collect();
+    fn tell_of_refused(&mut self, plan: &Plan, mut refused: BTreeSet<String>) {
+        let by_plan = |(peer, refusal): &(OverlayPeer, Refusal)| {
+            format!("peer {} at {} is left out: {refusal}", peer.subnet, peer.vtep)
+        };
+        refused.extend(plan.refused.iter().map(by_plan));
         for reason in refused.difference(&self.refused) {
             tracing::warn!("{reason}");
         }
@@ -234,10 +250,13 @@ impl Reconciler {
     /// Forwarding for pods at all, and tolerance of connections whose middle the host stack has not seen.
     fn set_sysctls(&mut self) -> Result<bool> {
         let mut changed = self.set_sysctl("net.ipv4.ip_forward", "1")?;
-        // Missing where no connection is tracked: then nothing can be out of window either.
-        let liberal = "net.netfilter.nf_conntrack_tcp_be_liberal";
-        if matches!(self.path, Path::Ebpf(_)) && sysctl::get(liberal).is_ok() {
-            changed |= self.set_sysctl(liberal, "1")?;
+        // Missing where no connection is tracked: then nothing can be out of window either. The second (Linux 5.14)
+        // is about a RST more than 2^31 bytes behind what the host stack saw last, which liberal does not forgive.
+        for tolerance in ["nf_conntrack_tcp_be_liberal", "nf_conntrack_tcp_ignore_invalid_rst"] {
+            let name = format!("net.netfilter.{tolerance}");
+            if matches!(self.path, Path::Ebpf(_)) && sysctl::get(&name).is_ok() {
+                changed |= self.set_sysctl(&name, "1")?;
+            }
         }
         Ok(changed)
     }

@@ -81,7 +81,7 @@ impl Reconciler {
                     "address": Ipv4Addr::from(endpoint.address),
                     "ifindex": endpoint.ifindex,
                     "mac": mac(endpoint.mac),
-                    "gated": endpoint.gated == 1,
+                    "gated": endpoint.gated == loden_ebpf::abi::TRANSLATED,
                 })
             })
             .collect()

@@ -36,6 +36,9 @@ pub struct Claim {
     /// Routes and addresses of this host that are not the overlay's own; no subnet that overlaps one inside the
     /// network is taken. The default route and prefixes as wide as the network do not count.
     pub occupied: Vec<Ipv4Net>,
+    /// Prefixes of this host's container bridges. The subnet that this node had before is what its bridge was made
+    /// for; any other subnet keeps away from them too.
+    pub bridges: Vec<Ipv4Net>,
     /// How long the lease outlives this node.
     pub ttl: Duration,
     /// The lease is renewed this long before it would run out, or when a third of its TTL has gone by if that is
@@ -208,21 +211,37 @@ fn choose(
     };
     let subnet = match previous.filter(free) {
         Some(previous) => previous,
-        None => subnet::pick(config, records.taken(), &claim.occupied, rng)
+        None => subnet::pick(config, records.taken(), &claim.prefixes(), rng)
             .ok_or_else(|| out_of_subnets(config, claim, records))?,
     };
     Ok(Choice { target: Target::Create(subnet), stale })
 }
 
 fn usable(config: &NetworkConfig, claim: &Claim, subnet: Ipv4Net) -> bool {
-    config.allows(subnet) && subnet::conflict(config.network, subnet, &claim.occupied).is_none()
+    config.allows(subnet) && claim.conflict(config, subnet).is_none()
+}
+
+impl Claim {
+    /// Everything of this host that a subnet picked at random keeps away from.
+    fn prefixes(&self) -> Vec<Ipv4Net> {
+        self.occupied.iter().chain(&self.bridges).copied().collect()
+    }
+
+    /// What of this host stands against taking just this subnet, which it may have had before.
+    fn conflict(&self, config: &NetworkConfig, subnet: Ipv4Net) -> Option<Ipv4Net> {
+        let others = self.prefixes().into_iter().filter(|prefix| {
+            let is_its_bridge = self.bridges.contains(prefix) && !self.occupied.contains(prefix);
+            !(is_its_bridge && prefix.trunc() == subnet)
+        });
+        subnet::conflict(config.network, subnet, &others.collect::<Vec<_>>())
+    }
 }
 
 /// Says why a record of this node is of no use to it, and whether it may be deleted, as flannel would. A
 /// reservation is the operator's and stays.
 fn is_stale(config: &NetworkConfig, claim: &Claim, record: &Record) -> bool {
     let subnet = record.key.subnet;
-    let why = match subnet::conflict(config.network, subnet, &claim.occupied) {
+    let why = match claim.conflict(config, subnet) {
         Some(prefix) => format!("this host has an address or a route in {prefix}"),
         None => format!(
             "the network config allows /{} from {} to {}",
@@ -256,7 +275,7 @@ fn is_proven(claim: &Claim, record: &Record) -> bool {
 }
 
 fn out_of_subnets(config: &NetworkConfig, claim: &Claim, records: &Records) -> ClaimError {
-    let conflicts = subnet::conflicting(config.network, &claim.occupied);
+    let conflicts = subnet::conflicting(config.network, &claim.prefixes());
     let host = match conflicts.as_slice() {
         [] => String::new(),
         some => {
@@ -304,7 +323,7 @@ mod tests {
             let config = NetworkConfig::parse(
                 r#"{"Network":"10.5.0.0/20","SubnetLen":24,"SubnetMin":"10.5.2.0"}"#).unwrap();
             let claim = Claim {
-                attrs: attrs(1, 1), previous: previous.map(net), occupied: occupied.map(net).into_iter().collect(),
+                attrs: attrs(1, 1), previous: previous.map(net), occupied: occupied.map(net).into_iter().collect(), bridges: Vec::new(),
                 ttl: Duration::from_secs(60), renew_margin: Duration::ZERO,
             };
             let records: Records = records.into_iter().collect();

@@ -49,7 +49,7 @@ pub struct Keeper {
 #[derive(Debug)]
 enum Command {
     SetAttrs(LeaseAttrs),
-    SetOccupied(Vec<Ipv4Net>),
+    SetOccupied { occupied: Vec<Ipv4Net>, bridges: Vec<Ipv4Net> },
     Release(oneshot::Sender<Result<(), RegistryError>>),
 }
 
@@ -67,8 +67,8 @@ impl Keeper {
     }
 
     /// Sets which prefixes of this host a new subnet, should one be needed, must keep away from.
-    pub fn set_occupied(&self, occupied: Vec<Ipv4Net>) {
-        let _ = self.commands.send(Command::SetOccupied(occupied));
+    pub fn set_occupied(&self, occupied: Vec<Ipv4Net>, bridges: Vec<Ipv4Net>) {
+        let _ = self.commands.send(Command::SetOccupied { occupied, bridges });
     }
 
     /// Gives the lease back, so that the subnet is free at once, and ends the task. A reservation stays.
@@ -211,8 +211,9 @@ impl Task {
                 self.own.attrs = attrs;
                 None
             }
-            Some(Command::SetOccupied(occupied)) => {
+            Some(Command::SetOccupied { occupied, bridges }) => {
                 self.claim.occupied = occupied;
+                self.claim.bridges = bridges;
                 None
             }
             Some(Command::Release(answer)) => {
@@ -303,7 +304,14 @@ mod tests {
         let attrs = LeaseAttrs::host_gw([10, 0, 0, 1].into());
         let every = |ttl, margin| {
             let (ttl, renew_margin) = (Duration::from_secs(ttl), Duration::from_secs(margin));
-            let claim = Claim { attrs: attrs.clone(), previous: None, occupied: vec![], ttl, renew_margin };
+            let claim = Claim {
+                attrs: attrs.clone(),
+                previous: None,
+                occupied: vec![],
+                bridges: vec![],
+                ttl,
+                renew_margin,
+            };
             renew_every(&claim).as_secs()
         };
         assert_eq!(every(86400, 3600), 28800);

@@ -6,7 +6,7 @@ use etcd_client::KeyValue;
 use ipnet::Ipv4Net;
 use tracing::warn;
 
-use crate::lease::{AttrsError, Lease, LeaseAttrs, LeaseKey};
+use crate::lease::{AttrsError, Lease, LeaseAttrs, LeaseKey, subnet_in_flannels_eyes};
 
 /// A key and its value as they come from etcd.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,8 @@ impl Record {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Records {
     records: BTreeMap<LeaseKey, Record>,
+    /// Subnets of keys that are none of a lease by our reading, but by flannel's.
+    odd: BTreeMap<String, Ipv4Net>,
 }
 
 impl Records {
@@ -71,7 +73,16 @@ impl Records {
     /// Takes in a key that was written, and returns which it was.
     pub(super) fn put(&mut self, subnets_prefix: &str, pair: Pair<'_>, told: &mut Told) -> Option<LeaseKey> {
         let name = String::from_utf8_lossy(pair.key).into_owned();
-        let key = parse_key(subnets_prefix, &name, told)?;
+        let segment = name.strip_prefix(subnets_prefix)?;
+        let key: LeaseKey = match segment.parse() {
+            Ok(key) => key,
+            Err(error) => {
+                told.warn(&name, format!("ignored: {error}"));
+                let subnet = subnet_in_flannels_eyes(segment)?;
+                self.odd.insert(name, subnet);
+                return None;
+            }
+        };
         let attrs = LeaseAttrs::parse(pair.value);
         match &attrs {
             Ok(_) => told.forget(&name),
@@ -94,6 +105,7 @@ impl Records {
     ) -> Option<LeaseKey> {
         let name = String::from_utf8_lossy(pair.key).into_owned();
         told.forget(&name);
+        self.odd.remove(&name);
         let key = name.strip_prefix(subnets_prefix)?.parse().ok()?;
         if self.is_newer(key, pair.mod_revision) {
             return None;
@@ -123,18 +135,9 @@ impl Records {
 
     /// Every subnet that a key names, whatever its value.
     pub(super) fn taken(&self) -> impl Iterator<Item = Ipv4Net> {
+        let all = self.records.keys().map(|key| key.subnet).chain(self.odd.values().copied());
         // An IPv6-only lease has 0.0.0.0/0 for its IPv4 half.
-        self.records.keys().map(|key| key.subnet).filter(|subnet| subnet.prefix_len() > 0)
-    }
-}
-
-fn parse_key(subnets_prefix: &str, name: &str, told: &mut Told) -> Option<LeaseKey> {
-    match name.strip_prefix(subnets_prefix)?.parse() {
-        Ok(key) => Some(key),
-        Err(error) => {
-            told.warn(name, format!("ignored: {error}"));
-            None
-        }
+        all.filter(|subnet| subnet.prefix_len() > 0)
     }
 }
 
@@ -165,7 +168,8 @@ impl Told {
 #[cfg(test)]
 impl FromIterator<Record> for Records {
     fn from_iter<I: IntoIterator<Item = Record>>(records: I) -> Self {
-        Self { records: records.into_iter().map(|record| (record.key, record)).collect() }
+        let records = records.into_iter().map(|record| (record.key, record)).collect();
+        Self { records, odd: BTreeMap::new() }
     }
 }
 

@@ -125,7 +125,9 @@ impl Registry {
         etcd_lease: i64,
     ) -> Result<Write, RegistryError> {
         let absent = |guard| Compare::version(self.key(guard), CompareOp::Equal, 0).with_prefix();
-        let guards: Vec<_> = subnet::guards(config.network, key.subnet).into_iter().map(absent).collect();
+        let mut guards: Vec<_> = subnet::guards(config.network, key.subnet).into_iter().map(absent).collect();
+        // One of the guards covers it, but etcd before 3.3 compares no ranges and would not say so.
+        guards.push(Compare::version(self.key(key), CompareOp::Equal, 0));
         let put = TxnOp::put(self.key(key), value, Some(PutOptions::new().with_lease(etcd_lease)));
         self.write("take a subnet", guards, vec![put], (key, etcd_lease)).await
     }

@@ -207,6 +207,8 @@ fn foreign_source(skb: &Skb, frame: &ethernet::Header, source: u32, is_anothers:
 fn route(skb: &mut Skb, peer: &Peer) -> Verdict {
     let Some(ip) = skb.bytes_mut::<{ ipv4::LEN }>(IP) else { return Reason::PassPodMalformed.into() };
     ipv4::decrement_ttl(ip);
+    // The redirect passes the uplink's egress, where point 2 would take it for a packet that the host translated.
+    skb.note_fast();
     Verdict::Redirect(Reason::FastDirectOut, skb.redirect_neighbour(peer.uplink, peer.next_hop))
 }
 

@@ -38,7 +38,12 @@ fn is_strangers_vxlan(ctx: &XdpContext) -> Option<bool> {
         return Some(false);
     }
     let udp = bytes::<8>(ctx, UDP)?;
-    Some(vxlan::port(udp) == globals::PORT.load() && !lookup::is_vtep(ipv4::source(ip).to_be_bytes()))
+    if vxlan::port(udp) != globals::PORT.load() {
+        return Some(false);
+    }
+    // Another overlay on the same port has VTEPs of its own.
+    let is_ours = vxlan::vni_field(bytes::<16>(ctx, UDP)?) == globals::VNI.load();
+    Some(is_ours && !lookup::is_vtep(ipv4::source(ip).to_be_bytes()))
 }
 
 #[inline(always)]

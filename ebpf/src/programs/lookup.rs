@@ -1,7 +1,7 @@
 //! From an address to a peer or an endpoint.
 
 use loden_ebpf::{
-    abi::{Endpoint, Peer},
+    abi::{Endpoint, Peer, TRANSLATED},
     grid,
 };
 
@@ -33,7 +33,7 @@ pub(super) fn endpoint(address: u32) -> Option<&'static Endpoint> {
 pub(super) fn gate_endpoint(address: u32) {
     if let Some(endpoint) = own_offset(address).and_then(|offset| maps::ENDPOINTS.get_ptr_mut(offset)) {
         // SAFETY: the pointer is valid as long as the map is; the field is written whole.
-        unsafe { (*endpoint).gated = 1 };
+        unsafe { (*endpoint).gated = TRANSLATED };
     }
 }
 

@@ -1,7 +1,7 @@
 //! The flow gate's two points: what goes into the host stack is noted, what comes out is compared. Only looks.
 
 use loden_ebpf::{
-    abi::{Endpoint, FlowKey},
+    abi::{Endpoint, FlowKey, UNPROVEN},
     ethernet,
     flow::{Direction, Left},
     ipv4,
@@ -16,10 +16,11 @@ const IP: usize = ethernet::LEN;
 #[inline(always)]
 pub(super) fn outbound(skb: &mut Skb) -> Verdict {
     let Some((ip, key, _)) = read(skb, Direction::Outbound) else { return Verdict::Ignore };
-    if lookup::peer(ipv4::destination(&ip)).is_none() || lookup::endpoint(ipv4::source(&ip)).is_none() {
+    let Some(endpoint) = lookup::endpoint(ipv4::source(&ip)) else { return Verdict::Ignore };
+    if lookup::peer(ipv4::destination(&ip)).is_none() {
         return Verdict::Ignore;
     }
-    conclude(skb, &key, Direction::Outbound)
+    conclude(skb, &key, Direction::Outbound, endpoint)
 }
 
 /// Egress of the host side of a pod's veth: from a peer's pod towards the local one.
@@ -28,23 +29,24 @@ pub(super) fn inbound(skb: &mut Skb) -> Verdict {
     let Some((ip, key, _)) = read(skb, Direction::Inbound) else { return Verdict::Ignore };
     let (source, destination) = (ipv4::source(&ip), ipv4::destination(&ip));
     // A bridge floods what it has not learned: only the destination's own port counts.
-    if lookup::endpoint(destination).is_none_or(|endpoint| endpoint.ifindex != skb.ifindex()) {
+    let Some(endpoint) = lookup::endpoint(destination).filter(|endpoint| endpoint.ifindex == skb.ifindex())
+    else {
         return Verdict::Ignore;
-    }
+    };
     if lookup::peer(source).is_some() {
-        return conclude(skb, &key, Direction::Inbound);
+        return conclude(skb, &key, Direction::Inbound, endpoint);
     }
-    if lookup::endpoint(source).is_some() {
+    if let Some(sender) = lookup::endpoint(source) {
         // From another local pod: the flow is that one's, and its reverse is this one's.
-        return conclude_local(skb, &key.reversed(), destination);
+        return conclude_local(skb, &key.reversed(), sender, destination);
     }
     Verdict::Ignore
 }
 
 /// Point 2 of a flow between two local pods: what was translated gates both.
 #[inline(always)]
-fn conclude_local(skb: &Skb, key: &FlowKey, destination: u32) -> Verdict {
-    let verdict = conclude(skb, key, Direction::Outbound);
+fn conclude_local(skb: &Skb, key: &FlowKey, sender: &Endpoint, destination: u32) -> Verdict {
+    let verdict = conclude(skb, key, Direction::Outbound, sender);
     if let Verdict::Pass(_) = verdict {
         lookup::gate_endpoint(destination);
     }
@@ -73,8 +75,9 @@ pub(super) fn forward(skb: &mut Skb, endpoint: &'static Endpoint) -> Result<&'st
 }
 
 #[inline(always)]
-fn conclude(skb: &Skb, key: &FlowKey, direction: Direction) -> Verdict {
-    if gate::leave(skb, IP, key, direction) != Left::Translated {
+fn conclude(skb: &Skb, key: &FlowKey, direction: Direction, local: &Endpoint) -> Verdict {
+    // A new endpoint may have come between both points; the agent looks up whether it is that or a translation.
+    if gate::leave(skb, IP, key, direction) != Left::Translated || local.gated == UNPROVEN {
         return Verdict::Ignore;
     }
     gate::translated(key);

@@ -33,6 +33,8 @@ const GROW: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
 const SHRINK: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
 /// Addressed to this host: `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
+/// TC index of packets that skipped the host stack on their way to a direct peer.
+const FAST: u32 = 0x10de;
 /// AF_INET.
 const AF_INET: u32 = 2;
 
@@ -163,6 +165,25 @@ impl Skb {
         let mut params = bpf_redir_neigh { nh_family: AF_INET, __bindgen_anon_1: next_hop };
         // SAFETY: the parameters are on the stack for the length of the call, which copies them.
         unsafe { bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+    }
+
+    /// Leaves a note on the packet for our program at the uplink's egress: it skipped the host stack. The note is the
+    /// TC index, which lives as long as the packet is on this host and which only TC programs and qdiscs read.
+    #[inline(always)]
+    pub(super) fn note_fast(&mut self) {
+        // SAFETY: the context is valid.
+        unsafe { (*self.raw).tc_index = FAST }
+    }
+
+    /// Whether the packet has the note of [`Self::note_fast`]; takes it off.
+    #[inline(always)]
+    pub(super) fn take_fast(&mut self) -> bool {
+        let fast = field!(self.tc_index) == FAST;
+        if fast {
+            // SAFETY: the context is valid.
+            unsafe { (*self.raw).tc_index = 0 }
+        }
+        fast
     }
 
     /// Delivers the packet into the namespace of the veth's other end, as if that had received it.

@@ -32,7 +32,7 @@ impl Members {
             member.initial_cluster = peers.join(",");
             member.spawn()?;
         }
-        for member in &all {
+        for member in &mut all {
             member.wait_healthy()?;
         }
         Ok(Self { all })

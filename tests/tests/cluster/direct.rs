@@ -43,6 +43,10 @@ fn assert_direct(config: &str, args: &[&str]) {
         let share = (a.get(name) + b.get(name)) as f64 / sent as f64;
         assert!(share >= 0.99, "{name}: {share} of {sent}: {a:?} {b:?}");
     }
+    for node in &cluster.nodes {
+        let counters = Counters::read(node).unwrap();
+        assert_eq!(counters.get("note_translated"), 0, "nobody translates here: {counters:?}");
+    }
     for name in ["fast_encap", "fast_decap"] {
         assert_eq!((a.get(name), b.get(name)), (0, 0), "{name}");
     }

@@ -201,7 +201,9 @@ async fn a_lease_that_the_config_no_longer_allows_is_replaced_but_a_reservation_
 #[tokio::test]
 async fn no_subnet_overlaps_a_prefix_of_this_host_or_a_key_with_a_broken_value() {
     let etcd =
-        etcd_with(r#"{"Network":"192.168.0.0/16","SubnetMin":"192.168.160.0","SubnetMax":"192.168.163.0"}"#);
+        etcd_with(r#"{"Network":"192.168.0.0/16","SubnetMin":"192.168.159.0","SubnetMax":"192.168.163.0"}"#);
+    // flannel reads this as a lease of 192.168.159.0/24.
+    etcd.ctl(&["put", &format!("{PREFIX}/subnets/old/192.168.159.7-24"), "broken"]).unwrap();
     etcd.ctl(&["put", &key(net("192.168.160.0/24")), "broken"]).unwrap();
     etcd.ctl(&["put", &format!("{PREFIX}/subnets/192.168.161.128-26"), r#"{"PublicIP":"10.0.0.9"}"#])
         .unwrap();

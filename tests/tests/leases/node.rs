@@ -33,6 +33,7 @@ pub(crate) fn claim(number: u8) -> Claim {
         attrs: attrs(number),
         previous: None,
         occupied: vec![],
+        bridges: vec![],
         ttl: Duration::from_secs(60),
         renew_margin: Duration::ZERO,
     }

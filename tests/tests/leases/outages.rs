@@ -210,7 +210,7 @@ async fn a_dead_and_a_frozen_endpoint_are_passed_over() {
         let start = Instant::now();
         let registry = Registry::connect(options(&endpoints)).await.unwrap();
         Node::join(&registry, claim(number)).await.unwrap();
-        assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     }
     let registry = Registry::connect(options(&[dead, frozen.endpoint()])).await.unwrap();
     let error = registry.network_config().await.unwrap_err().to_string();
@@ -261,7 +261,7 @@ async fn an_endpoint_that_swallows_everything_is_passed_over() {
         let registry =
             Registry::connect(options(&[format!("http://{address}"), etcd.endpoint()])).await.unwrap();
         Node::join(&registry, claim(number)).await.unwrap();
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     }
 }
 

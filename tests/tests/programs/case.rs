@@ -109,7 +109,7 @@ impl Case {
         self
     }
 
-    pub(crate) fn is_ignored(mut self) -> Self {
+    pub(crate) fn ignores(mut self) -> Self {
         self.expected = Expected::Pass(None);
         self
     }

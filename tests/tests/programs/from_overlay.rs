@@ -1,7 +1,7 @@
 //! Rows for `from_overlay`: what the kernel decapsulated.
 
 use loden_agent::dataplane::Program::FromOverlay;
-use loden_ebpf::{abi::Flow, reason::Reason::*};
+use loden_ebpf::reason::Reason::*;
 
 use crate::{case::Case, packet::*, rig::*, samples::*};
 
@@ -55,21 +55,15 @@ pub(crate) fn cases() -> Vec<Case> {
         slow("open: the slow first fragment is noted", &inner_udp().fragment(MF))
             .then(|rig| assert!(rig.flow(&flow(UDP)).is_some())),
     ];
-    for (name, protocol, packet) in
-        [("TCP", TCP, inner_tcp(ACK)), ("UDP", UDP, inner_udp()), ("echo", ICMP, inner_echo(8))]
-    {
-        let qualify: fn(&mut Rig) = match protocol {
-            TCP => |rig| qualify(rig, TCP),
-            UDP => |rig| qualify(rig, UDP),
-            _ => |rig| qualify(rig, ICMP),
-        };
-        cases.push(arrives(&format!("strict: a qualified {name} flow"), packet).strict().after(qualify));
+    for (name, packet) in [
+        ("TCP", inner_tcp(ACK)),
+        ("UDP", inner_udp()),
+        ("echo request", inner_echo(8)),
+        ("echo reply", inner_echo(0)),
+    ] {
+        cases.push(arrives(&format!("strict: a qualified {name}"), packet).strict().after(qualify));
     }
     cases
-}
-
-fn qualify(rig: &mut Rig, protocol: u8) {
-    rig.set_flow(flow(protocol), Flow { inbound_until: u64::MAX, epoch: rig.epoch(), ..Flow::default() });
 }
 
 fn case(what: &str, packet: &Packet) -> Case {

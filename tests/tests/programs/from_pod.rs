@@ -11,7 +11,7 @@ fn what_a_pod_sends_is_encapsulated_or_passed_on_unchanged() {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    [fast(), direct(), ttl(), ecn(), addresses(), sightings(), not_plain(), lengths()]
+    [fast(), direct(), local(), ttl(), ecn(), addresses(), sightings(), not_plain(), lengths()]
         .into_iter()
         .flatten()
         .collect()
@@ -64,6 +64,47 @@ fn direct() -> Vec<Case> {
     ]
 }
 
+/// To a pod beside it. On a bridge the frame goes over as it is, without the host's mark.
+fn local() -> Vec<Case> {
+    let over = |packet: Packet| packet.to(OTHER_POD).macs(OTHER_POD_MAC, POD_MAC);
+    let goes = |what, packet: Packet| {
+        let packet = over(packet);
+        case(what, &packet).mark(5).delivers(FastLocal, packet)
+    };
+    let stays = |what, packet: Packet| case(what, &over(packet)).mark(5).passes(PassPodLocal);
+    let whole = (20 + 8 + PAYLOAD) as u16;
+    let unknown = sent_udp().to(UNKNOWN_POD).macs(OTHER_POD_MAC, POD_MAC);
+    vec![
+        goes("local: TCP", sent_tcp(ACK)),
+        goes("local: SYN", sent_tcp(SYN)),
+        goes("local: UDP", sent_udp()),
+        goes("local: echo", sent_echo(8)),
+        goes("local: TTL 1, which no router takes", sent_udp().ttl(1)),
+        goes("local: a GSO packet", sent_tcp(ACK)).gso(30),
+        stays("local: options", sent_udp().options(&[1; 4])),
+        stays("local: first fragment", sent_udp().fragment(MF)),
+        stays("local: later fragment", sent_udp().fragment(7)),
+        stays("local: SCTP", sent_udp().protocol(SCTP)),
+        stays("local: ICMP error", sent_ip().icmp(3, 3, 0, 0).payload(28)),
+        stays("local: total length one too small", sent_udp().total_len(whole - 1)),
+        stays("local: total length one too large", sent_udp().total_len(whole + 1)),
+        stays("local: not qualified", sent_udp()).strict(),
+        stays("local: SYN, strict", sent_tcp(SYN)).strict(),
+        case("local: through the gateway, the host routes it", &sent_udp().to(OTHER_POD))
+            .passes(PassPodLocal),
+        case("local: to itself", &sent_udp().to(POD).macs(POD_MAC, POD_MAC)).passes(PassPodLocal),
+        case("local: broadcast frame", &sent_udp().to(OTHER_POD).macs([0xff; 6], POD_MAC))
+            .passes(PassPodLocal),
+        case("local: from the other's own address", &over(sent_udp().from(OTHER_POD)))
+            .drops(DropForgedPodSource),
+        case("local: from a peer's address", &over(sent_udp().from(REMOTE))).passes(PassPodForeignSource),
+        case("local: to a pod that nobody knows", &unknown).passes(PassPodNoPeer),
+        case("local: neither end known", &unknown.clone().from([10, 5, 1, 78].into()))
+            .passes(PassPodForeignSource)
+            .then(|rig| assert_eq!(rig.dataplane.take_sightings().unwrap().len(), 1)),
+    ]
+}
+
 fn ttl() -> Vec<Case> {
     let expires = |ttl| case(&format!("TTL {ttl}"), &sent_tcp(ACK).ttl(ttl)).passes(PassPodTtl);
     let goes_on = |ttl: u8| {
@@ -99,7 +140,6 @@ fn ecn() -> Vec<Case> {
 
 fn addresses() -> Vec<Case> {
     let no_peer = [
-        ("another local pod", OTHER_POD),
         ("the own subnet's gateway", [10, 5, 1, 1].into()),
         ("a slot without a peer", VACANT),
         ("outside the network", OUTSIDE),

@@ -100,12 +100,12 @@ fn direct() -> Vec<Case> {
         slow("direct: total length one too small", udp().total_len(whole - 1)),
         slow("direct: total length one too large", udp().total_len(whole + 1)),
         slow("direct: not qualified", udp()).strict(),
-        case("direct: to an unknown pod", &udp().to(UNKNOWN_POD)).is_ignored(),
-        case("direct: to the node", &udp().to(VTEP)).is_ignored(),
-        case("direct: for another host", &udp().macs(STRANGER_MAC, ROUTER_MAC)).is_ignored(),
-        case("not encapsulated, from a peer that does encapsulate", &udp().from(REMOTE)).is_ignored(),
-        case("not encapsulated, from another local pod", &udp().from(OTHER_POD)).is_ignored(),
-        case("not encapsulated, from outside", &udp().from(OUTSIDE)).is_ignored(),
+        case("direct: to an unknown pod", &udp().to(UNKNOWN_POD)).ignores(),
+        case("direct: to the node", &udp().to(VTEP)).ignores(),
+        case("direct: for another host", &udp().macs(STRANGER_MAC, ROUTER_MAC)).ignores(),
+        case("not encapsulated, from a peer that does encapsulate", &udp().from(REMOTE)).ignores(),
+        case("not encapsulated, from another local pod", &udp().from(OTHER_POD)).ignores(),
+        case("not encapsulated, from outside", &udp().from(OUTSIDE)).ignores(),
         arriving("encapsulated, from the pod of a direct peer", inner_udp().from(DIRECT_REMOTE))
             .drops(DropForgedPeerSource),
         case(
@@ -170,27 +170,25 @@ fn not_ours() -> Vec<Case> {
         ip.udp(50_000, 4789).vxlan(VNI).then(inner_udp())
     };
     vec![
-        case("ARP", &Packet::ethernet([0xff; 6], ROUTER_MAC).ether_type(ARP).payload(28)).is_ignored(),
-        case("IPv6", &Packet::ethernet(WIRE_MAC, ROUTER_MAC).ether_type(IPV6).payload(60)).is_ignored(),
-        case("a VLAN tag", &outer().then(inner_udp()).vlan(7)).is_ignored(),
-        case("TCP", &elsewhere.clone().tcp(22, PORT, ACK).payload(40)).is_ignored(),
-        case("ICMP", &elsewhere.clone().icmp(8, 0, 1, 1).payload(80)).is_ignored(),
-        case("UDP to another port", &other_port(&[])).is_ignored(),
-        case("UDP to another port, with options", &other_port(&[1; 4])).is_ignored(),
-        case("VXLAN for another address", &outer().to(PEER_VTEP).then(inner_udp())).is_ignored(),
-        case("VXLAN for broadcast", &outer().to([255; 4].into()).then(inner_udp())).is_ignored(),
-        case("a frame for another host", &outer().macs(STRANGER_MAC, ROUTER_MAC).then(inner_udp()))
-            .is_ignored(),
-        case("a broadcast frame", &outer().macs([0xff; 6], ROUTER_MAC).then(inner_udp())).is_ignored(),
+        case("ARP", &Packet::ethernet([0xff; 6], ROUTER_MAC).ether_type(ARP).payload(28)).ignores(),
+        case("IPv6", &Packet::ethernet(WIRE_MAC, ROUTER_MAC).ether_type(IPV6).payload(60)).ignores(),
+        case("a VLAN tag", &outer().then(inner_udp()).vlan(7)).ignores(),
+        case("TCP", &elsewhere.clone().tcp(22, PORT, ACK).payload(40)).ignores(),
+        case("ICMP", &elsewhere.clone().icmp(8, 0, 1, 1).payload(80)).ignores(),
+        case("UDP to another port", &other_port(&[])).ignores(),
+        case("UDP to another port, with options", &other_port(&[1; 4])).ignores(),
+        case("VXLAN for another address", &outer().to(PEER_VTEP).then(inner_udp())).ignores(),
+        case("VXLAN for broadcast", &outer().to([255; 4].into()).then(inner_udp())).ignores(),
+        case("a frame for another host", &outer().macs(STRANGER_MAC, ROUTER_MAC).then(inner_udp())).ignores(),
+        case("a broadcast frame", &outer().macs([0xff; 6], ROUTER_MAC).then(inner_udp())).ignores(),
         case("a multicast frame", &outer().macs([1, 0, 0x5e, 1, 1, 1], ROUTER_MAC).then(inner_udp()))
-            .is_ignored(),
-        case("a later outer fragment, which says no port", &outer().fragment(64).then(inner_udp()))
-            .is_ignored(),
+            .ignores(),
+        case("a later outer fragment, which says no port", &outer().fragment(64).then(inner_udp())).ignores(),
         case(
             "a later outer fragment of a stranger",
             &outer().from(STRANGER).fragment(MF | 64).then(inner_udp()),
         )
-        .is_ignored(),
+        .ignores(),
     ]
 }
 

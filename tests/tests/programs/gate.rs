@@ -2,7 +2,7 @@
 
 use loden_agent::dataplane::Program::{FromPod, FromWire};
 use loden_ebpf::{
-    abi::Flow,
+    abi::{Flow, FlowKey},
     reason::Reason::{self, *},
 };
 
@@ -21,21 +21,21 @@ pub(crate) fn cases() -> Vec<Case> {
     [outbound(), inbound()].into_iter().flatten().collect()
 }
 
-fn set(rig: &mut Rig, protocol: u8, change: impl FnOnce(&mut Flow)) {
+fn set(rig: &mut Rig, key: FlowKey, change: impl FnOnce(&mut Flow)) {
     let mut entry = Flow { epoch: rig.epoch(), ..Flow::default() };
     change(&mut entry);
-    rig.set_flow(flow(protocol), entry);
+    rig.set_flow(key, entry);
 }
 
 fn all_out(rig: &mut Rig) {
-    for protocol in [TCP, UDP, ICMP] {
-        set(rig, protocol, |flow| flow.outbound_until = FOREVER);
+    for key in flows() {
+        set(rig, key, |flow| flow.outbound_until = FOREVER);
     }
 }
 
 fn all_in(rig: &mut Rig) {
-    for protocol in [TCP, UDP, ICMP] {
-        set(rig, protocol, |flow| flow.inbound_until = FOREVER);
+    for key in flows() {
+        set(rig, key, |flow| flow.inbound_until = FOREVER);
     }
 }
 
@@ -70,10 +70,11 @@ fn outbound() -> Vec<Case> {
         );
     }
     // Whatever else sends it into the host stack is noted too, so that point 2 knows it.
-    let slow: [(&str, Packet, Reason); 6] = [
+    let slow: [(&str, Packet, Reason); 7] = [
         ("TTL 1", sent_udp().ttl(1), PassPodTtl),
         ("options", sent_udp().options(&[1; 8]), PassPodOptions),
         ("a first fragment", sent_udp().fragment(MF), PassPodFragment),
+        ("a MAC that is not the gateway's", sent_udp().macs(OTHER_POD_MAC, POD_MAC), PassPodNotForGateway),
         ("no uplink", sent_udp().to(KERNEL_REMOTE), PassPodNoUplink),
         ("too big", sent_ip().udp(LOCAL_PORT, REMOTE_PORT).payload(1400), PassPodTooBig),
         ("lengths that disagree", sent_udp().total_len(40), PassPodMalformed),
@@ -100,7 +101,7 @@ fn outbound() -> Vec<Case> {
             .open()
             .passes(PassPodProtocol),
         case("expired", &sent_udp())
-            .after(|rig| set(rig, UDP, |flow| flow.outbound_until = EXPIRED))
+            .after(|rig| set(rig, flow(UDP), |flow| flow.outbound_until = EXPIRED))
             .passes(PassPodGate),
         case("the epoch before", &sent_udp())
             .after(all_out)
@@ -108,7 +109,7 @@ fn outbound() -> Vec<Case> {
             .passes(PassPodGate),
         case("another flow of the endpoint", &sent_ip().udp(1, 2)).after(all_out).passes(PassPodGate),
         case("the same ports of another protocol", &sent_udp())
-            .after(|rig| set(rig, TCP, |flow| flow.outbound_until = FOREVER))
+            .after(|rig| set(rig, flow(TCP), |flow| flow.outbound_until = FOREVER))
             .passes(PassPodGate),
         case("no outbound entry makes another pod's source right", &sent_udp().from(OTHER_POD))
             .after(all_out)
@@ -117,6 +118,15 @@ fn outbound() -> Vec<Case> {
             .after(all_out)
             .encapsulates(encapsulated(sent_udp().ttl(63)))
             .then(|rig| assert_eq!(rig.flow(&flow(UDP)).unwrap().outbound_seen, 0)),
+        case("open: an endpoint whose flows nobody has looked at", &sent_udp())
+            .open()
+            .after(|rig| rig.unprove(POD))
+            .passes(PassPodGate),
+        case("open: the same, the flow qualified", &sent_udp())
+            .open()
+            .after(|rig| rig.unprove(POD))
+            .after(all_out)
+            .encapsulates(encapsulated(sent_udp().ttl(63))),
         case("open: fast packets know no flow", &sent_udp())
             .open()
             .encapsulates(encapsulated(sent_udp().ttl(63)))
@@ -167,7 +177,7 @@ fn inbound() -> Vec<Case> {
     }
     cases.extend([
         case("expired", &inner_udp())
-            .after(|rig| set(rig, UDP, |flow| flow.inbound_until = EXPIRED))
+            .after(|rig| set(rig, flow(UDP), |flow| flow.inbound_until = EXPIRED))
             .passes(PassWireGate),
         case("the epoch before", &inner_udp())
             .after(all_in)

@@ -4,7 +4,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use loden_agent::dataplane::Program::{self, *};
-use loden_ebpf::{abi::Flow, reason::Reason};
+use loden_ebpf::reason::Reason;
 
 use crate::{
     case::{REDIRECT, SHOT, UNSPEC, save},
@@ -66,6 +66,7 @@ fn good_frames(program: Program) -> Vec<Vec<u8>> {
             sent_echo(8),
             sent_udp().to(WIDE_REMOTE),
             sent_udp().to(DIRECT_REMOTE),
+            sent_udp().to(OTHER_POD).macs(OTHER_POD_MAC, POD_MAC),
             sent_ip().udp(LOCAL_PORT, REMOTE_PORT).payload(usize::from(PEER_MTU) - 78),
         ],
         FromWire => vec![
@@ -76,7 +77,7 @@ fn good_frames(program: Program) -> Vec<Vec<u8>> {
             direct().tcp(REMOTE_PORT, LOCAL_PORT, ACK).payload(9),
         ],
         FromOverlay => vec![inner_tcp(ACK), inner_udp(), inner_echo(0), inner_udp().from(WIDE_REMOTE)],
-        ToPod => vec![delivered(inner_tcp(ACK)), delivered(inner_udp()), delivered(inner_echo(0))],
+        ToPod | Guard => vec![delivered(inner_tcp(ACK)), delivered(inner_udp()), delivered(inner_echo(0))],
     };
     packets.iter().map(Packet::build).collect()
 }
@@ -155,15 +156,7 @@ fn hostile(program: Program) {
     Lab::run(|lab| {
         for (strict, frames) in [(false, OPEN_FRAMES), (true, STRICT_FRAMES)] {
             let mut rig = Rig::load(lab, Mode { strict, drop_forged: true });
-            for protocol in [TCP, UDP, ICMP] {
-                let entry = Flow {
-                    inbound_until: u64::MAX,
-                    outbound_until: u64::MAX,
-                    epoch: rig.epoch(),
-                    ..Flow::default()
-                };
-                rig.set_flow(flow(protocol), entry);
-            }
+            qualify(&mut rig);
             let mut redirected = 0;
             for _ in 0..frames / BATCH {
                 redirected += batch(&mut rig, program, strict, &test, || frame(&mut chance, &good));

@@ -3,11 +3,17 @@
 //!
 //! A failing test leaves `target/pcap/<test>.pcap`.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends at the first surprise; clippy knows tests by their attribute, and not their helpers"
+)]
+
 mod case;
 mod from_overlay;
 mod from_pod;
 mod from_wire;
 mod gate;
+mod guard;
 mod hash;
 mod hostile;
 mod observe;

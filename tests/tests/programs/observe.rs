@@ -44,16 +44,16 @@ fn outbound(program: Program) -> Vec<Case> {
             })
             .passes(NoteTranslated)
             .then(gates),
-        case("to no peer", &udp().to(OUTSIDE)).is_ignored().then(nothing_known),
-        case("to another local pod", &udp().to(OTHER_POD)).is_ignored().then(nothing_known),
-        case("from no endpoint", &udp().from(UNKNOWN_POD)).is_ignored().then(nothing_known),
-        case("from the node", &udp().from(VTEP)).is_ignored().then(nothing_known),
-        case("a later fragment", &udp().fragment(8)).is_ignored().then(nothing_known),
-        case("SCTP", &udp().protocol(SCTP)).is_ignored().then(nothing_known),
-        case("an ICMP error", &ip().icmp(11, 0, 0, 0).payload(28)).is_ignored().then(nothing_known),
-        case("ARP", &Packet::ethernet([0xff; 6], VTEP_MAC).ether_type(ARP).payload(28)).is_ignored(),
-        case("IPv6", &Packet::ethernet(PEER_VTEP_MAC, VTEP_MAC).ether_type(IPV6).payload(60)).is_ignored(),
-        case("a tagged frame", &udp().vlan(3)).is_ignored(),
+        case("to no peer", &udp().to(OUTSIDE)).ignores().then(nothing_known),
+        case("to another local pod", &udp().to(OTHER_POD)).ignores().then(nothing_known),
+        case("from no endpoint", &udp().from(UNKNOWN_POD)).ignores().then(nothing_known),
+        case("from the node", &udp().from(VTEP)).ignores().then(nothing_known),
+        case("a later fragment", &udp().fragment(8)).ignores().then(nothing_known),
+        case("SCTP", &udp().protocol(SCTP)).ignores().then(nothing_known),
+        case("an ICMP error", &ip().icmp(11, 0, 0, 0).payload(28)).ignores().then(nothing_known),
+        case("ARP", &Packet::ethernet([0xff; 6], VTEP_MAC).ether_type(ARP).payload(28)).ignores(),
+        case("IPv6", &Packet::ethernet(PEER_VTEP_MAC, VTEP_MAC).ether_type(IPV6).payload(60)).ignores(),
+        case("a tagged frame", &udp().vlan(3)).ignores(),
     ]
 }
 
@@ -67,12 +67,17 @@ fn inbound() -> Vec<Case> {
         }),
         case("a flow that never went in, strict gate", &udp()).strict().passes(NoteTranslated),
         case("TCP that never went in", &ip().tcp(80, 9, ACK)).passes(NoteTranslated),
-        case("from no peer", &udp().from(OUTSIDE)).is_ignored().then(nothing_known),
-        case("from another local pod", &udp().from(OTHER_POD)).is_ignored().then(nothing_known),
-        case("to no endpoint", &udp().to(UNKNOWN_POD)).is_ignored().then(nothing_known),
-        case("a later fragment", &udp().fragment(8)).is_ignored().then(nothing_known),
-        case("an ICMP error", &ip().icmp(3, 3, 0, 0).payload(28)).is_ignored().then(nothing_known),
-        case("ARP", &Packet::ethernet([0xff; 6], GATEWAY_MAC).ether_type(ARP).payload(28)).is_ignored(),
+        case("from no peer", &udp().from(OUTSIDE)).ignores().then(nothing_known),
+        case("from another local pod, never gone in", &udp().from(OTHER_POD))
+            .passes(NoteTranslated)
+            .then(|rig| assert!(rig.is_gated(POD) && rig.is_gated(OTHER_POD), "both ends are gated")),
+        case("flooded by a bridge: to another pod's address", &udp().to(OTHER_POD))
+            .ignores()
+            .then(nothing_known),
+        case("to no endpoint", &udp().to(UNKNOWN_POD)).ignores().then(nothing_known),
+        case("a later fragment", &udp().fragment(8)).ignores().then(nothing_known),
+        case("an ICMP error", &ip().icmp(3, 3, 0, 0).payload(28)).ignores().then(nothing_known),
+        case("ARP", &Packet::ethernet([0xff; 6], GATEWAY_MAC).ether_type(ARP).payload(28)).ignores(),
     ]
 }
 
@@ -104,7 +109,7 @@ fn sequences() -> Vec<Case> {
         Case::new("outbound: comes out as it went in", ToOverlay, &sent_udp().ttl(63))
             .strict()
             .after(goes_in)
-            .is_ignored()
+            .ignores()
             .then(|rig| {
                 let flow = flow_of(rig, &flow(UDP));
                 assert!(flow.outbound_until > flow.outbound_seen && flow.inbound_until == 0);
@@ -113,11 +118,18 @@ fn sequences() -> Vec<Case> {
         Case::new("inbound: comes out as it went in", ToPod, &delivered(inner_udp()))
             .strict()
             .after(arrives)
-            .is_ignored()
+            .ignores()
             .then(|rig| {
                 let flow = flow_of(rig, &flow(UDP));
                 assert!(flow.inbound_until > flow.inbound_seen && flow.outbound_until == 0);
             }),
+        pod("outbound: another packet of the tuple proves nothing", &sent_udp())
+            .after(goes_in)
+            .after(|rig| {
+                rig.run(ToOverlay, &sent_udp().ttl(63).id(0x4321).build(), Context::default());
+                assert!(!rig.is_gated(POD), "nor does it count as translated");
+            })
+            .passes(PassPodGate),
         pod("outbound: point 1 alone proves nothing", &sent_udp()).after(goes_in).passes(PassPodGate),
         pod("outbound: fast after both points", &sent_udp())
             .after(goes_in)

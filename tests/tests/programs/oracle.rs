@@ -117,7 +117,13 @@ fn gate(frame: &[u8], at: usize, ip: &Ip, outbound: bool, strict: bool) -> Optio
         // To be followed, TCP must show its flags, whether the gate asks for them or not.
         TCP if next.len() < 14 => return None,
         TCP | UDP => (word(next, 0)?, word(next, 2)?),
-        ICMP if next[0] == 0 || next[0] == 8 => (word(next, 4)?, word(next, 4)?),
+        // Of an echo, either way, the run has qualified the identifier.
+        ICMP if next[0] == 0 || next[0] == 8 => {
+            let (pod, remote) =
+                if outbound { (ip.source, ip.destination) } else { (ip.destination, ip.source) };
+            let is_qualified = (pod, remote, word(next, 4)) == (POD, REMOTE, Some(ECHO));
+            return (!strict || is_qualified).then_some(());
+        }
         _ => return None,
     };
     if !strict {
@@ -125,9 +131,8 @@ fn gate(frame: &[u8], at: usize, ip: &Ip, outbound: bool, strict: bool) -> Optio
     }
     let (local, remote) = if outbound { (ip.source, ip.destination) } else { (ip.destination, ip.source) };
     let ports = if outbound { ports } else { (ports.1, ports.0) };
-    let qualified = if ip.protocol == ICMP { (ECHO, ECHO) } else { (LOCAL_PORT, REMOTE_PORT) };
     let control = ip.protocol == TCP && next.get(13)? & 7 != 0;
-    ((local, remote, ports) == (POD, REMOTE, qualified) && !control).then_some(())
+    ((local, remote, ports) == (POD, REMOTE, (LOCAL_PORT, REMOTE_PORT)) && !control).then_some(())
 }
 
 /// The redirect of this frame that is right, if there is one.
@@ -136,12 +141,21 @@ pub(crate) fn allowed(program: Program, frame: &[u8], strict: bool) -> Option<Al
         FromPod => from_pod(frame, strict),
         FromWire => from_wire(frame, strict),
         FromOverlay => delivered(frame, 0, VTEP_MAC, strict, |_| true),
-        ToPod | ToOverlay | ToWire => None,
+        ToPod | ToOverlay | ToWire | Guard => None,
     }
 }
 
 fn from_pod(frame: &[u8], strict: bool) -> Option<Allowed> {
-    let ip = plain_ip(frame, 14).filter(|ip| ip.ttl >= 2 && ip.source == POD)?;
+    let ip = plain_ip(frame, 14).filter(|ip| ip.source == POD)?;
+    if ip.destination == OTHER_POD {
+        gate(frame, 14, &ip, true, strict)?;
+        // In one segment: nobody is a router here.
+        let over = is_ethernet_to(frame, 0, OTHER_POD_MAC).then(|| frame.to_vec())?;
+        return Some(Allowed { frame: Sent::As(over), ip: (14, 14) });
+    }
+    if ip.ttl < 2 {
+        return None;
+    }
     let (vtep, direct) = peer_of(ip.destination).filter(|(vtep, _)| *vtep != KERNEL_PEER_VTEP)?;
     let fits = frame.len() - 14 + if direct { 0 } else { 50 } <= usize::from(PEER_MTU);
     if !is_ethernet_to(frame, 0, GATEWAY_MAC) || !fits {
@@ -233,6 +247,6 @@ pub(crate) fn may_drop(program: Program, frame: &[u8]) -> bool {
             });
             is_ethernet_to(frame, 0, WIRE_MAC) && is_udp_for_us && (is_strange || is_forged)
         }
-        FromOverlay | ToPod | ToOverlay | ToWire => false,
+        FromOverlay | ToPod | ToOverlay | ToWire | Guard => false,
     }
 }

@@ -6,12 +6,15 @@ use loden_ebpf::reason::Reason;
 
 use crate::{from_overlay, from_pod, from_wire, gate, observe};
 
-/// Reasons that no test run can produce, and why. They are for what cannot happen as far as we know.
-const OUT_OF_REACH: [(Reason, &str); 1] = [(
-    Reason::DropRedirect,
-    "the redirect helpers refuse at once only flags that our programs never pass, and the bytes of a frame that \
+/// Reasons that no row produces, and why.
+const OUT_OF_REACH: [(Reason, &str); 2] = [
+    (Reason::DropGuard, "an XDP program's: see the module guard"),
+    (
+        Reason::DropRedirect,
+        "the redirect helpers refuse at once only flags that our programs never pass, and the bytes of a frame that \
      was just resized are always there; that a device is gone shows only when the kernel follows the redirect",
-)];
+    ),
+];
 
 #[test]
 fn every_reason_has_a_row_that_produces_it() {

@@ -186,7 +186,11 @@ impl<'a> Rig<'a> {
         self.dataplane.set_peers(&peers(self.lab)).unwrap();
         // Anew, so that no endpoint stays gated.
         self.dataplane.set_endpoints(&BTreeMap::new()).unwrap();
-        self.dataplane.set_endpoints(&endpoints(self.lab)).unwrap();
+        let endpoints = endpoints(self.lab);
+        self.dataplane.set_endpoints(&endpoints).unwrap();
+        for address in endpoints.keys() {
+            self.dataplane.prove_endpoint(*address, false).unwrap();
+        }
         self.dataplane.take_sightings().unwrap();
         for (key, _) in self.flows() {
             self.flows.remove(&key).unwrap();
@@ -203,6 +207,13 @@ impl<'a> Rig<'a> {
         test_run(classifier, frame, Context { ifindex, ..context })
     }
 
+    /// Runs the guard once: what it returned. It can change nothing.
+    pub(crate) fn guard(&mut self, frame: &[u8]) -> u32 {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        self.dataplane.guard().unwrap().test_run(options).unwrap().return_value
+    }
+
     /// The flow hash that the kernel has for a frame.
     pub(crate) fn hash(&self, frame: &[u8], ifindex: u32) -> u32 {
         test_run(&self.hash, frame, Context { ifindex, ..Context::default() }).action as u32
@@ -212,7 +223,7 @@ impl<'a> Rig<'a> {
     pub(crate) fn home(&self, program: Program) -> u32 {
         match program {
             Program::FromPod | Program::ToPod => self.lab.pod,
-            Program::FromWire | Program::ToWire => self.lab.wire,
+            Program::FromWire | Program::ToWire | Program::Guard => self.lab.wire,
             Program::FromOverlay | Program::ToOverlay => self.lab.overlay,
         }
     }
@@ -242,6 +253,15 @@ impl<'a> Rig<'a> {
             })
             .filter(|(_, packets, bytes)| (*packets, *bytes) != (0, 0))
             .collect()
+    }
+
+    /// Makes an endpoint one whose flows the agent has not looked at yet.
+    pub(crate) fn unprove(&mut self, pod: Ipv4Addr) {
+        let mut endpoints = endpoints(self.lab);
+        let endpoint = endpoints.remove(&pod).unwrap();
+        self.dataplane.set_endpoints(&endpoints).unwrap();
+        endpoints.insert(pod, endpoint);
+        self.dataplane.set_endpoints(&endpoints).unwrap();
     }
 
     pub(crate) fn is_gated(&self, pod: Ipv4Addr) -> bool {

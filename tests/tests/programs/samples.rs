@@ -1,6 +1,6 @@
 //! Good frames at each hook, which the rows bend.
 
-use loden_ebpf::abi::FlowKey;
+use loden_ebpf::abi::{Flow, FlowKey};
 
 use crate::{packet::*, rig::*};
 
@@ -80,14 +80,33 @@ pub(crate) fn delivered(inner: Packet) -> Packet {
     inner.macs(POD_MAC, GATEWAY_MAC).ttl(62)
 }
 
-/// The samples' flow.
+/// The samples' flow of TCP or UDP.
 pub(crate) fn flow(protocol: u8) -> FlowKey {
-    let ports = if protocol == ICMP { (ECHO, ECHO) } else { (LOCAL_PORT, REMOTE_PORT) };
+    key(protocol, LOCAL_PORT, REMOTE_PORT)
+}
+
+/// The samples' flows: TCP, UDP, and echo requests and replies each way, of which the sender's port is the
+/// identifier and the receiver's the type.
+pub(crate) fn flows() -> [FlowKey; 6] {
+    let echo = |local, remote| key(ICMP, local, remote);
+    [flow(TCP), flow(UDP), echo(ECHO, 8), echo(ECHO, 0), echo(8, ECHO), echo(0, ECHO)]
+}
+
+fn key(protocol: u8, local_port: u16, remote_port: u16) -> FlowKey {
     FlowKey {
         local: POD.octets(),
         remote: REMOTE.octets(),
-        local_port: ports.0.to_be_bytes(),
-        remote_port: ports.1.to_be_bytes(),
+        local_port: local_port.to_be_bytes(),
+        remote_port: remote_port.to_be_bytes(),
         protocol: u32::from(protocol),
+    }
+}
+
+/// Qualifies the samples' flows both ways, for longer than any test runs.
+pub(crate) fn qualify(rig: &mut Rig) {
+    for key in flows() {
+        let entry =
+            Flow { inbound_until: u64::MAX, outbound_until: u64::MAX, epoch: rig.epoch(), ..Flow::default() };
+        rig.set_flow(key, entry);
     }
 }

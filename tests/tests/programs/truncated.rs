@@ -1,7 +1,6 @@
 //! Good frames, cut after every byte: what is not whole is nobody's to redirect or to change.
 
 use loden_agent::dataplane::Program::{self, *};
-use loden_ebpf::abi::Flow;
 
 use crate::{
     case::{REDIRECT, UNSPEC, save},
@@ -20,6 +19,7 @@ fn frames() -> Vec<(Program, Packet)> {
         (FromPod, sent_udp()),
         (FromPod, sent_echo(8)),
         (FromPod, sent_udp().to(DIRECT_REMOTE)),
+        (FromPod, sent_udp().to(OTHER_POD).macs(OTHER_POD_MAC, POD_MAC)),
         (FromWire, outer().then(inner_tcp(ACK))),
         (FromWire, outer().then(inner_udp())),
         (FromWire, outer().then(inner_echo(0))),
@@ -33,15 +33,7 @@ fn frames() -> Vec<(Program, Packet)> {
 fn every_prefix_passes_unchanged(mode: Mode) {
     Lab::run(|lab| {
         let mut rig = Rig::load(lab, mode);
-        for protocol in [TCP, UDP, ICMP] {
-            let until = Flow {
-                inbound_until: u64::MAX,
-                outbound_until: u64::MAX,
-                epoch: rig.epoch(),
-                ..Flow::default()
-            };
-            rig.set_flow(flow(protocol), until);
-        }
+        qualify(&mut rig);
         for (program, packet) in frames() {
             let frame = packet.build();
             for len in SHORTEST..frame.len() {

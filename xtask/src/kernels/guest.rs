@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result};
 use super::Kernel;
 use crate::test::tally;
 
-/// The status of QEMU after a guest that has passed; 0 is one that ended without a word, as after a panic.
-const PASSED: i32 = 1;
+/// The last line of a guest whose tests have passed. One that panics or hangs does not say it.
+const PASSED: &str = "guest: tests ended with 0";
 
 /// What became of one boot.
 #[derive(Debug)]
@@ -48,7 +48,6 @@ pub(super) fn run(kernel: &Kernel, initramfs: &Path) -> Result<Run> {
         .args(["--kill-after=5", "1200", "qemu-system-x86_64"])
         .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1536"])
         .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
         .arg("-kernel")
         .arg(&kernel.image)
         .arg("-initrd")
@@ -58,7 +57,7 @@ pub(super) fn run(kernel: &Kernel, initramfs: &Path) -> Result<Run> {
     let output = command.output().context("qemu-system-x86_64 cannot be started")?;
     let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
     let (passed, mut failed) = tally(&text);
-    if output.status.code() != Some(PASSED) || passed == 0 {
+    if passed == 0 || !text.lines().any(|line| line.trim() == PASSED) {
         failed = failed.max(1);
     }
     let said = text.lines().filter_map(|line| {

@@ -1,0 +1,87 @@
+//! Whether the host translates flows of an endpoint already when it is found.
+//!
+//! The programs see each translation as it happens. What they have not seen is what happened before: a pod may
+//! begin with a service before the agent knows it, and a connection may be older than the programs. So a new
+//! endpoint is gated until the host's connection table has been read.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use anyhow::Result;
+use ipnet::Ipv4Net;
+
+use super::Reconciler;
+use crate::kernel::conntrack::{self, Path};
+
+impl Reconciler {
+    /// Looks the endpoints up of which it is not known yet.
+    pub(super) fn prove_endpoints(&mut self) -> Result<()> {
+        let (network, own) = (self.node.network.network, self.node.subnet);
+        let hosts: Vec<Ipv4Addr> =
+            self.bridges.iter().flat_map(|b| b.addresses.iter().copied()).chain([own.network()]).collect();
+        let Some(dataplane) = self.dataplane() else { return Ok(()) };
+        let unproven = dataplane.unproven_endpoints()?;
+        if unproven.is_empty() {
+            return Ok(());
+        }
+        // Twice: what began before the gate opened may have come too late for the first look.
+        for _ in 0..2 {
+            let translated = match conntrack::translated() {
+                Ok(paths) => translated_pods(&paths, network, own, &hosts),
+                Err(error) => {
+                    tracing::warn!("new pods stay gated: the connection table cannot be read: {error}");
+                    return Ok(());
+                }
+            };
+            for &address in &unproven {
+                dataplane.prove_endpoint(address, translated.contains(&address))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The pods of our own subnet that send such packets to a pod, or get them from one. `hosts` are the addresses of
+/// the subnet that are the host's own.
+fn translated_pods(
+    paths: &BTreeSet<Path>,
+    network: Ipv4Net,
+    own: Ipv4Net,
+    hosts: &[Ipv4Addr],
+) -> BTreeSet<Ipv4Addr> {
+    let is_pod = |address: &Ipv4Addr| network.contains(address) && !hosts.contains(address);
+    let between_pods = paths.iter().filter(|path| is_pod(&path.source) && is_pod(&path.destination));
+    between_pods
+        .flat_map(|path| [path.source, path.destination])
+        .filter(|address| own.contains(address))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_packets_between_pods_count() {
+        let paths = |list: &[(&str, &str)]| -> BTreeSet<Path> {
+            let parse = |(source, destination): &(&str, &str)| Path {
+                source: source.parse().unwrap(),
+                destination: destination.parse().unwrap(),
+            };
+            list.iter().map(parse).collect()
+        };
+        let pods = |list: &[(&str, &str)]| -> Vec<String> {
+            let (network, own) = ("10.5.0.0/16".parse().unwrap(), "10.5.1.0/24".parse().unwrap());
+            let hosts = ["10.5.1.0", "10.5.1.1"].map(|host| host.parse().unwrap());
+            translated_pods(&paths(list), network, own, &hosts).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(pods(&[("10.5.1.2", "10.96.0.1"), ("10.5.2.2", "10.5.1.2")]), ["10.5.1.2"], "a service");
+        assert_eq!(pods(&[("10.5.2.2", "192.0.2.1"), ("10.5.1.3", "10.5.2.2")]), ["10.5.1.3"], "a hostPort");
+        assert!(
+            pods(&[("10.5.1.2", "198.51.100.1"), ("198.51.100.1", "192.0.2.1")]).is_empty(),
+            "masquerade"
+        );
+        let local = [("10.5.1.2", "10.96.0.1"), ("10.5.1.3", "10.5.1.2")];
+        assert_eq!(pods(&local), ["10.5.1.2", "10.5.1.3"], "a local backend");
+        assert!(pods(&[("10.5.1.2", "10.96.0.1"), ("10.5.1.2", "10.5.1.1")]).is_empty(), "a hairpin");
+    }
+}

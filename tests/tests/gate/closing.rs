@@ -1,0 +1,137 @@
+//! A firewall with a memory, before and behind connections whose middle it has not seen.
+
+use std::{
+    io::{ErrorKind, Read as _},
+    net::{Shutdown, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use loden_tests::{
+    policy::stateful,
+    service::{Tool, at},
+    traffic::socket::{self, ask, open, pour, say, wants_end},
+};
+use nix::sys::socket::{setsockopt, sockopt::Linger};
+
+use crate::{STRICT, assert_direct_is_fast, cluster};
+
+const PORT: u16 = 8080;
+
+#[test]
+fn connections_live_and_end_behind_a_stateful_iptables_firewall() {
+    connections_live_and_end(Tool::Iptables);
+}
+
+#[test]
+fn connections_live_and_end_behind_a_stateful_nft_firewall() {
+    connections_live_and_end(Tool::Nft);
+}
+
+fn connections_live_and_end(tool: Tool) {
+    let (cluster, containers) = cluster(2, 1, &[STRICT, "--iptables-forward-rules=false"]);
+    let (a, b) = (&containers[0], &containers[1]);
+    for node in &cluster.nodes {
+        stateful(node.netns(), tool, &[PORT]).unwrap();
+        for sysctl in ["nf_conntrack_tcp_be_liberal", "nf_conntrack_tcp_ignore_invalid_rst"] {
+            let value = node.netns().exec(&format!("sysctl -n net.netfilter.{sysctl}")).unwrap();
+            assert_eq!(value.trim(), "1", "{sysctl} on {}", node.name());
+        }
+    }
+    let listener = socket::listen(b.host(), PORT).unwrap();
+    let connect = || open(a.netns(), None, at(b.address(), PORT), &listener).unwrap();
+    let not_allowed = socket::listen(b.host(), PORT + 1).unwrap();
+    let refused = a
+        .netns()
+        .run(|| TcpStream::connect_timeout(&at(b.address(), PORT + 1).into(), Duration::from_millis(500)));
+    assert!(refused.is_err(), "the firewall allows port {PORT} only");
+    drop(not_allowed);
+
+    // Idle for longer than any entry of the gate lives; then each side is the first to speak once.
+    let idle = [connect(), connect()];
+    for (near, far) in &idle {
+        pour(near, far, 5_000_000).unwrap();
+        pour(far, near, 5_000_000).unwrap();
+    }
+    let pause = Instant::now();
+
+    let (near, far) = connect();
+    exchange_bulk(&near, &far);
+    drop(near);
+    timely("the client's FIN", || wants_end(&far).unwrap());
+
+    let (near, far) = connect();
+    exchange_bulk(&near, &far);
+    drop(far);
+    timely("the server's FIN", || wants_end(&near).unwrap());
+
+    let (near, far) = connect();
+    exchange_bulk(&near, &far);
+    near.shutdown(Shutdown::Write).unwrap();
+    timely("the half-close", || wants_end(&far).unwrap());
+    pour(&far, &near, 50_000_000).unwrap();
+    drop(far);
+    timely("the other half's", || wants_end(&near).unwrap());
+
+    // More than 2^31 bytes since the firewall saw the connection last: the RST looks older than what it knows.
+    for client_sends in [true, false] {
+        let (near, far) = connect();
+        let (from, to) = if client_sends { (near, far) } else { (far, near) };
+        pour(&from, &to, 3_000_000_000).unwrap();
+        reset(from);
+        timely("RST", || {
+            let error = (&to).read(&mut [0; 16]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        });
+    }
+
+    let (asker, answerer) = (socket::udp(a.host(), 0).unwrap(), socket::udp(b.host(), PORT).unwrap());
+    asker.connect(at(b.address(), PORT)).unwrap();
+    for round in 0..50 {
+        ask(&asker, &answerer, &format!("datagram {round}")).unwrap();
+    }
+
+    thread::sleep(Duration::from_secs(17).saturating_sub(pause.elapsed()));
+    let [(near, far), (near2, far2)] = &idle;
+    timely("the client after the pause", || say(near, far, "client first").unwrap());
+    timely("the server after the pause", || say(far2, near2, "server first").unwrap());
+    exchange_bulk(near, far);
+    exchange_bulk(near2, far2);
+    for (near, far) in idle {
+        drop(near);
+        timely("the FIN after the pause", || wants_end(&far).unwrap());
+    }
+}
+
+fn exchange_bulk(near: &TcpStream, far: &TcpStream) {
+    pour(near, far, 50_000_000).unwrap();
+    pour(far, near, 50_000_000).unwrap();
+}
+
+/// Closes a connection by RST.
+fn reset(stream: TcpStream) {
+    setsockopt(&stream, Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+}
+
+/// Runs what must not take a retransmission's time.
+fn timely(what: &str, run: impl FnOnce()) {
+    let start = Instant::now();
+    run();
+    assert!(start.elapsed() < Duration::from_millis(190), "{what} took {:?}", start.elapsed());
+}
+
+#[test]
+fn forgetting_the_connections_behind_a_fast_flow_does_not_stop_it() {
+    let (cluster, containers) = cluster(2, 1, &[STRICT]);
+    let (a, b) = (&containers[0], &containers[1]);
+    let listener = socket::listen(b.host(), PORT).unwrap();
+    let (near, far) = open(a.netns(), None, at(b.address(), PORT), &listener).unwrap();
+    exchange_bulk(&near, &far);
+    for node in &cluster.nodes {
+        node.netns().exec("conntrack -F").unwrap();
+    }
+    exchange_bulk(&near, &far);
+    drop(near);
+    timely("FIN", || wants_end(&far).unwrap());
+    assert_direct_is_fast(&cluster.nodes, a, b);
+}

@@ -1,0 +1,208 @@
+//! The operator's filter rules under the strict gate: none of them is passed by.
+
+use std::{
+    net::UdpSocket,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use loden_tests::{
+    counters::{Counters, FAST_ENCAP},
+    netns::Netns,
+    policy::{Matching, deny},
+    process::wait_for,
+    service::{Tool, at},
+    traffic::{
+        ping,
+        socket::{self, say},
+    },
+};
+
+use crate::{STRICT, assert_direct_is_fast, cluster, snmp};
+
+/// From a change of the rules to its effect.
+const EFFECT: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_rule_added_in_the_middle_of_a_fast_flow_stops_it() {
+    let (cluster, containers) = cluster(2, 1, &[STRICT]);
+    let (a, b) = (&containers[0], &containers[1]);
+    let [near, far] = [0, 1].map(|n| cluster.nodes[n].netns());
+    let rules = [(near, Tool::Iptables), (far, Tool::Iptables), (near, Tool::Nft), (far, Tool::Nft)];
+    // Port 9000 is that of a flow that no rule concerns.
+    let ports: Vec<u16> = (9000..=9000 + rules.len() as u16).collect();
+    let receivers: Vec<UdpSocket> = ports.iter().map(|&port| socket::udp(b.host(), port).unwrap()).collect();
+    let senders: Vec<UdpSocket> = ports
+        .iter()
+        .map(|&port| {
+            let sender = socket::udp(a.host(), 0).unwrap();
+            sender.connect(at(b.address(), port)).unwrap();
+            sender
+        })
+        .collect();
+    let (stop, last) = (AtomicBool::new(false), Mutex::new(vec![Instant::now(); ports.len()]));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for sender in &senders {
+                    sender.send(b"datagram").unwrap();
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        for (n, receiver) in receivers.iter().enumerate() {
+            let (stop, last) = (&stop, &last);
+            receiver.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    if receiver.recv(&mut [0; 64]).is_ok() {
+                        last.lock().unwrap()[n] = Instant::now();
+                    }
+                }
+            });
+        }
+        let _end = Finally(&stop);
+        let encapsulated = || Counters::read(&cluster.nodes[0]).unwrap().get(FAST_ENCAP);
+        let before = encapsulated();
+        wait_for("the flows to be fast", Duration::from_secs(5), || {
+            (encapsulated() > before + 500).then_some(())
+        })
+        .unwrap();
+        let changed = Instant::now();
+        for (&port, (node, tool)) in ports[1..].iter().zip(rules) {
+            deny(node, tool, Matching::UdpTo(port)).unwrap();
+        }
+        // Past every tick of the agent, which might undo what it did at first.
+        thread::sleep(Duration::from_secs(32));
+        let last = last.lock().unwrap().clone();
+        assert!(last[0].elapsed() < Duration::from_secs(1), "the flow that no rule concerns goes on");
+        for (n, (node, tool)) in rules.iter().enumerate() {
+            let after = last[n + 1].saturating_duration_since(changed);
+            assert!(after < EFFECT, "{tool:?} on {}: packets arrived {after:?} after the rule", node.name());
+        }
+    });
+}
+
+/// Ends the threads of a scope also where an assertion fails in it.
+struct Finally<'a>(&'a AtomicBool);
+
+impl Drop for Finally<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn what_was_always_denied_never_arrives() {
+    let (cluster, containers) = cluster(2, 1, &[STRICT]);
+    let (a, b) = (&containers[0], &containers[1]);
+    let [near, far] = [0, 1].map(|n| cluster.nodes[n].netns());
+    let rules = [
+        (near, Tool::Iptables, 9001),
+        (far, Tool::Iptables, 9002),
+        (near, Tool::Nft, 9003),
+        (far, Tool::Nft, 9004),
+    ];
+    for (node, tool, port) in rules {
+        deny(node, tool, Matching::UdpTo(port)).unwrap();
+        deny(node, tool, Matching::TcpTo(port)).unwrap();
+    }
+    assert_direct_is_fast(&cluster.nodes, a, b);
+    let allowed = socket::udp(b.host(), 9000).unwrap();
+    let sender = socket::udp(a.host(), 6000).unwrap();
+    let denied: Vec<UdpSocket> = rules
+        .map(|(.., port)| {
+            let socket = socket::udp(b.host(), port).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket
+        })
+        .into();
+    let listeners = rules.map(|(.., port)| socket::listen(b.host(), port).unwrap());
+    let before = Counters::read(&cluster.nodes[0]).unwrap().get(FAST_ENCAP);
+    // From one socket to all ports, in turn with a flow that is allowed.
+    for round in 0..3000_u32 {
+        sender.send_to(b"allowed", at(b.address(), 9000)).unwrap();
+        allowed.recv(&mut [0; 64]).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        for (.., port) in rules {
+            sender.send_to(b"denied", at(b.address(), port)).unwrap();
+        }
+    }
+    let encapsulated = Counters::read(&cluster.nodes[0]).unwrap().get(FAST_ENCAP) - before;
+    assert!(encapsulated > 2800, "the allowed flow of that socket is fast: {encapsulated}");
+    for ((node, tool, port), (socket, listener)) in rules.iter().zip(denied.iter().zip(&listeners)) {
+        let arrived = socket.recv(&mut [0; 64]);
+        assert!(arrived.is_err(), "{tool:?} on {}: a datagram arrived at {port}", node.name());
+        let connecting = a.netns().run(|| {
+            let to = at(b.address(), *port).into();
+            std::net::TcpStream::connect_timeout(&to, Duration::from_millis(500))
+        });
+        assert!(connecting.is_err(), "{tool:?} on {}: a connection to {port}", node.name());
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err(), "{tool:?} on {}: a connection to {port}", node.name());
+    }
+}
+
+#[test]
+fn a_rule_against_one_direction_leaves_the_other_fast() {
+    let (cluster, containers) = cluster(2, 1, &[STRICT]);
+    let (a, b) = (&containers[0], &containers[1]);
+    for (n, tool, port) in [(0, Tool::Iptables, 7000), (1, Tool::Nft, 7001)] {
+        deny(cluster.nodes[n].netns(), tool, Matching::UdpFrom(port)).unwrap();
+        let (one, other) =
+            (socket::udp(a.host(), 6000 + port).unwrap(), socket::udp(b.host(), port).unwrap());
+        one.set_nonblocking(true).unwrap();
+        one.connect(at(b.address(), port)).unwrap();
+        let before = Counters::read(&cluster.nodes[0]).unwrap().get(FAST_ENCAP);
+        for round in 0..2000 {
+            one.send(b"there").unwrap();
+            let (_, peer) = other
+                .recv_from(&mut [0; 64])
+                .unwrap_or_else(|error| panic!("{tool:?}, round {round}: {error}"));
+            other.send_to(b"back", peer).unwrap();
+        }
+        let encapsulated = Counters::read(&cluster.nodes[0]).unwrap().get(FAST_ENCAP) - before;
+        assert!(encapsulated >= 1900, "one-way UDP qualifies by its own direction: {encapsulated} of 2000");
+        assert!(one.recv(&mut [0; 64]).is_err(), "{tool:?} on node {n}: a denied datagram came back");
+    }
+}
+
+#[test]
+fn allowed_echo_replies_let_no_denied_request_pass() {
+    let (cluster, containers) = cluster(2, 1, &[STRICT]);
+    let (a, b) = (&containers[0], &containers[1]);
+    deny(cluster.nodes[1].netns(), Tool::Nft, Matching::EchoRequestsIn).unwrap();
+    let before = snmp(b.netns(), "Icmp", "InEchos");
+    thread::scope(|scope| {
+        // Both with one identifier: the replies to one have the addresses and the identifier of the other.
+        let allowed =
+            scope.spawn(|| b.netns().exec(&format!("ping -q -e 77 -i 0.01 -c 300 {}", a.address())).unwrap());
+        let denied =
+            scope.spawn(|| a.netns().exec(&format!("ping -q -e 77 -i 0.01 -c 300 -W 1 {}", b.address())));
+        let summary = allowed.join().unwrap();
+        assert!(summary.contains(" 0% packet loss"), "{summary}");
+        assert!(denied.join().unwrap().is_err(), "a denied ping was answered");
+    });
+    assert_eq!(snmp(b.netns(), "Icmp", "InEchos") - before, 0, "echo requests that arrived");
+    ping(b.netns(), a.address(), 3).unwrap();
+}
+
+#[test]
+fn a_pod_that_was_denied_may_be_reached_once_the_rule_is_gone() {
+    let (cluster, containers) = cluster(2, 1, &[STRICT]);
+    let (a, b) = (&containers[0], &containers[1]);
+    let node: &Netns = cluster.nodes[0].netns();
+    deny(node, Tool::Nft, Matching::TcpTo(8080)).unwrap();
+    let listener = socket::listen(b.host(), 8080).unwrap();
+    let to = at(b.address(), 8080);
+    let refused =
+        a.netns().run(|| std::net::TcpStream::connect_timeout(&to.into(), Duration::from_millis(500)));
+    assert!(refused.is_err(), "the rule denies it");
+    node.exec("nft delete table ip operator").unwrap();
+    let (near, far) = socket::open(a.netns(), None, to, &listener).unwrap();
+    say(&near, &far, "hello").unwrap();
+    assert_direct_is_fast(&cluster.nodes, a, b);
+}
