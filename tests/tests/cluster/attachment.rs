@@ -54,7 +54,7 @@ fn assert_none(node: &Node, when: &str) {
 /// Says what `cargo xtask test --kernels` puts into its table.
 fn say_what_this_kernel_does(node: &Node) {
     let (tcx, _) = programs_at(node, "eth0", TcAttachType::Ingress);
-    println!("kernel: attached by = {}", if tcx.is_empty() { "clsact" } else { "TCX" });
+    println!("guest: attached by = {}", if tcx.is_empty() { "clsact" } else { "TCX" });
     let mut sizes: Vec<String> = loaded_programs()
         .flatten()
         .filter(|info| {
@@ -67,7 +67,7 @@ fn say_what_this_kernel_does(node: &Node) {
         .collect();
     sizes.sort();
     sizes.dedup();
-    println!("kernel: programs = {}", sizes.join(", "));
+    println!("guest: programs = {}", sizes.join(", "));
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn the_agent_names_what_the_kernel_lacks_and_runs_on_the_kernel_alone_exactly_th
         assert!(status["datapath_reason"].is_null(), "{status:#}");
         return;
     }
-    println!("kernel: programs = none: {}", status["datapath_reason"]);
+    println!("guest: programs = none: {}", status["datapath_reason"]);
     assert_eq!(status["datapath"], "kernel", "{status:#}");
     let reason = status["datapath_reason"].as_str().unwrap();
     assert!(reason.contains("bpf_ktime_get_coarse_ns (Linux 5.11)"), "{reason}");

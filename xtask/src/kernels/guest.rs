@@ -30,7 +30,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// What a test has said of the kernel, in a line `kernel: WHAT = VALUE`.
+    /// What a test has said of the kernel, in a line that ends with `guest: WHAT = VALUE`.
     pub(super) fn said(&self, what: &str) -> String {
         self.said.get(what).cloned().unwrap_or_else(|| "-".to_owned())
     }
@@ -61,7 +61,7 @@ pub(super) fn run(kernel: &Kernel, initramfs: &Path) -> Result<Run> {
         failed = failed.max(1);
     }
     let said = text.lines().filter_map(|line| {
-        let (what, value) = line.trim().strip_prefix("kernel: ")?.split_once(" = ")?;
+        let (what, value) = line.split_once("guest: ")?.1.trim().split_once(" = ")?;
         Some((what.to_owned(), value.to_owned()))
     });
     let said = said.collect();

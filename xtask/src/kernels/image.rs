@@ -206,10 +206,8 @@ fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
 fn in_order(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let list = kernel.modules.join("modules.dep");
     if !list.exists() {
-        // The package leaves that to its installation; it looks for lib/modules below the base.
+        // The package leaves that to its installation; it looks for lib/modules below its base.
         let base = kernel.modules.ancestors().nth(3).context("modules without a root")?;
-        let directory = kernel.modules.parent().and_then(Path::parent).context("modules without a root")?;
-        let base = if directory.ends_with("usr/lib") { base.join("usr") } else { base.to_owned() };
         run("depmod", &["-b", &base.display().to_string(), &kernel.release])?;
     }
     let text = fs::read_to_string(&list).with_context(|| list.display().to_string())?;
