@@ -99,7 +99,7 @@ pub(crate) fn run(chosen: &str, filter: Option<&str>, programs: &Programs<'_>) -
         let step = Step::start(format!("kernel {}", series.name));
         step.note("downloading");
         let kernel = debian::get(series, &cache)?;
-        step.note(&format!("{} runs", kernel.release));
+        step.note(&format!("tail -f target/kernels/{}.log", kernel.release));
         let tests: Vec<&str> = match filter {
             Some(filter) => vec![filter],
             None => if series.fast { FAST } else { SLOW }.to_vec(),

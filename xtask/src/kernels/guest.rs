@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::{self, File},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -36,7 +37,8 @@ impl Run {
     }
 }
 
-/// Boots the kernel and waits until it is off again; its own time limit ends it at the latest.
+/// Boots the kernel and waits until it is off again; a time limit ends it at the latest. What it says goes to a log
+/// beside the initramfs, to be watched.
 ///
 /// # Errors
 ///
@@ -45,7 +47,7 @@ pub(super) fn run(kernel: &Kernel, initramfs: &Path) -> Result<Run> {
     let start = Instant::now();
     let mut command = Command::new("timeout");
     command
-        .args(["--kill-after=5", "1200", "qemu-system-x86_64"])
+        .args(["--kill-after=5", "1800", "qemu-system-x86_64"])
         .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1536"])
         .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
         .arg("-kernel")
@@ -54,8 +56,13 @@ pub(super) fn run(kernel: &Kernel, initramfs: &Path) -> Result<Run> {
         .arg(initramfs)
         .args(["-append", "console=ttyS0 panic=-1 quiet random.trust_cpu=on mitigations=off"])
         .stdin(Stdio::null());
-    let output = command.output().context("qemu-system-x86_64 cannot be started")?;
-    let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    let log = initramfs.with_extension("log");
+    let output = command
+        .stdout(File::create(&log).with_context(|| log.display().to_string())?)
+        .stderr(Stdio::piped())
+        .output()
+        .context("qemu-system-x86_64 cannot be started")?;
+    let text = String::from_utf8_lossy(&fs::read(&log)?).replace('\r', "");
     let (passed, mut failed) = tally(&text);
     if passed == 0 || !text.lines().any(|line| line.trim() == PASSED) {
         failed = failed.max(1);

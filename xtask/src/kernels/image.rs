@@ -211,24 +211,27 @@ fn in_order(kernel: &Kernel) -> Result<Vec<PathBuf>> {
         run("depmod", &["-b", &base.display().to_string(), &kernel.release])?;
     }
     let text = fs::read_to_string(&list).with_context(|| list.display().to_string())?;
-    let mut order: Vec<PathBuf> = Vec::new();
-    for wanted in MODULES {
-        let is_wanted = |line: &&str| {
-            let file = line.split(':').next().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
-            file.split('.').next().is_some_and(|stem| stem.replace('-', "_") == *wanted)
-        };
-        let Some((module, needs)) = text.lines().find(is_wanted).and_then(|line| line.split_once(':')) else {
-            continue;
-        };
-        // modules.dep names the nearest first, so the last one needs nothing that follows.
+    Ok(load_order(&text, MODULES).into_iter().map(|path| kernel.modules.join(path)).collect())
+}
+
+/// The files of these modules and of what they need, each after what it needs itself; `dep` is a `modules.dep`.
+fn load_order<'a>(dep: &'a str, wanted: &[&str]) -> Vec<&'a str> {
+    let is_named = |line: &str, name: &str| {
+        let file = line.split(':').next().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
+        file.split('.').next().is_some_and(|stem| stem.replace('-', "_") == name)
+    };
+    let mut order: Vec<&str> = Vec::new();
+    for name in wanted {
+        let line = dep.lines().find(|line| is_named(line, name));
+        let Some((module, needs)) = line.and_then(|line| line.split_once(':')) else { continue };
+        // The nearest is named first, so the last one needs nothing that comes before it.
         for path in needs.split_whitespace().rev().chain([module]) {
-            let path = kernel.modules.join(path);
             if !order.contains(&path) {
                 order.push(path);
             }
         }
     }
-    Ok(order)
+    order
 }
 
 fn unpack(module: &Path, to: &Path) -> Result<()> {
@@ -240,4 +243,17 @@ fn unpack(module: &Path, to: &Path) -> Result<()> {
     let status = Command::new(program).args(["-dc"]).arg(module).stdout(File::create(to)?).status();
     ensure!(status.with_context(|| program.to_owned())?.success(), "{} is not unpacked", module.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::load_order;
+
+    #[test]
+    fn every_module_is_loaded_once_and_after_what_it_needs() {
+        let dep = "kernel/net/a-b.ko.xz: kernel/c.ko.xz kernel/d.ko.xz\nkernel/d.ko.xz:\n\
+            kernel/c.ko.xz: kernel/d.ko.xz\nkernel/e.ko.xz:\n";
+        let order = ["kernel/d.ko.xz", "kernel/c.ko.xz", "kernel/net/a-b.ko.xz"];
+        assert_eq!(load_order(dep, &["a_b", "c", "built_in"]), order);
+    }
 }

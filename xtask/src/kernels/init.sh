@@ -21,7 +21,7 @@ ulimit -n 65536
 sysctl -qw net.bridge.bridge-nf-call-iptables=1
 echo "guest: kernel $(uname -r)"
 # A test must not be able to hold the machine for ever. The last line is what the result is read from.
-timeout 1100 /loden/cluster --test-threads=1 --nocapture $(cat /loden/tests)
+timeout 1700 /loden/cluster --test-threads=1 --nocapture $(cat /loden/tests)
 echo "guest: tests ended with $?"
 sync
 poweroff -f
