@@ -64,8 +64,8 @@ pub enum DataplaneError {
         /// What there is.
         max: u32,
     },
-    /// The kernel is too old, or built without something.
-    #[error("this kernel lacks {}", .0.join(", "))]
+    /// The kernel is too old, was built without something, or does not let us.
+    #[error("no eBPF: there is no {}", .0.join(", no "))]
     Lacks(Vec<String>),
     /// The kernel refused the object, a map or a program.
     #[error("loading the programs: {0:#}")]

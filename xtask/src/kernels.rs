@@ -22,14 +22,14 @@ use crate::{
 
 /// The kernels: a series, and the suite of Debian's archive that has it.
 const SERIES: &[Series] = &[
-    Series { name: "5.10", archive: "debian-security", suite: "bullseye-security", fast: false },
-    Series { name: "6.1", archive: "debian-security", suite: "bookworm-security", fast: true },
-    Series { name: "6.12", archive: "debian", suite: "bookworm-backports", fast: true },
-    Series { name: "sid", archive: "debian", suite: "sid", fast: true },
+    Series { name: "5.10", archive: "debian-security", suite: "bullseye-security" },
+    Series { name: "6.1", archive: "debian-security", suite: "bookworm-security" },
+    Series { name: "6.12", archive: "debian", suite: "bookworm-backports" },
+    Series { name: "sid", archive: "debian", suite: "sid" },
 ];
 
-/// What must pass where the programs run: names of tests, or of modules of them, in the cluster ring.
-const FAST: &[&str] = &[
+/// What must pass on each: names of tests, or of modules of them, in the cluster ring.
+const CORE: &[&str] = &[
     "attachment::",
     "fast_path::",
     "local::",
@@ -38,16 +38,6 @@ const FAST: &[&str] = &[
     "churn::a_stream_goes_on",
     "direct::host_gw_takes",
     "guard::",
-    "reachability::every_container",
-    "reachability::without_the_programs",
-    "leaving::cleanup",
-];
-
-/// What must pass where they cannot.
-const SLOW: &[&str] = &[
-    "attachment::the_agent_names",
-    "fast_path::without_the_programs",
-    "mixed::",
     "reachability::every_container",
     "reachability::without_the_programs",
     "leaving::cleanup",
@@ -62,8 +52,6 @@ struct Series {
     archive: &'static str,
     /// Its suite.
     suite: &'static str,
-    /// Whether the programs run on it; if not, the agent must say why.
-    fast: bool,
 }
 
 /// What the guests run, as cargo built it.
@@ -102,7 +90,7 @@ pub(crate) fn run(chosen: &str, filter: Option<&str>, programs: &Programs<'_>) -
         step.note(&format!("tail -f target/kernels/{}.log", kernel.release));
         let tests: Vec<&str> = match filter {
             Some(filter) => vec![filter],
-            None => if series.fast { FAST } else { SLOW }.to_vec(),
+            None => CORE.to_vec(),
         };
         let run = boot(&image, &kernel, &tests, &cache)?;
         step.done(format!("{}: {} passed, {} failed", kernel.release, run.passed, run.failed));

@@ -133,6 +133,7 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
     let vtep = u32::from(settings.vtep);
     let (strict, drop_forged) = (u8::from(settings.strict), u8::from(settings.drop_forged));
     let vxlan = settings.vxlan.unwrap_or_default();
+    let coarse_clock = u8::from(features::has_coarse_clock());
     let mut loader = EbpfLoader::new();
     loader
         .override_global(global::NETWORK, &network, true)
@@ -149,6 +150,7 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
         .override_global(global::OUTER_TTL, &settings.outer_ttl, true)
         .override_global(global::STRICT, &strict, true)
         .override_global(global::DROP_FORGED, &drop_forged, true)
+        .override_global(global::COARSE_CLOCK, &coarse_clock, true)
         .map_max_entries(map::PEERS, settings.peer_slots()?)
         .map_max_entries(map::ENDPOINTS, settings.endpoint_slots()?);
     if let Some(pins) = pins {

@@ -2,14 +2,18 @@
 //!
 //! Before TCX (Linux 6.6) they are filters of a clsact qdisc, which outlive whoever made them.
 
-use std::time::Duration;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    time::Duration,
+};
 
-use aya::programs::{ProgramType, SchedClassifier, TcAttachType, loaded_programs};
-use aya::sys::{BpfHelper, is_helper_supported};
+use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use loden_tests::{
     cluster::{Cluster, Plan},
-    node::Node,
+    node::{Node, binary},
     process::wait_for,
+    remains,
     traffic::ping,
 };
 
@@ -109,7 +113,7 @@ fn a_program_that_somebody_detaches_is_attached_again_at_the_tick() {
     if filters.is_empty() {
         let links = node.bpffs().read_dir().unwrap().next().unwrap().unwrap().path().join("links");
         for link in links.read_dir().unwrap() {
-            std::fs::remove_file(link.unwrap().path()).unwrap();
+            fs::remove_file(link.unwrap().path()).unwrap();
         }
         assert!(!tcx.is_empty());
     } else {
@@ -129,18 +133,27 @@ fn a_program_that_somebody_detaches_is_attached_again_at_the_tick() {
 }
 
 #[test]
-fn the_agent_names_what_the_kernel_lacks_and_runs_on_the_kernel_alone_exactly_then() {
-    let cluster = Cluster::start(&Plan { nodes: 1, ..Plan::default() }, &[]).unwrap();
-    let status = cluster.nodes[0].status().unwrap();
-    let helper = BpfHelper::BPF_FUNC_ktime_get_coarse_ns;
-    if is_helper_supported(ProgramType::SchedClassifier, helper).unwrap() {
-        assert_eq!(status["datapath"], "ebpf", "{status:#}");
-        assert!(status["datapath_reason"].is_null(), "{status:#}");
-        return;
+fn an_agent_that_cannot_load_programs_names_what_is_missing_and_runs_on_the_kernel_alone() {
+    let directory = remains::directory("caps").unwrap();
+    let wrapper = directory.path().join("loden");
+    // All that routes and rules take, but nothing that lets a process load programs.
+    let script = format!(
+        "#!/bin/sh\nexec setpriv --bounding-set=-sys_admin,-bpf,-perfmon {} \"$@\"\n",
+        binary().unwrap().display()
+    );
+    fs::write(&wrapper, script).unwrap();
+    fs::set_permissions(&wrapper, Permissions::from_mode(0o755)).unwrap();
+    let plan = Plan { nodes: 2, binary: Some(wrapper), ..Plan::default() };
+    let mut cluster = Cluster::start(&plan, &[]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    for node in &cluster.nodes {
+        let status = node.status().unwrap();
+        assert_eq!(status["datapath"], "kernel", "{status:#}");
+        let reason = status["datapath_reason"].as_str().unwrap();
+        assert!(reason.contains("no permission to load programs (CAP_BPF"), "{reason}");
+        assert!(!reason.contains('\n'), "one line: {reason}");
+        assert!(node.log().contains(reason), "the log says it too: {}", node.log());
+        assert_none(node, "without the permission");
     }
-    println!("guest: programs = none: {}", status["datapath_reason"]);
-    assert_eq!(status["datapath"], "kernel", "{status:#}");
-    let reason = status["datapath_reason"].as_str().unwrap();
-    assert!(reason.contains("bpf_ktime_get_coarse_ns (Linux 5.11)"), "{reason}");
-    assert!(!reason.contains('\n'), "one line: {reason}");
+    assert_all_reach_all(&containers);
 }

@@ -30,6 +30,7 @@ const TOOLS: &[&str] = &[
     "nft",
     "nsenter",
     "ping",
+    "setpriv",
     "sysctl",
     "tc",
     "umount",
