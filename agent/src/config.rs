@@ -48,6 +48,8 @@ pub struct Config {
     pub xdp: Xdp,
     /// What happens to a packet whose inner source is not in its peer's subnet.
     pub source_check: SourceCheck,
+    /// Have the programs tell of every packet.
+    pub bpf_log: bool,
     /// Directory of the control socket; absolute.
     pub run_dir: PathBuf,
     /// Directory of the pinned programs and maps; absolute, on a BPF file system.
@@ -95,6 +97,7 @@ impl Config {
             gate: args.gate,
             xdp: args.xdp,
             source_check: args.source_check,
+            bpf_log: args.bpf_log,
             run_dir: args.run_dir,
             bpffs_dir: args.bpffs_dir,
             metrics_addr: args.metrics_addr,

@@ -10,11 +10,13 @@ mod clsact;
 mod features;
 mod hooks;
 mod load;
+mod packet_log;
 mod pins;
 mod tables;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
+use self::packet_log::PacketLog;
 use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
@@ -107,6 +109,8 @@ pub struct Dataplane {
     pins: Pins,
     hooks: BTreeMap<Hook, hooks::Attached>,
     guard_mode: GuardMode,
+    /// Reads what the programs tell of packets, where that was asked for.
+    _packet_log: Option<PacketLog>,
     peers: Array<MapData, Peer>,
     vteps: HashMap<MapData, [u8; 4], u32>,
     endpoints: Array<MapData, Endpoint>,

@@ -377,6 +377,7 @@ fn settings(node: &Node) -> Result<Settings> {
         outer_ttl: sysctl::get("net.ipv4.ip_default_ttl")?.trim().parse().unwrap_or(64),
         strict: node.config.gate == Gate::Strict,
         drop_forged: node.config.source_check == SourceCheck::Drop,
+        log_packets: node.config.bpf_log,
     })
 }
 

@@ -1,8 +1,17 @@
 //! The grid: subnets of one length cut a network into slots, and a slot's number is an array index.
 //!
-//! Both look-ups of a packet (the peer of an address, the endpoint of an address) are a subtraction, a shift
-//! and an array access, which the verifier inlines (about 1 ns); a hash of the same keys costs a call and a
-//! hash per packet (10-20 ns), an LPM trie several dependent loads.
+//! Both look-ups of a packet (the peer of an address, the endpoint of an address) are a subtraction, a shift and an
+//! array access, which the verifier inlines. What a look-up of a 32-byte peer adds to a program, in nanoseconds
+//! (medians of 41 rounds in turn, 20 000 test runs each, Linux 6.18, AMD EPYC, keys in cache):
+//!
+//! | peers | array | hash | LPM trie |
+//! | --- | --- | --- | --- |
+//! | 10 | 1 | 25 | 26 |
+//! | 1 000 | 1 | 25 | 52 |
+//! | 65 536 | 2 | 33 | 94 |
+//!
+//! The price is memory for slots that are empty, 32 bytes each, and that a lease smaller than a slot is left to the
+//! kernel.
 
 /// The slot of `address` in the network, or `None` outside of it. All in host order; `shift` is 32 - SubnetLen.
 #[inline(always)]

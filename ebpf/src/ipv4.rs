@@ -89,6 +89,19 @@ pub fn destination(header: &Header) -> u32 {
     u32::from_be_bytes([header[16], header[17], header[18], header[19]])
 }
 
+/// Whether the checksum covers the header as it stands (RFC 1071).
+#[inline(always)]
+#[must_use]
+pub fn has_right_checksum(header: &Header) -> bool {
+    let mut sum = 0;
+    let mut at = 0;
+    while at < LEN {
+        sum += u32::from(u16::from_be_bytes([header[at], header[at + 1]]));
+        at += 2;
+    }
+    checksum::finish(sum) == 0
+}
+
 /// Takes one hop off, as a router does, and keeps the checksum right. The TTL must be above 1.
 #[inline(always)]
 pub fn decrement_ttl(header: &mut Header) {
@@ -199,6 +212,14 @@ mod tests {
             decrement_ttl(&mut h);
             prop_assert_eq!(h[8], ttl - 1);
             prop_assert_eq!(verify(&h), 0xffff);
+        }
+
+        #[test]
+        fn one_changed_byte_is_noticed(tos in any::<u8>(), ttl in any::<u8>(), at in 0..LEN, bits in 1u8..) {
+            let mut h = header(tos, ttl);
+            prop_assert!(has_right_checksum(&h));
+            h[at] ^= bits;
+            prop_assert!(!has_right_checksum(&h));
         }
 
         #[test]

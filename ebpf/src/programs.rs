@@ -6,6 +6,7 @@ mod from_wire;
 mod gate;
 mod globals;
 mod guard;
+mod log;
 mod lookup;
 mod maps;
 mod observe;
@@ -18,7 +19,7 @@ use aya_ebpf::{
 };
 use loden_ebpf::reason::Reason;
 
-use self::skb::Skb;
+use self::{log::Seen, skb::Skb};
 
 /// What a program decided.
 enum Verdict {
@@ -41,26 +42,17 @@ impl From<Reason> for Verdict {
 /// Counts the verdict and turns it into what the kernel wants. `TC_ACT_UNSPEC` lets other programs at the hook
 /// run; on TCX it means "next".
 #[inline(always)]
-fn conclude(verdict: Verdict, len: u32) -> i32 {
-    match verdict {
-        Verdict::Redirect(reason, action) => {
-            if action == TC_ACT_SHOT {
-                maps::count(Reason::DropRedirect, len);
-            } else {
-                maps::count(reason, len);
-            }
-            action
-        }
-        Verdict::Pass(reason) => {
-            maps::count(reason, len);
-            TC_ACT_UNSPEC
-        }
-        Verdict::Drop(reason) => {
-            maps::count(reason, len);
-            TC_ACT_SHOT
-        }
-        Verdict::Ignore => TC_ACT_UNSPEC,
-    }
+fn conclude(skb: &Skb, verdict: Verdict, seen: &Seen) -> i32 {
+    let (reason, action) = match verdict {
+        Verdict::Redirect(_, TC_ACT_SHOT) => (Reason::DropRedirect, TC_ACT_SHOT),
+        Verdict::Redirect(reason, action) => (reason, action),
+        Verdict::Pass(reason) => (reason, TC_ACT_UNSPEC),
+        Verdict::Drop(reason) => (reason, TC_ACT_SHOT),
+        Verdict::Ignore => return TC_ACT_UNSPEC,
+    };
+    maps::count(reason, seen.len);
+    seen.tell(skb, reason);
+    action
 }
 
 #[xdp]
@@ -71,44 +63,50 @@ pub(crate) fn guard(ctx: XdpContext) -> u32 {
 #[classifier]
 pub(crate) fn from_pod(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
-    let len = skb.len();
-    conclude(from_pod::run(&mut skb), len)
+    let seen = Seen::of(&skb);
+    let verdict = from_pod::run(&mut skb);
+    conclude(&skb, verdict, &seen)
 }
 
 #[classifier]
 pub(crate) fn from_wire(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
-    let len = skb.len();
-    conclude(from_wire::run(&mut skb), len)
+    let seen = Seen::of(&skb);
+    let verdict = from_wire::run(&mut skb);
+    conclude(&skb, verdict, &seen)
 }
 
 #[classifier]
 pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
-    let len = skb.len();
-    conclude(from_overlay::run(&mut skb), len)
+    let seen = Seen::of(&skb);
+    let verdict = from_overlay::run(&mut skb);
+    conclude(&skb, verdict, &seen)
 }
 
 #[classifier]
 pub(crate) fn to_overlay(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
-    let len = skb.len();
-    conclude(observe::outbound(&mut skb), len)
+    let seen = Seen::of(&skb);
+    let verdict = observe::outbound(&mut skb);
+    conclude(&skb, verdict, &seen)
 }
 
 #[classifier]
 pub(crate) fn to_wire(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
-    let len = skb.len();
     if skb.take_fast() {
         return TC_ACT_UNSPEC;
     }
-    conclude(observe::outbound(&mut skb), len)
+    let seen = Seen::of(&skb);
+    let verdict = observe::outbound(&mut skb);
+    conclude(&skb, verdict, &seen)
 }
 
 #[classifier]
 pub(crate) fn to_pod(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
-    let len = skb.len();
-    conclude(observe::inbound(&mut skb), len)
+    let seen = Seen::of(&skb);
+    let verdict = observe::inbound(&mut skb);
+    conclude(&skb, verdict, &seen)
 }

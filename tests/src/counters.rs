@@ -10,7 +10,9 @@ use crate::{container::Container, node::Node};
 /// Packets encapsulated by the fast path.
 pub const FAST_ENCAP: &str = "fast_encap";
 /// Packets delivered by the fast path: decapsulated by it, or by the kernel just before it.
-pub const FAST_DELIVERED: [&str; 2] = ["fast_decap", "fast_overlay"];
+pub const FAST_DELIVERED: [&str; 3] = ["fast_decap", "fast_overlay", "fast_direct_in"];
+/// Packets that the fast path sent to a peer, encapsulated or not.
+pub const FAST_SENT: [&str; 2] = [FAST_ENCAP, "fast_direct_out"];
 
 /// A node's counters, by reason, summed over its CPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +57,7 @@ impl Counters {
 pub struct Share {
     /// Packets that the containers sent, by their own devices' counters: what the others are compared with.
     pub sent: u64,
-    /// Packets that the programs encapsulated.
+    /// Packets that the programs sent to a peer, encapsulated or not.
     pub encapsulated: u64,
     /// Packets that the programs put into the containers at the far end.
     pub delivered: u64,
@@ -90,7 +92,7 @@ impl Share {
         };
         let share = Self {
             sent: sent_after - sent_before,
-            encapsulated: grown(FAST_ENCAP),
+            encapsulated: FAST_SENT.into_iter().map(grown).sum(),
             delivered: FAST_DELIVERED.into_iter().map(grown).sum(),
         };
         Ok((result, share))

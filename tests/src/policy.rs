@@ -27,14 +27,15 @@ pub enum Matching {
 /// Where the tool is missing.
 pub fn deny(node: &Netns, tool: Tool, matching: Matching) -> Result<()> {
     match tool {
-        Tool::Iptables => {
+        Tool::Iptables | Tool::LegacyIptables => {
+            let program = if tool == Tool::Iptables { "iptables" } else { "iptables-legacy" };
             let what = match matching {
                 Matching::UdpTo(port) => format!("-p udp --dport {port}"),
                 Matching::UdpFrom(port) => format!("-p udp --sport {port}"),
                 Matching::TcpTo(port) => format!("-p tcp --dport {port}"),
                 Matching::EchoRequestsIn => "-i flannel.1 -p icmp --icmp-type echo-request".to_owned(),
             };
-            node.exec(&format!("iptables -I FORWARD {what} -j DROP")).map(drop)
+            node.exec(&format!("{program} -I FORWARD {what} -j DROP")).map(drop)
         }
         Tool::Nft => {
             let what = match matching {
@@ -61,7 +62,8 @@ pub fn deny(node: &Netns, tool: Tool, matching: Matching) -> Result<()> {
 pub fn stateful(node: &Netns, tool: Tool, ports: &[u16]) -> Result<()> {
     let list = |between: &str| ports.iter().map(u16::to_string).collect::<Vec<_>>().join(between);
     match tool {
-        Tool::Iptables => {
+        Tool::Iptables | Tool::LegacyIptables => {
+            let program = if tool == Tool::Iptables { "iptables-restore" } else { "iptables-legacy-restore" };
             let input = format!(
                 "*filter\n:FORWARD DROP [0:0]\n-F FORWARD\n-A FORWARD -m conntrack --ctstate INVALID -j DROP\n\
                  -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
@@ -69,7 +71,7 @@ pub fn stateful(node: &Netns, tool: Tool, ports: &[u16]) -> Result<()> {
                  -A FORWARD -p udp -m multiport --dports {0} -j ACCEPT\nCOMMIT\n",
                 list(",")
             );
-            feed(node, "iptables-restore", &["--noflush"], &input)
+            feed(node, program, &["--noflush"], &input)
         }
         Tool::Nft => {
             let input = format!(

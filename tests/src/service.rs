@@ -18,6 +18,8 @@ use crate::netns::Netns;
 pub enum Tool {
     /// iptables, on top of nf_tables.
     Iptables,
+    /// The iptables from before nf_tables, whose changes nobody is told of.
+    LegacyIptables,
     /// nft.
     Nft,
 }
@@ -55,6 +57,7 @@ impl Front {
 pub fn publish(node: &Netns, tool: Tool, fronts: &[Front]) -> Result<()> {
     match tool {
         Tool::Iptables => feed(node, "iptables-restore", &["--noflush"], &iptables(fronts)),
+        Tool::LegacyIptables => feed(node, "iptables-legacy-restore", &["--noflush"], &iptables(fronts)),
         Tool::Nft => feed(node, "nft", &["-f", "-"], &nft(fronts)),
     }
 }

@@ -51,7 +51,7 @@ impl Ring {
             "programs" => Self::Programs,
             "kernel" => Self::Kernel,
             "leases" => Self::Leases,
-            "cluster" => Self::Cluster,
+            "cluster" | "gate" => Self::Cluster,
             _ => Self::Host,
         }
     }

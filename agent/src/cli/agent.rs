@@ -76,6 +76,11 @@ pub struct AgentArgs {
     #[arg(long, value_enum, default_value_t = SourceCheck::Drop, help_heading = LODEN)]
     pub source_check: SourceCheck,
 
+    /// Have the programs tell of every packet in the log; for a look at little traffic
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          value_parser = flag_value::boolean, value_name = "BOOL", help_heading = LODEN)]
+    pub bpf_log: bool,
+
     /// Directory of the control socket
     #[arg(long, value_name = "DIR", default_value = "/run/loden", value_parser = flag_value::directory,
           help_heading = LODEN)]

@@ -16,6 +16,7 @@ use loden_ebpf::{
 
 use super::{
     Dataplane, DataplaneError, Direction, GuardMode, Program, features,
+    packet_log::PacketLog,
     pins::{PINNED_MAPS, Pins},
 };
 
@@ -42,6 +43,8 @@ pub struct Settings {
     pub strict: bool,
     /// Drop packets with a forged source.
     pub drop_forged: bool,
+    /// Tell of every packet in the agent's log.
+    pub log_packets: bool,
 }
 
 /// What the programs know of the VXLAN device.
@@ -95,6 +98,11 @@ impl Dataplane {
         pins.prepare(bpffs_dir)?;
         remove_misfits(&pins, settings)?;
         let mut ebpf = load(settings, Some(&pins))?;
+        let packet_log = settings
+            .log_packets
+            .then(|| PacketLog::open(&mut ebpf))
+            .transpose()
+            .map_err(DataplaneError::Load)?;
         let mut take = |name: &'static str| {
             ebpf.take_map(name)
                 .with_context(|| format!("the object has no map {name}"))
@@ -116,6 +124,7 @@ impl Dataplane {
             pins,
             hooks: BTreeMap::new(),
             guard_mode: GuardMode::default(),
+            _packet_log: packet_log,
             peers_held: BTreeMap::new(),
             endpoints_held: BTreeMap::new(),
         };
@@ -134,6 +143,8 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
     let (strict, drop_forged) = (u8::from(settings.strict), u8::from(settings.drop_forged));
     let vxlan = settings.vxlan.unwrap_or_default();
     let coarse_clock = u8::from(features::has_coarse_clock());
+    // aya-log's levels: 3 is info; at 0 nothing is told, and the verifier removes the telling.
+    let log_level: u8 = if settings.log_packets { 3 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader
         .override_global(global::NETWORK, &network, true)
@@ -151,6 +162,7 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
         .override_global(global::STRICT, &strict, true)
         .override_global(global::DROP_FORGED, &drop_forged, true)
         .override_global(global::COARSE_CLOCK, &coarse_clock, true)
+        .override_global(aya_log::LEVEL, &log_level, true)
         .map_max_entries(map::PEERS, settings.peer_slots()?)
         .map_max_entries(map::ENDPOINTS, settings.endpoint_slots()?);
     if let Some(pins) = pins {

@@ -11,6 +11,9 @@ pub(super) fn run(skb: &mut Skb) -> Verdict {
     if skb.ether_type() != ethernet::IPV4 {
         return pass;
     }
+    if skb.bytes::<{ ethernet::LEN + ipv4::LEN }>(0).is_none() {
+        skb.make_linear((ethernet::LEN + ipv4::LEN) as u32);
+    }
     let Some(ip) = skb.bytes::<{ ipv4::LEN }>(ethernet::LEN) else { return pass };
     let (source, destination) = (ipv4::source(ip), ipv4::destination(ip));
     let Some(endpoint) = lookup::endpoint(destination) else { return pass };

@@ -46,6 +46,9 @@ fn decide(skb: &mut Skb) -> Result<Arrival, Verdict> {
     if skb.ether_type() != ethernet::IPV4 || skb.has_vlan() || !skb.is_for_host() {
         return Err(Verdict::Ignore);
     }
+    if skb.bytes::<{ OUTER_IP + ipv4::LEN }>(0).is_none() {
+        skb.make_linear((OUTER_IP + ipv4::LEN) as u32);
+    }
     let Some(outer) = skb.bytes::<{ ipv4::LEN }>(OUTER_IP) else { return Err(Verdict::Ignore) };
     if ipv4::protocol(outer) != ipv4::UDP || ipv4::destination(outer) != globals::VTEP.load() {
         return direct(skb).map(Arrival::Direct);
@@ -94,9 +97,11 @@ fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, V
     if vxlan::vni(headers).is_none() {
         return Err(Reason::PassWireFlags.into());
     }
-    // The kernel trims to the outer lengths; where they say the same as the frame, nothing has to be trimmed.
+    // The kernel trims to the outer lengths; where they say the same as the frame, nothing has to be trimmed. A
+    // header that was damaged on the way it drops.
     if u32::from(ipv4::total_len(outer)) + OUTER_IP as u32 != skb.len()
         || u32::from(vxlan::udp_len(headers)) + UDP as u32 != skb.len()
+        || !ipv4::has_right_checksum(outer)
     {
         return Err(cut);
     }

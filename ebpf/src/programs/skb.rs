@@ -60,6 +60,12 @@ impl Skb {
         Self { raw: ctx.as_ptr().cast() }
     }
 
+    /// The context, for the log's macros.
+    #[inline(always)]
+    pub(super) fn context(&self) -> TcContext {
+        TcContext::new(self.raw)
+    }
+
     /// Length of the frame, Ethernet header included; of a GSO packet, the whole.
     #[inline(always)]
     pub(super) fn len(&self) -> u32 {

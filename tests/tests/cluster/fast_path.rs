@@ -5,6 +5,7 @@ use std::time::Duration;
 use loden_tests::{
     cluster::{Cluster, Plan},
     counters::{Counters, Share},
+    process::wait_for,
     traffic::{
         ping,
         stream::{self, Until},
@@ -67,4 +68,24 @@ fn without_the_programs_bulk_tcp_arrives_and_nothing_is_counted() {
     assert_eq!(stream.bytes, 200_000_000);
     assert!(share.sent > 1000, "{share:?}");
     assert_eq!((share.encapsulated, share.delivered), (0, 0));
+}
+
+#[test]
+fn the_programs_tell_of_packets_when_asked_and_only_then() {
+    for (args, told) in [(&["--bpf-log", "--gate=open"][..], true), (&["--gate=open"][..], false)] {
+        let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, args).unwrap();
+        let containers = cluster.run_containers(1).unwrap();
+        let (a, b) = (&containers[0], &containers[1]);
+        ping(a.netns(), b.address(), 20).unwrap();
+        let line = format!("{} > {} proto 1 98 bytes", a.address(), b.address());
+        let tells = |log: &str| log.lines().any(|l| l.contains("fast_encap if ") && l.contains(&line));
+        if told {
+            wait_for("the packets in the log", Duration::from_secs(5), || {
+                tells(&cluster.nodes[0].log()).then_some(())
+            })
+            .unwrap_or_else(|error| panic!("{error:#}: {}", cluster.nodes[0].log()));
+        } else {
+            assert!(!tells(&cluster.nodes[0].log()));
+        }
+    }
 }

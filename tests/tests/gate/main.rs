@@ -51,8 +51,13 @@ use under_both_gates;
 
 /// Nodes with agents and so many containers on each, known to all agents.
 fn cluster(nodes: u32, each: u32, args: &[&str]) -> (Cluster, Vec<Container>) {
+    cluster_of(&Plan { nodes, ..Plan::default() }, each, args)
+}
+
+/// The same, with a network config of its own.
+fn cluster_of(plan: &Plan, each: u32, args: &[&str]) -> (Cluster, Vec<Container>) {
     let args: Vec<&str> = args.iter().copied().chain(["--datapath=ebpf"]).collect();
-    let mut cluster = Cluster::start(&Plan { nodes, ..Plan::default() }, &args).unwrap();
+    let mut cluster = Cluster::start(plan, &args).unwrap();
     for node in &cluster.nodes {
         // As Docker's bridge: without a MAC of its own it would take a port's, and another with the next port.
         node.netns().ip(&format!("link set {BRIDGE} address 02:42:00:00:00:01")).unwrap();

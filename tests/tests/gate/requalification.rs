@@ -54,7 +54,9 @@ fn bulk_and_transactions_stay_fast_across_requalification_and_nothing_stalls() {
         let (stream, share) = Share::during(&cluster.nodes, &all, bulk).unwrap();
         assert!(share.smaller() >= 0.99, "bulk: {share:?}");
         let again = retransmitted() - before;
-        assert!(again <= 5, "{again} segments of {} MB sent again", stream.bytes / 1_000_000);
+        // Hardly any; one that is sent again by mistake may be a GSO packet of 46 segments.
+        let segments = stream.bytes / 1400;
+        assert!(again * 100_000 <= segments, "{again} of {segments} segments sent again");
         let exchange = || transactions::run(Kind::TcpRr, a.host(), b.host(), PHASE);
         let (rate, share) = Share::during(&cluster.nodes, &all, exchange).unwrap();
         assert!(share.smaller() >= 0.95, "transactions: {share:?} {rate:?}");

@@ -3,27 +3,34 @@
 use std::{collections::BTreeSet, net::Ipv4Addr, thread, time::Duration};
 
 use loden_tests::{
-    cluster::Cluster,
+    cluster::{Cluster, Plan},
     container::Container,
     service::{self, Front, Tool, at},
     traffic::socket::{self, ask, open, pour, say, wants_end},
 };
 
-use crate::{OPEN, assert_direct_is_fast, cluster, fast, gated, under_both_gates};
+use crate::{OPEN, assert_direct_is_fast, cluster_of, fast, gated, under_both_gates};
 
 const PORT: u16 = 8080;
 
 under_both_gates! {
     replies_come_from_the_cluster_ip_by_iptables
     replies_come_from_the_cluster_ip_by_nft
+    replies_come_from_the_cluster_ip_without_encapsulation
 }
 
 fn replies_come_from_the_cluster_ip_by_iptables(gate: &str) {
-    replies_come_from_the_cluster_ip(gate, Tool::Iptables);
+    replies_come_from_the_cluster_ip(gate, Tool::Iptables, &Plan { nodes: 2, ..Plan::default() });
 }
 
 fn replies_come_from_the_cluster_ip_by_nft(gate: &str) {
-    replies_come_from_the_cluster_ip(gate, Tool::Nft);
+    replies_come_from_the_cluster_ip(gate, Tool::Nft, &Plan { nodes: 2, ..Plan::default() });
+}
+
+fn replies_come_from_the_cluster_ip_without_encapsulation(gate: &str) {
+    let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#.to_owned();
+    let plan = Plan { nodes: 2, config, ..Plan::default() };
+    replies_come_from_the_cluster_ip(gate, Tool::Iptables, &plan);
 }
 
 /// The n-th ClusterIP, outside of the cluster's network.
@@ -31,8 +38,8 @@ fn vip(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 96, 0, n)
 }
 
-fn replies_come_from_the_cluster_ip(gate: &str, tool: Tool) {
-    let (cluster, containers) = cluster(2, 2, &[gate]);
+fn replies_come_from_the_cluster_ip(gate: &str, tool: Tool, plan: &Plan) {
+    let (cluster, containers) = cluster_of(plan, 2, &[gate]);
     let (client, local, remote) = (&containers[0], &containers[1], &containers[2]);
     let backend = |container: &Container| at(container.address(), PORT);
     let fronts = [

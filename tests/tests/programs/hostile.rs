@@ -188,13 +188,19 @@ fn batch(
         let allowed = oracle::allowed(program, &frame, strict);
         let hash = || rig.hash(&frame, rig.home(program));
         let verdict = match (outcome.action, &allowed) {
-            (REDIRECT, Some(allowed)) if allowed.agrees(&frame, &outcome.frame, hash) => Ok(redirected += 1),
+            (REDIRECT, Some(allowed)) if allowed.agrees(&frame, &outcome.frame, hash) => {
+                redirected += 1;
+                Ok(())
+            }
             (REDIRECT, Some(_)) => Err("is redirected as another frame than it should be"),
             (REDIRECT, None) => Err("is redirected, and must not be"),
             (_, Some(_)) => Err("should be redirected"),
             (UNSPEC | SHOT, _) if outcome.frame != frame => Err("is changed"),
             (SHOT, _) if !oracle::may_drop(program, &frame) => Err("is dropped for no reason"),
-            (SHOT, _) => Ok(dropped += 1),
+            (SHOT, _) => {
+                dropped += 1;
+                Ok(())
+            }
             (UNSPEC, _) => Ok(()),
             _ => Err("gets an answer that means nothing"),
         };

@@ -22,4 +22,5 @@ mod packet;
 mod reasons;
 mod rig;
 mod samples;
+mod scale;
 mod truncated;

@@ -1,8 +1,9 @@
 //! What may be redirected and what may be dropped, judged a second time: from RFC 791, 768, 792, 6040 and 7348 and
 //! the rules of the data path, without any code of the programs.
 //!
-//! Header checksums are not judged: a forwarder that only adjusts them (RFC 1624) hands a wrong one on as wrong
-//! as it came, and the receiver discards the packet. That is what [`Allowed::agrees`] insists on.
+//! The checksum of a header that goes on is not judged: a forwarder that only adjusts it (RFC 1624) hands a wrong one
+//! on as wrong as it came, and the receiver discards the packet. That is what [`Allowed::agrees`] insists on. That of
+//! the outer header, which ends here, is.
 
 use std::net::Ipv4Addr;
 
@@ -196,7 +197,8 @@ fn from_wire(frame: &[u8], strict: bool) -> Option<Allowed> {
     let is_vxlan = word(udp, 2) == Some(PORT)
         && word(udp, 4).map(usize::from) == Some(frame.len() - 34)
         && udp[8..16] == vni[..]
-        && is_ethernet_to(frame, 0, WIRE_MAC);
+        && is_ethernet_to(frame, 0, WIRE_MAC)
+        && ones_complement_sum(&frame[14..34]) == 0xffff;
     let inner_tos = *frame.get(65)?;
     let (ce, not_ect) = (outer.tos & 3 == 3, inner_tos & 3 == 0);
     let inner_udp_unsummed = frame.get(73) == Some(&UDP) && word(frame, 64 + 26) == Some(0);
@@ -209,6 +211,12 @@ fn from_wire(frame: &[u8], strict: bool) -> Option<Allowed> {
         frame[15] |= 3;
     }
     Some(allowed)
+}
+
+/// The sum that RFC 791 wants to be all ones over a whole header.
+fn ones_complement_sum(header: &[u8]) -> u32 {
+    let sum: u32 = header.chunks(2).map(|word| u32::from(word[0]) * 256 + u32::from(word[1])).sum();
+    sum % 0xffff + if sum != 0 && sum % 0xffff == 0 { 0xffff } else { 0 }
 }
 
 /// The inner frame at `at`, routed into the pod that it is for.

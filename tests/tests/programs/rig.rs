@@ -61,7 +61,7 @@ pub(crate) const PEER_MTU: u16 = 1400;
 
 /// A namespace with the interfaces that the programs know by index, and a bpffs.
 pub(crate) struct Lab {
-    bpffs: Bpffs,
+    pub(crate) bpffs: Bpffs,
     _directory: tempfile::TempDir,
     pub(crate) pod: u32,
     pub(crate) other_pod: u32,
@@ -168,6 +168,7 @@ impl<'a> Rig<'a> {
             outer_ttl: OUTER_TTL,
             strict: mode.strict,
             drop_forged: mode.drop_forged,
+            log_packets: false,
         };
         let pins = lab.bpffs.path().join(format!("strict-{}-forged-{}", mode.strict, mode.drop_forged));
         let dataplane = Dataplane::load(&settings, &pins).unwrap();

@@ -1,0 +1,56 @@
+//! Telling of packets (`--bpf-log`). The level is a constant when the programs are loaded, so unless it was asked
+//! for the verifier removes all of this.
+
+use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::{
+    info,
+    macro_support::{Level, level_enabled},
+};
+use loden_ebpf::{ethernet, ipv4, reason::Reason};
+
+use super::skb::Skb;
+
+/// A packet as the program saw it first.
+pub(super) struct Seen {
+    pub(super) len: u32,
+    ifindex: u32,
+    source: u32,
+    destination: u32,
+    protocol: u8,
+}
+
+impl Seen {
+    #[inline(always)]
+    pub(super) fn of(skb: &Skb) -> Self {
+        let mut seen = Self { len: skb.len(), ifindex: 0, source: 0, destination: 0, protocol: 0 };
+        if level_enabled(Level::Info) {
+            seen.ifindex = skb.ifindex();
+            if let Some(ip) = skb.bytes::<{ ipv4::LEN }>(ethernet::LEN)
+                && skb.ether_type() == ethernet::IPV4
+            {
+                seen.source = ipv4::source(ip);
+                seen.destination = ipv4::destination(ip);
+                seen.protocol = ipv4::protocol(ip);
+            }
+        }
+        seen
+    }
+
+    /// The agent puts the reason's name in the place of its number.
+    #[inline(always)]
+    pub(super) fn tell(&self, skb: &Skb, reason: Reason) {
+        if level_enabled(Level::Info) {
+            let ctx: TcContext = skb.context();
+            info!(
+                &ctx,
+                "{} if {} {:i} > {:i} proto {} {} bytes",
+                reason as u32,
+                self.ifindex,
+                self.source,
+                self.destination,
+                self.protocol,
+                self.len
+            );
+        }
+    }
+}

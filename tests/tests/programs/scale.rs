@@ -1,0 +1,84 @@
+//! The maps at the size of a large cluster.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Instant};
+
+use ipnet::Ipv4Net;
+use loden_agent::dataplane::{Changes, Dataplane, PeerPath, Settings, Underlay, VxlanSettings};
+use loden_ebpf::abi::Endpoint;
+
+use crate::rig::Lab;
+
+fn load(network: &str, subnet: &str, pins: &Path) -> Dataplane {
+    let subnet: Ipv4Net = subnet.parse().unwrap();
+    let settings = Settings {
+        network: network.parse().unwrap(),
+        subnet_len: subnet.prefix_len(),
+        subnet,
+        vtep: Ipv4Addr::new(192, 0, 2, 1),
+        vxlan: Some(VxlanSettings { mac: [2, 0, 0, 0, 0, 1], vni: 1, port: 8472 }),
+        source_ports: (32768, 60999),
+        outer_ttl: 64,
+        strict: true,
+        drop_forged: true,
+        log_packets: false,
+    };
+    Dataplane::load(&settings, pins).unwrap()
+}
+
+fn added(added: usize) -> Changes {
+    Changes { added, ..Changes::default() }
+}
+
+#[test]
+fn sixty_five_thousand_peers_fit_and_the_next_agent_finds_them() {
+    Lab::run(|lab| {
+        let pins = lab.bpffs.path().join("peers");
+        let mut dataplane = load("10.0.0.0/8", "10.0.0.0/24", &pins);
+        let peers: Vec<PeerPath> = (1..65_536u32)
+            .map(|slot| PeerPath {
+                subnet: Ipv4Net::new(Ipv4Addr::from(0x0a00_0000 + (slot << 8)), 24).unwrap(),
+                vtep: Ipv4Addr::from(0xc612_0000 + slot),
+                vtep_mac: [2, 0, 0, 0, (slot >> 8) as u8, slot as u8],
+                direct: false,
+                underlay: Some(Underlay {
+                    uplink: 1,
+                    next_hop: Ipv4Addr::new(192, 0, 2, 254),
+                    source: Ipv4Addr::new(192, 0, 2, 1),
+                    mtu: 1500,
+                }),
+            })
+            .collect();
+        let start = Instant::now();
+        assert_eq!(dataplane.set_peers(&peers).unwrap(), added(65_535));
+        println!("65 535 peers written in {:?}", start.elapsed());
+        drop(dataplane);
+        let start = Instant::now();
+        let mut next = load("10.0.0.0/8", "10.0.0.0/24", &pins);
+        println!("read back by the next agent in {:?}", start.elapsed());
+        assert_eq!(next.set_peers(&peers).unwrap(), Changes::default());
+        let changes = next.set_peers(&peers[..10]).unwrap();
+        assert_eq!(changes, Changes { removed: 65_525, ..Changes::default() });
+    });
+}
+
+#[test]
+fn a_thousand_endpoints_fit_and_the_next_agent_finds_them() {
+    Lab::run(|lab| {
+        let pins = lab.bpffs.path().join("endpoints");
+        let mut dataplane = load("10.0.0.0/12", "10.0.4.0/22", &pins);
+        let endpoints: BTreeMap<Ipv4Addr, Endpoint> = (2..1002u32)
+            .map(|host| {
+                let address = Ipv4Addr::from(0x0a00_0400 + host);
+                let mac = [2, 1, 0, 0, (host >> 8) as u8, host as u8];
+                let endpoint =
+                    Endpoint { address: address.octets(), ifindex: host, mac, ..Endpoint::default() };
+                (address, endpoint)
+            })
+            .collect();
+        assert_eq!(dataplane.set_endpoints(&endpoints).unwrap(), added(1000));
+        drop(dataplane);
+        let mut next = load("10.0.0.0/12", "10.0.4.0/22", &pins);
+        assert_eq!(next.set_endpoints(&endpoints).unwrap(), Changes::default());
+        assert_eq!(next.endpoints().unwrap().len(), 1000);
+    });
+}
