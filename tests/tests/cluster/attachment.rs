@@ -138,7 +138,7 @@ fn an_agent_that_cannot_load_programs_names_what_is_missing_and_runs_on_the_kern
     let wrapper = directory.path().join("loden");
     // All that routes and rules take, but nothing that lets a process load programs.
     let script = format!(
-        "#!/bin/sh\nexec setpriv --bounding-set=-sys_admin,-bpf,-perfmon {} \"$@\"\n",
+        "#!/bin/sh\nexec /usr/bin/setpriv --bounding-set=-sys_admin,-bpf,-perfmon {} \"$@\"\n",
         binary().unwrap().display()
     );
     fs::write(&wrapper, script).unwrap();
