@@ -65,8 +65,12 @@ fn say_what_this_kernel_does(node: &Node) {
             info.name_as_str().is_some_and(|name| HOOKS.iter().any(|(.., program)| *program == name))
         })
         .map(|info| {
-            let verified = info.verified_instruction_count().unwrap_or(0);
-            format!("{} {verified}", info.name_as_str().unwrap())
+            let name = info.name_as_str().unwrap();
+            // Kernels before 5.16 do not say what the verifier went through.
+            match info.verified_instruction_count() {
+                Some(verified) if verified > 0 => format!("{name} {verified}"),
+                _ => name.to_owned(),
+            }
         })
         .collect();
     sizes.sort();
