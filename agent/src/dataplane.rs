@@ -6,6 +6,8 @@
 //!
 //! It never decides which peer or endpoint belongs in a map: it is told.
 
+mod clsact;
+mod features;
 mod hooks;
 mod load;
 mod packet_log;
@@ -64,12 +66,25 @@ pub enum DataplaneError {
         /// What there is.
         max: u32,
     },
+    /// The kernel is too old, was built without something, or does not let us.
+    #[error("no eBPF: there is no {}", .0.join(", no "))]
+    Lacks(Vec<String>),
     /// The kernel refused the object, a map or a program.
     #[error("loading the programs: {0:#}")]
     Load(#[source] anyhow::Error),
     /// A program could not be attached.
     #[error("attaching {program} to {interface}: {source:#}")]
     Attach {
+        /// The program.
+        program: &'static str,
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        source: anyhow::Error,
+    },
+    /// A filter could not be deleted.
+    #[error("detaching {program} from {interface}: {source:#}")]
+    Detach {
         /// The program.
         program: &'static str,
         /// The interface.

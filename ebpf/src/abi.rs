@@ -74,6 +74,8 @@ pub mod global {
     pub const STRICT: &str = "STRICT";
     /// `u8`: 1 where packets with a forged source are dropped, 0 where the kernel decides.
     pub const DROP_FORGED: &str = "DROP_FORGED";
+    /// `u8`: 1 where the kernel has `bpf_ktime_get_coarse_ns` (Linux 5.11).
+    pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
 }
 
 /// Entries of the flow table. At 100 000 flows a third of it is still free for LRU's slack.

@@ -7,6 +7,7 @@ mod build;
 mod demo;
 mod ebpf;
 mod interrupt;
+mod kernels;
 mod lint;
 mod progress;
 mod setup;

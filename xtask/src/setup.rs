@@ -31,6 +31,17 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("nsenter", "util-linux", "runs programs inside a node"),
 ];
 
+/// What booting other kernels takes besides.
+const FOR_KERNELS: &[(&str, &str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86", "runs the kernels"),
+    ("busybox", "busybox-static", "is the guests' user land"),
+    ("cpio", "cpio", "packs the initramfs"),
+    ("depmod", "kmod", "finds what a kernel module needs"),
+    ("xz", "xz-utils", "unpacks kernel modules"),
+    ("zstd", "zstd", "unpacks kernel modules"),
+    ("strip", "binutils", "makes the programs in the guest small"),
+];
+
 /// The protobuf definitions that protoc itself brings; without them the etcd client does not build.
 const PROTO_INCLUDE: (&str, &str) = ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev");
 
@@ -40,21 +51,31 @@ const PROTO_INCLUDE: (&str, &str) = ("/usr/include/google/protobuf/descriptor.pr
 ///
 /// Where something cannot be installed; the message names it and says how to get it.
 pub(crate) fn run() -> Result<()> {
-    packages()?;
+    let (file, package) = PROTO_INCLUDE;
+    let mut more = Vec::new();
+    // protoc from elsewhere than Debian's packages brings them beside itself.
+    if !Path::new(file).exists() && (!on_path("protoc") || Path::new("/usr/bin/protoc").exists()) {
+        more.push(package);
+    }
+    packages(PROGRAMS, more)?;
     rust_src()?;
     bpf_linker()
 }
 
-fn packages() -> Result<()> {
+/// Installs what booting other kernels takes, and only that.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) fn for_kernels() -> Result<()> {
+    packages(FOR_KERNELS, Vec::new())
+}
+
+/// Installs the packages of those programs that are missing, and these more.
+fn packages(programs: &[(&'static str, &'static str, &'static str)], more: Vec<&'static str>) -> Result<()> {
     let mut missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, ..)| !on_path(program)).map(|(_, package, _)| *package).collect();
-    let (file, package) = PROTO_INCLUDE;
-    // protoc from elsewhere than Debian's packages brings them beside itself.
-    if !Path::new(file).exists()
-        && (missing.contains(&"protobuf-compiler") || Path::new("/usr/bin/protoc").exists())
-    {
-        missing.push(package);
-    }
+        programs.iter().filter(|(program, ..)| !on_path(program)).map(|(_, package, _)| *package).collect();
+    missing.extend(more);
     missing.dedup();
     if missing.is_empty() {
         return Ok(());
@@ -62,7 +83,7 @@ fn packages() -> Result<()> {
     ensure!(
         on_path("apt-get"),
         "this is no Debian, so please install by hand:\n{}",
-        PROGRAMS
+        programs
             .iter()
             .filter(|(program, ..)| !on_path(program))
             .map(|(program, package, why)| format!("  {program}  ({why}; Debian's package is {package})"))

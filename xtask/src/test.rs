@@ -7,12 +7,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::{
-    build,
+    build, kernels,
     progress::{Step, heading},
     table::table,
 };
@@ -22,6 +22,10 @@ pub(crate) struct Options {
     /// Only these rings; all where none is named
     #[arg(long, value_enum)]
     ring: Vec<Ring>,
+    /// Instead of the rings here: the core of the cluster ring on other kernels, in QEMU; all of them, or one
+    #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "all", conflicts_with = "ring",
+        value_parser = PossibleValuesParser::new(["all"].into_iter().chain(kernels::names())))]
+    kernels: Option<String>,
     /// Only tests whose name contains this
     filter: Option<String>,
 }
@@ -82,6 +86,9 @@ struct Outcome {
 ///
 /// Where a test fails, a chosen ring has no test, or root is missing for one that needs it.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if let Some(chosen) = &options.kernels {
+        return on_kernels(chosen, options.filter.as_deref());
+    }
     let chosen = |ring: Ring| options.ring.is_empty() || options.ring.contains(&ring);
     let needs_root = Ring::value_variants().iter().any(|&ring| ring != Ring::Host && chosen(ring));
     ensure!(
@@ -112,6 +119,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         outcomes.push(run_suite(suite, &mut command)?);
     }
     report(&outcomes)
+}
+
+fn on_kernels(chosen: &str, filter: Option<&str>) -> Result<()> {
+    heading("building the agent, the programs and the tests");
+    // The whole workspace's features, as for the rings, and of its targets only what the guests run.
+    let messages = build::messages(&["build", "--workspace", "--bin", "loden", "--test", "cluster"])?;
+    let agent = build::Agent::among(&messages)?;
+    let suites = suites(&messages);
+    let cluster =
+        suites.iter().find(|suite| suite.ring == Ring::Cluster).context("the cluster ring is not built")?;
+    kernels::run(chosen, filter, &kernels::Programs { agent: &agent.binary, tests: &cluster.executable })
 }
 
 /// The test binaries among what cargo built.
@@ -150,7 +168,7 @@ fn run_suite(suite: Suite, command: &mut Command) -> Result<Outcome> {
 }
 
 /// Reads libtest's summary, `test result: ok. 3 passed; 1 failed; ...`.
-fn tally(stdout: &str) -> (u64, u64) {
+pub(crate) fn tally(stdout: &str) -> (u64, u64) {
     let count = |line: &str, what: &str| -> u64 {
         let words: Vec<&str> = line.split([' ', ';']).collect();
         words.windows(2).find(|pair| pair[1] == what).and_then(|pair| pair[0].parse().ok()).unwrap_or(0)

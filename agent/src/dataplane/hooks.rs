@@ -1,21 +1,16 @@
 //! Attaching: one program per hook, swapped in place when it is there already.
 
-use std::{collections::BTreeSet, mem};
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
 use aya::programs::{
     LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
     links::{FdLink, PinnedLink},
-    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+    tc::{SchedClassifierLink, TcAttachOptions},
 };
 use loden_ebpf::abi::program;
 
-use super::{Dataplane, DataplaneError, pins::Pins};
-
-/// Priority of our filters on kernels without TCX (before 6.6), where a hook is a number on a clsact qdisc.
-const CLSACT_PRIORITY: u16 = 1;
-/// Handle of our filters there.
-const CLSACT_HANDLE: u32 = 0x10de;
+use super::{Dataplane, DataplaneError, clsact, pins::Pins};
 
 /// Side of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +21,17 @@ pub enum Direction {
     Egress,
     /// What its driver receives, before an skb is made.
     Driver,
+}
+
+impl Direction {
+    /// The TC hook; the driver has none.
+    pub(super) const fn tc(self) -> Option<TcAttachType> {
+        match self {
+            Self::Ingress => Some(TcAttachType::Ingress),
+            Self::Egress => Some(TcAttachType::Egress),
+            Self::Driver => None,
+        }
+    }
 }
 
 /// A program, and with it the side of the interface on which it runs.
@@ -94,6 +100,12 @@ pub struct Hook {
 }
 
 impl Hook {
+    /// The file name of its pin.
+    #[must_use]
+    pub(super) fn pin_name(self) -> String {
+        format!("{}-{}", self.program.name(), self.ifindex)
+    }
+
     /// The hook that a pin's file name stands for.
     #[must_use]
     pub(super) fn from_pin(name: &str) -> Option<Self> {
@@ -151,32 +163,49 @@ impl Dataplane {
         let keep: BTreeSet<Hook> = wanted.iter().map(|(hook, _)| *hook).collect();
         for hook in self.pins.pinned_hooks() {
             if !keep.contains(&hook) {
-                errors.extend(self.detach(hook).err());
+                errors.extend(Pins::remove(&self.pins.link(&hook)).err());
+            }
+        }
+        for hook in self.pins.filter_hooks() {
+            if !keep.contains(&hook) {
+                errors.extend(clsact::detach(&self.pins, hook).err());
             }
         }
         self.hooks.retain(|hook, _| keep.contains(hook));
         errors
     }
 
-    /// Forgets what is attached to hooks whose link the kernel no longer has, so that the next
-    /// [`Self::set_hooks`] attaches it again. Returns how many.
+    /// Forgets what is attached to hooks that the kernel no longer has, so that the next [`Self::set_hooks`]
+    /// attaches it again. Returns how many.
     pub fn check_hooks(&mut self) -> usize {
-        let before = self.hooks.len();
-        let pins = &self.pins;
-        self.hooks.retain(|hook, attached| match attached {
-            Attached::Tcx | Attached::Xdp => pins.link(hook).exists(),
-            Attached::Clsact | Attached::Absent => true,
-        });
-        before - self.hooks.len()
+        let mut lost: Vec<Hook> = self.hooks.keys().copied().collect();
+        lost.retain(|hook| !self.is_there(*hook));
+        for hook in &lost {
+            self.hooks.remove(hook);
+        }
+        lost.len()
+    }
+
+    fn is_there(&mut self, hook: Hook) -> bool {
+        match self.hooks.get(&hook) {
+            Some(Attached::Tcx | Attached::Xdp) => self.pins.link(&hook).exists(),
+            // The filter is asked for by putting the program into it, which is there: that changes nothing.
+            Some(Attached::Clsact) => self.refresh_filter(hook).is_ok(),
+            Some(Attached::Absent) => true,
+            None => false,
+        }
+    }
+
+    fn refresh_filter(&mut self, hook: Hook) -> Result<()> {
+        let side = hook.program.direction().tc().context("the guard is no filter")?;
+        let interface = clsact::interface(hook.ifindex)?;
+        clsact::replace(self.program(hook.program)?, &interface, side)
     }
 
     fn attach(&mut self, hook: Hook, interface: &str) -> Result<Attached> {
         let pin = self.pins.link(&hook);
-        let side = match hook.program.direction() {
-            Direction::Ingress => TcAttachType::Ingress,
-            Direction::Egress => TcAttachType::Egress,
-            Direction::Driver => return self.attach_guard(&pin, interface),
-        };
+        let Some(side) = hook.program.direction().tc() else { return self.attach_guard(&pin, interface) };
+        let record = self.pins.filter(&hook);
         let classifier = self.program(hook.program)?;
         if pin.exists() {
             match swap(classifier, &pin) {
@@ -195,9 +224,10 @@ impl Dataplane {
                 link.pin(&pin).with_context(|| format!("pinning the link at {}", pin.display()))?;
                 Ok(Attached::Tcx)
             }
-            Err(tcx) => attach_clsact(classifier, interface, side)
-                .with_context(|| format!("by clsact, after TCX said: {tcx:#}"))
+            Err(tcx) if clsact::is_no_tcx(&tcx) => clsact::attach(classifier, &record, interface, side)
+                .context("by a filter, as this kernel has no TCX")
                 .map(|()| Attached::Clsact),
+            Err(tcx) => Err(tcx.into()),
         }
     }
 
@@ -229,10 +259,6 @@ impl Dataplane {
         Ok(Attached::Xdp)
     }
 
-    fn detach(&mut self, hook: Hook) -> Result<(), DataplaneError> {
-        Pins::remove(&self.pins.link(&hook))
-    }
-
     /// The loaded guard, to attach it or to run it on a frame.
     ///
     /// # Errors
@@ -259,23 +285,6 @@ fn swap(classifier: &mut SchedClassifier, pin: &std::path::Path) -> Result<()> {
     let id = classifier.attach_to_link(SchedClassifierLink::try_from(link)?)?;
     // The pin holds the link; our descriptor of it may go without detaching anything.
     drop(classifier.take_link(id)?);
-    Ok(())
-}
-
-fn attach_clsact(classifier: &mut SchedClassifier, interface: &str, side: TcAttachType) -> Result<()> {
-    // It may be there already; if it is missing after this, attaching says so.
-    let _ = tc::qdisc_add_clsact(interface);
-    let handle = TcHandle::from(CLSACT_HANDLE);
-    let earlier = SchedClassifierLink::attached(interface, side, CLSACT_PRIORITY, handle, None)?;
-    let id = match classifier.attach_to_link(earlier) {
-        Ok(id) => id,
-        Err(_) => {
-            let options = NlOptions { priority: CLSACT_PRIORITY, handle, classid: None };
-            classifier.attach_with_options(interface, side, TcAttachOptions::Netlink(options))?
-        }
-    };
-    // A filter stays until somebody deletes it; dropping the link would.
-    mem::forget(classifier.take_link(id)?);
     Ok(())
 }
 

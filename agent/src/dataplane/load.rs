@@ -15,7 +15,7 @@ use loden_ebpf::{
 };
 
 use super::{
-    Dataplane, DataplaneError, Direction, GuardMode, Program,
+    Dataplane, DataplaneError, Direction, GuardMode, Program, features,
     packet_log::PacketLog,
     pins::{PINNED_MAPS, Pins},
 };
@@ -142,6 +142,7 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
     let vtep = u32::from(settings.vtep);
     let (strict, drop_forged) = (u8::from(settings.strict), u8::from(settings.drop_forged));
     let vxlan = settings.vxlan.unwrap_or_default();
+    let coarse_clock = u8::from(features::has_coarse_clock());
     // aya-log's levels: 3 is info; at 0 nothing is told, and the verifier removes the telling.
     let log_level: u8 = if settings.log_packets { 3 } else { 0 };
     let mut loader = EbpfLoader::new();
@@ -160,6 +161,7 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
         .override_global(global::OUTER_TTL, &settings.outer_ttl, true)
         .override_global(global::STRICT, &strict, true)
         .override_global(global::DROP_FORGED, &drop_forged, true)
+        .override_global(global::COARSE_CLOCK, &coarse_clock, true)
         .override_global(aya_log::LEVEL, &log_level, true)
         .map_max_entries(map::PEERS, settings.peer_slots()?)
         .map_max_entries(map::ENDPOINTS, settings.endpoint_slots()?);
@@ -168,9 +170,9 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
             loader.map_pin_path(name, pins.map(name));
         }
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|error| DataplaneError::Load(error.into()))?;
+    let mut ebpf = loader.load(OBJECT).map_err(|error| features::refused(error.into()))?;
     for program in Program::ALL {
-        load_program(&mut ebpf, *program).map_err(DataplaneError::Load)?;
+        load_program(&mut ebpf, *program).map_err(features::refused)?;
     }
     Ok(ebpf)
 }

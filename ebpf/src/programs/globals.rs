@@ -27,4 +27,5 @@ globals! {
     OUTER_TTL: u8 = 64;
     STRICT: u8 = 1;
     DROP_FORGED: u8 = 1;
+    COARSE_CLOCK: u8 = 1;
 }

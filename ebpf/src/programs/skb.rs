@@ -21,16 +21,19 @@ use loden_ebpf::{ethernet, vxlan};
 /// `BPF_F_ADJ_ROOM_ENCAP_L2(len)`: the length of the inner Ethernet header, in the flags' top byte.
 const ENCAP_L2_ETHERNET: u64 = (ethernet::LEN as u64) << 56;
 /// Grow for VXLAN. FIXED_GSO: segments keep their size (the MTU check has counted the headers). ENCAP_*: the
-/// kernel learns where the inner headers are, so that NICs and GSO can segment and checksum. (Linux 5.13)
+/// kernel learns where the inner headers are, so that NICs and GSO can segment and checksum.
 const GROW: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
     | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
     | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
-    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
     | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64
     | ENCAP_L2_ETHERNET;
+/// And that they start with Ethernet, without which no NIC segments them but the kernel does. (Linux 5.13)
+const GROW_ETHERNET: u64 = GROW | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64;
 /// Shrink. Without FIXED_GSO the segments of an aggregate would grow by what is taken off; without
 /// NO_CSUM_RESET a checksum that the NIC has verified would be computed again. (Linux 5.8)
 const SHRINK: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
+/// `EINVAL` of asm-generic/errno-base.h.
+const EINVAL: i32 = 22;
 /// Addressed to this host: `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
 /// TC index of packets that skipped the host stack on their way to a direct peer.
@@ -146,7 +149,15 @@ impl Skb {
     #[inline(always)]
     pub(super) fn grow(&mut self) -> bool {
         // SAFETY: the context is valid; no reference into the packet is alive.
-        unsafe { bpf_skb_adjust_room(self.raw, vxlan::ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, GROW) == 0 }
+        let grow = |flags| unsafe {
+            bpf_skb_adjust_room(self.raw, vxlan::ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, flags)
+        };
+        match grow(GROW_ETHERNET) {
+            0 => true,
+            // A flag that the kernel does not know is refused before anything else is looked at.
+            error if error as i32 == -EINVAL => grow(GROW) == 0,
+            _ => false,
+        }
     }
 
     /// Takes the outer headers off. Failing, it has changed nothing.

@@ -7,6 +7,7 @@
     reason = "clippy.toml allows it in tests, which for clippy does not mean their modules"
 )]
 
+mod attachment;
 mod churn;
 mod direct;
 mod fast_path;

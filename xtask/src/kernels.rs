@@ -1,0 +1,131 @@
+//! `cargo xtask test --kernels`: the core of the cluster ring on Debian's kernels, in QEMU.
+//!
+//! The test binary that runs here runs there as well, so both prove the same. A guest is a kernel from Debian's
+//! archive and an initramfs with the agent, the tests and the programs that they use; nothing of this machine is
+//! reachable from it. Emulated (TCG): slow, but no virtualisation is needed.
+
+mod debian;
+mod guest;
+mod image;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+
+use self::{debian::Kernel, guest::Run};
+use crate::{
+    build,
+    progress::{Step, heading},
+    setup,
+    table::table,
+};
+
+/// The kernels: a series, and the suite of Debian's archive that has it.
+const SERIES: &[Series] = &[
+    Series { name: "5.10", archive: "debian-security", suite: "bullseye-security" },
+    Series { name: "6.1", archive: "debian-security", suite: "bookworm-security" },
+    Series { name: "6.12", archive: "debian", suite: "bookworm-backports" },
+    Series { name: "sid", archive: "debian", suite: "sid" },
+];
+
+/// What must pass on each: names of tests, or of modules of them, in the cluster ring.
+const CORE: &[&str] = &[
+    "attachment::",
+    "fast_path::",
+    "local::",
+    "mixed::",
+    "nat::",
+    "churn::a_stream_goes_on",
+    "direct::host_gw_takes",
+    "guard::",
+    "reachability::every_container",
+    "reachability::without_the_programs",
+    "leaving::cleanup",
+];
+
+/// A series of kernels.
+#[derive(Debug)]
+struct Series {
+    /// As it is chosen with `--kernels`.
+    name: &'static str,
+    /// Directory of the archive.
+    archive: &'static str,
+    /// Its suite.
+    suite: &'static str,
+}
+
+/// What the guests run, as cargo built it.
+#[derive(Debug)]
+pub(crate) struct Programs<'a> {
+    /// The binary `loden`.
+    pub(crate) agent: &'a Path,
+    /// The binary of the cluster ring.
+    pub(crate) tests: &'a Path,
+}
+
+/// The names that `--kernels` knows.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    SERIES.iter().map(|series| series.name)
+}
+
+/// Boots the chosen kernels one after another (`all`, or names of series) and prints a table and, last,
+/// `N passed, N failed`.
+///
+/// # Errors
+///
+/// Where a kernel cannot be had, or a test fails on one.
+pub(crate) fn run(chosen: &str, filter: Option<&str>, programs: &Programs<'_>) -> Result<()> {
+    let chosen: Vec<&Series> =
+        SERIES.iter().filter(|series| chosen == "all" || series.name == chosen).collect();
+    ensure!(!chosen.is_empty(), "no such kernel: there are {}", names().collect::<Vec<_>>().join(", "));
+    setup::for_kernels()?;
+    let cache = build::root().join("target/kernels");
+    let image = image::Image::prepare(&cache, programs)?;
+    heading("running the core of the cluster ring on other kernels");
+    let mut runs = Vec::new();
+    for series in chosen {
+        let step = Step::start(format!("kernel {}", series.name));
+        step.note("downloading");
+        let kernel = debian::get(series, &cache)?;
+        step.note(&format!("tail -f target/kernels/{}.log", kernel.release));
+        let tests: Vec<&str> = match filter {
+            Some(filter) => vec![filter],
+            None => CORE.to_vec(),
+        };
+        let run = boot(&image, &kernel, &tests, &cache)?;
+        step.done(format!("{}: {} passed, {} failed", kernel.release, run.passed, run.failed));
+        if run.failed > 0 {
+            println!("{}", run.output);
+        }
+        runs.push((kernel, run));
+    }
+    report(&runs)
+}
+
+fn boot(image: &image::Image, kernel: &Kernel, tests: &[&str], cache: &Path) -> Result<Run> {
+    let initramfs: PathBuf = cache.join(format!("{}.cpio", kernel.release));
+    image.write(kernel, tests, &initramfs)?;
+    let run = guest::run(kernel, &initramfs);
+    std::fs::remove_file(&initramfs)?;
+    run
+}
+
+fn report(runs: &[(Kernel, Run)]) -> Result<()> {
+    let mut table = table(["kernel", "programs", "attached by", "passed", "failed", "seconds"], 3);
+    for (kernel, run) in runs {
+        table.add_row([
+            kernel.release.clone(),
+            run.said("programs"),
+            run.said("attached by"),
+            run.passed.to_string(),
+            run.failed.to_string(),
+            format!("{:.0}", run.time.as_secs_f32()),
+        ]);
+    }
+    println!("{table}");
+    let passed: u64 = runs.iter().map(|(_, run)| run.passed).sum();
+    let failed: u64 = runs.iter().map(|(_, run)| run.failed).sum();
+    println!("{passed} passed, {failed} failed");
+    ensure!(failed == 0, "tests failed");
+    Ok(())
+}

@@ -1,0 +1,27 @@
+#!/bin/busybox sh
+# The first process of a guest: makes it a host, runs the tests, says how they ended, ends it.
+/bin/busybox mkdir -p /bin /sbin /dev /proc /sys /run /tmp
+/bin/busybox --install -s /bin
+export PATH=/loden:/usr/bin:/bin HOME=/root TMPDIR=/tmp
+/bin/mount -t proc proc /proc
+/bin/mount -t sysfs sys /sys
+/bin/mount -t devtmpfs dev /dev
+/bin/mount -t tmpfs tmp /tmp
+/bin/mount -t tmpfs run /run
+mkdir -p /run/netns /run/lock /dev/shm
+/bin/mount -t bpf bpf /sys/fs/bpf
+/bin/mount -t cgroup2 cgroup /sys/fs/cgroup
+ln -sf /proc/self/fd /dev/fd
+
+while read -r file path; do
+    insmod "/modules/$file" || echo "guest: $path is not loaded"
+done </modules/order
+ip link set lo up
+ulimit -n 65536
+sysctl -qw net.bridge.bridge-nf-call-iptables=1
+echo "guest: kernel $(uname -r)"
+# A test must not be able to hold the machine for ever. The last line is what the result is read from.
+timeout 1700 /loden/cluster --test-threads=1 --nocapture $(cat /loden/tests)
+echo "guest: tests ended with $?"
+sync
+poweroff -f
