@@ -42,21 +42,25 @@ pub(super) fn guard_mode(xdp: Xdp) -> GuardMode {
 
 pub(super) fn open_path(node: &Node) -> Result<Path> {
     if node.config.datapath == Datapath::Kernel {
-        // An earlier agent's programs would go on as they are.
-        for error in dataplane::detach_all(&node.config.bpffs_dir) {
-            tracing::warn!("{error}");
-        }
-        return Ok(Path::Kernel("--datapath=kernel".into()));
+        return Ok(kernel_alone(node, "--datapath=kernel".into()));
     }
     match load(node, &settings(node)?) {
         Ok(dataplane) => Ok(Path::Ebpf(Box::new(dataplane))),
         Err(error) if node.config.datapath == Datapath::Auto => {
             let error = anyhow::Error::from(error);
             tracing::warn!("the kernel alone carries the packets: {error:#}");
-            Ok(Path::Kernel(format!("{error:#}")))
+            Ok(kernel_alone(node, format!("{error:#}")))
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Takes off what an earlier agent attached: nobody would keep its maps true.
+fn kernel_alone(node: &Node, reason: String) -> Path {
+    for error in dataplane::detach_all(&node.config.bpffs_dir) {
+        tracing::warn!("{error}");
+    }
+    Path::Kernel(reason)
 }
 
 pub(super) fn settings(node: &Node) -> Result<Settings> {

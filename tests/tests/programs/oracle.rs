@@ -220,7 +220,8 @@ fn from_wire(frame: &[u8], strict: bool) -> Option<Allowed> {
 /// The sum that RFC 791 wants to be all ones over a whole header.
 fn ones_complement_sum(header: &[u8]) -> u32 {
     let sum: u32 = header.chunks(2).map(|word| u32::from(word[0]) * 256 + u32::from(word[1])).sum();
-    sum % 0xffff + if sum != 0 && sum % 0xffff == 0 { 0xffff } else { 0 }
+    let folded = (sum & 0xffff) + (sum >> 16);
+    (folded & 0xffff) + (folded >> 16)
 }
 
 /// Whether the checksum of the IP header at `at`, without options, is right.
