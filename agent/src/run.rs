@@ -65,20 +65,21 @@ pub async fn run(config: Config) -> Result<()> {
     let manager = ServiceManager::find(&|name| std::env::var(name).ok(), std::process::id());
     let heartbeat = Heartbeat::default();
     tokio::spawn(report(manager, readiness.clone(), heartbeat.clone(), stop.clone()));
-    tokio::select! {
-        done = start_and_reconcile(config, control, readiness, heartbeat, stop.clone()) => done,
-        // Before the lease is held there is nothing to hand over.
-        () = stop.cancelled() => Ok(()),
-    }
+    // The start may be left at any point: the next one finds what it made.
+    let reconciler = tokio::select! {
+        reconciler = start(config, control, readiness, heartbeat) => reconciler?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    // The loop itself watches for the end, between two passes and never within one.
+    reconciler.run(stop).await
 }
 
-async fn start_and_reconcile(
+async fn start(
     config: Config,
     control: control::Requests,
     readiness: Readiness,
     heartbeat: Heartbeat,
-    stop: CancellationToken,
-) -> Result<()> {
+) -> Result<Reconciler> {
     let kernel = Kernel::connect()?;
     let registry = Registry::connect(etcd_options(&config.etcd)).await?;
     let network = wait_for_network_config(&registry).await;
@@ -102,8 +103,7 @@ async fn start_and_reconcile(
     let subnet = lease.subnet;
     let keeper = registry.keep(network.clone(), claim, lease);
     let node = Node { config, network, uplink, overlay, subnet };
-    // From here on the loop itself watches for the end, between two passes and never within one.
-    Reconciler::new(node, kernel, keeper, control, readiness, heartbeat)?.run(stop).await
+    Reconciler::new(node, kernel, keeper, control, readiness, heartbeat)
 }
 
 fn stop_on_signals() -> Result<CancellationToken> {
