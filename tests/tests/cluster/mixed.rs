@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use crate::{assert_all_reach_all, show_logs};
 
-/// Plugs a flannel node with the subnet 10.5.<third>.0/24 in.
+/// Plugs a flannel node with the subnet 10.5.<third>.0/24 in. Above 100, where no agent picks: it writes its record as it
+/// is, without looking.
 fn flannel_node(cluster: &Cluster, host: u32, third: u8) -> FlannelNode {
     let netns = Netns::create("flannel").unwrap();
     let address = cluster.underlay().plug(&netns, host).unwrap();
@@ -33,7 +34,7 @@ fn assert_bulk_both_ways(a: &Container, b: &Container) {
 fn flannel_nodes_alone_reach_each_other() {
     // Proves the hand-made nodes themselves: what they say about a mixed cluster rests on this.
     let cluster = Cluster::create(&Plan { nodes: 0, ..Plan::default() }).unwrap();
-    let (mut a, mut b) = (flannel_node(&cluster, 31, 31), flannel_node(&cluster, 32, 32));
+    let (mut a, mut b) = (flannel_node(&cluster, 31, 231), flannel_node(&cluster, 32, 232));
     a.add_peer(b.subnet(), b.address(), b.mac()).unwrap();
     b.add_peer(a.subnet(), a.address(), a.mac()).unwrap();
     let containers = [a.run_container().unwrap(), b.run_container().unwrap()];
@@ -44,7 +45,7 @@ fn flannel_nodes_alone_reach_each_other() {
 #[test]
 fn loden_and_flannel_nodes_carry_each_others_traffic() {
     let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
-    let mut flannel = flannel_node(&cluster, 31, 31);
+    let mut flannel = flannel_node(&cluster, 31, 231);
     for node in &cluster.nodes {
         wait_for("the route to the flannel node", Duration::from_secs(10), || {
             node.has_route(flannel.subnet()).unwrap().then_some(())
