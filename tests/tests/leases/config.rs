@@ -40,10 +40,10 @@ async fn a_changed_config_is_reported_and_harmless_parts_are_taken_over() {
     etcd.ctl(&["del", &format!("{PREFIX}/config")]).unwrap();
     node.until("it says that it is gone", |cluster| cluster.config == ConfigState::Missing).await;
 
-    put(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.99.0","SubnetMax":"10.5.99.0"}"#);
+    put(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.199.0","SubnetMax":"10.5.199.0"}"#);
     node.until("bounds need no restart", |cluster| cluster.config == ConfigState::Current).await;
     assert_eq!(held(&node.now()), Some(&node.lease), "it keeps what it has");
     etcd.ctl(&["put", &key(node.lease.subnet), &attrs(3).to_json()]).unwrap();
-    let moved = |cluster: &_| held(cluster).is_some_and(|lease| lease.subnet == net("10.5.99.0/24"));
+    let moved = |cluster: &_| held(cluster).is_some_and(|lease| lease.subnet == net("10.5.199.0/24"));
     node.until("the next pick is by the new bounds", moved).await;
 }

@@ -21,15 +21,15 @@ async fn records_of_flannel_are_peers_also_dual_stack_ones() {
     let etcd = etcd_with(CONFIG);
     etcd.ctl(&["put", "/coreos.com/network/subnets/10.5.34.0-24", FLANNEL]).unwrap();
     let node = Node::start(&etcd, 1).await;
-    etcd.ctl(&["put", "/coreos.com/network/subnets/10.5.35.0-24&fc00:0:0:23::-64", DUAL]).unwrap();
+    etcd.ctl(&["put", "/coreos.com/network/subnets/10.5.235.0-24&fc00:0:0:23::-64", DUAL]).unwrap();
     let cluster = node.until("it sees both", |cluster| peers_are(cluster, &[3, 4])).await;
     let single = &cluster.peers[&net("10.5.34.0/24")];
     assert_eq!(single.attrs.to_json(), FLANNEL);
     assert_eq!(single.attrs.vtep().unwrap().vtep_mac, [0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44]);
-    let dual = &cluster.peers[&net("10.5.35.0/24")];
+    let dual = &cluster.peers[&net("10.5.235.0/24")];
     assert_eq!(dual.attrs.vtep().unwrap().vtep_mac, [0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x45]);
-    assert_eq!(dual.key.to_string(), "10.5.35.0-24&fc00:0:0:23::-64");
-    etcd.ctl(&["del", "/coreos.com/network/subnets/10.5.35.0-24&fc00:0:0:23::-64"]).unwrap();
+    assert_eq!(dual.key.to_string(), "10.5.235.0-24&fc00:0:0:23::-64");
+    etcd.ctl(&["del", "/coreos.com/network/subnets/10.5.235.0-24&fc00:0:0:23::-64"]).unwrap();
     node.until("it sees the dual-stack one go", |cluster| peers_are(cluster, &[3])).await;
 }
 
