@@ -32,6 +32,8 @@ pub struct Config {
     pub lease_ttl: Duration,
     /// flannel's renewal margin; whole minutes, and at most half of `lease_ttl`.
     pub renew_margin: Duration,
+    /// Give the lease back when the agent is asked to stop.
+    pub release_lease: bool,
     /// Masquerade packets that leave the overlay network.
     pub ip_masq: bool,
     /// Let masquerading choose source ports at random.
@@ -89,6 +91,7 @@ impl Config {
             subnet_file: args.subnet_file,
             lease_ttl,
             renew_margin: renew_margin(args.subnet_lease_renew_margin, lease_ttl, &mut warnings),
+            release_lease: args.subnet_lease_release,
             ip_masq: args.ip_masq,
             ip_masq_fully_random: !args.ip_masq_fully_random_disable,
             forward_rules: args.iptables_forward_rules,

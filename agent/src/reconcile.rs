@@ -204,9 +204,18 @@ impl Reconciler {
             };
             match self.wait(&stop, &mut tick, retry).await? {
                 Some(next) => work = next,
-                None => return Ok(()),
+                None => return self.end().await,
             }
         }
+    }
+
+    /// The lease stays for the next start, unless it was asked to be given back.
+    async fn end(self) -> Result<()> {
+        if self.node.config.release_lease {
+            self.keeper.release().await?;
+            tracing::info!(subnet = %self.node.subnet, "lease given back");
+        }
+        Ok(())
     }
 
     /// Waits for something to do, answering requests meanwhile; `None` when it is time to stop.

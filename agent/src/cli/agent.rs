@@ -100,6 +100,11 @@ pub struct AgentArgs {
           help_heading = LODEN)]
     pub subnet_lease_ttl: Duration,
 
+    /// Give the subnet back when the agent is asked to stop, instead of keeping it for the next start
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          value_parser = flag_value::boolean, value_name = "BOOL", help_heading = LODEN)]
+    pub subnet_lease_release: bool,
+
     /// What to log, as directives such as `info,loden_agent=debug`; overrules --v
     #[arg(long, value_name = "DIRECTIVES", value_parser = flag_value::log_directives, help_heading = LODEN)]
     pub log: Option<String>,

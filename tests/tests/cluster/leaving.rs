@@ -36,6 +36,21 @@ fn clean_up(node: &Node, args: &[&str]) -> String {
 }
 
 #[test]
+fn a_lease_is_given_back_when_asked_and_kept_otherwise() {
+    let plan = Plan { nodes: 2, ..Plan::default() };
+    let mut cluster = Cluster::create(&plan).unwrap();
+    cluster.nodes[0].start_agent(&["--subnet-lease-release"]).unwrap();
+    cluster.nodes[1].start_agent(&[]).unwrap();
+    let kept = cluster.nodes[1].subnet_env().unwrap().subnet.network().to_string();
+    assert_eq!(cluster.leases().unwrap().len(), 2);
+    for node in &mut cluster.nodes {
+        assert!(node.stop_agent().unwrap().success());
+    }
+    let leases = cluster.leases().unwrap();
+    assert!(leases.len() == 1 && leases[0].0.contains(&kept), "{leases:?}");
+}
+
+#[test]
 fn cleanup_leaves_a_node_as_it_was_before_the_agent() {
     let mut cluster = Cluster::create(&Plan { nodes: 2, ..Plan::default() }).unwrap();
     let node = &mut cluster.nodes[0];
