@@ -29,7 +29,7 @@ use loden_ebpf::{
 
 pub use self::{
     hooks::{Direction, GuardMode, Hook, Program},
-    load::{Settings, VxlanSettings, probe},
+    load::{Settings, VxlanSettings},
     pins::{Pins, detach_all},
 };
 

@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     config::Config,
-    kernel::{AddressScope, Kernel, Link, LinkKind, ROUTE_PROTOCOL, Route},
+    kernel::{AddressScope, Kernel, Link, LinkKind, ROUTE_PROTOCOL, Route, TABLE_MAIN},
     reconcile::Overlay,
     uplink::{self, Candidate, CandidateAddress, Uplink},
 };
@@ -54,10 +54,9 @@ pub(crate) async fn choose_uplink(kernel: &Kernel, config: &Config) -> Result<Up
 
 /// Interface of the default route that the kernel would take: the one with the lowest metric of the main table.
 fn default_route(routes: &[Route]) -> Option<u32> {
-    const MAIN_TABLE: u32 = 254;
     routes
         .iter()
-        .filter(|route| route.dst.prefix_len() == 0 && route.table == MAIN_TABLE)
+        .filter(|route| route.dst.prefix_len() == 0 && route.table == TABLE_MAIN)
         .min_by_key(|route| route.metric)?
         .ifindex
 }

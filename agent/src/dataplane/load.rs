@@ -78,15 +78,6 @@ fn slots(what: &'static str, bits: u8, max: u32) -> Result<u32, DataplaneError> 
     }
 }
 
-/// Loads the programs once and lets them go again: what the kernel says where it cannot.
-///
-/// # Errors
-///
-/// With the kernel's own words for what is missing.
-pub fn probe(settings: &Settings) -> Result<(), DataplaneError> {
-    load(settings, None).map(drop)
-}
-
 impl Dataplane {
     /// Loads the programs, with the maps that are pinned where they fit. Nothing is attached yet.
     ///
@@ -97,7 +88,7 @@ impl Dataplane {
         let pins = Pins::below(bpffs_dir);
         pins.prepare(bpffs_dir)?;
         remove_misfits(&pins, settings)?;
-        let mut ebpf = load(settings, Some(&pins))?;
+        let mut ebpf = load(settings, &pins)?;
         let packet_log = settings
             .log_packets
             .then(|| PacketLog::open(&mut ebpf))
@@ -133,7 +124,7 @@ impl Dataplane {
     }
 }
 
-fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError> {
+fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, DataplaneError> {
     let network = u32::from(settings.network.network());
     let network_mask = u32::from(settings.network.netmask());
     let grid_shift = u32::from(32 - settings.subnet_len);
@@ -165,10 +156,8 @@ fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError
         .override_global(aya_log::LEVEL, &log_level, true)
         .map_max_entries(map::PEERS, settings.peer_slots()?)
         .map_max_entries(map::ENDPOINTS, settings.endpoint_slots()?);
-    if let Some(pins) = pins {
-        for name in PINNED_MAPS {
-            loader.map_pin_path(name, pins.map(name));
-        }
+    for name in PINNED_MAPS {
+        loader.map_pin_path(name, pins.map(name));
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| features::refused(error.into()))?;
     for program in Program::ALL {

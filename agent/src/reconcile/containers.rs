@@ -39,9 +39,7 @@ impl Reconciler {
             dataplane.bump_epoch()?;
         }
         self.prove_endpoints()?;
-        for error in &errors {
-            self.failures.push(format!("hooks: {:#}", anyhow::anyhow!("{error}")));
-        }
+        self.failures.extend(errors.iter().map(|error| format!("hooks: {error}")));
         Ok(!changes.is_empty())
     }
 
@@ -96,9 +94,7 @@ impl Reconciler {
         hooks.extend(uplink.filter(|_| self.has_direct_peers).map(|link| on(Program::ToWire, link)));
         hooks
     }
-}
 
-impl Reconciler {
     /// Whether the guard should run on this uplink. Never by itself on a veth: XDP there takes TSO from its peer.
     fn wants_guard(&self, uplink: &Link) -> bool {
         match self.node.config.xdp {

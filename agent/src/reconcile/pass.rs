@@ -233,9 +233,7 @@ impl Reconciler {
         }
         Ok(changed)
     }
-}
 
-impl Reconciler {
     /// One wrong lease is one peer's trouble: told once, and no reason for this node to be unready.
     fn tell_of_refused(&mut self, plan: &Plan, mut refused: BTreeSet<String>) {
         let by_plan = |(peer, refusal): &(OverlayPeer, Refusal)| {
