@@ -193,6 +193,7 @@ pub(crate) fn cargo_install(name: &str, args: &[&str]) -> Result<()> {
     let mut command = Command::new("cargo");
     // The workspace's target directory would keep it for ever, and its flags are not meant for it.
     command.args(["install", name, "--locked", "--force", "--quiet"]).args(args).current_dir("/");
+    command.env("CARGO_PROFILE_DEV_DEBUG", "false");
     loden_tests::netns::output(&mut command)?;
     step.done("installed");
     Ok(())
