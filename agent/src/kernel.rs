@@ -4,7 +4,7 @@
 //! The only module that uses rtnetlink and its packet types; nothing of them is visible outside. It reads
 //! and writes what it is told to; what ought to be there is decided in [`crate::overlay`]. A dump that the
 //! kernel marks as interrupted (something changed while it was read) is read again, so that a caller sees
-//! one state and not a mix of two. Everything here is IPv4.
+//! one state and not a mix of two. What has an address is of one family, IPv4 where none is named.
 
 mod address;
 pub mod conntrack;
@@ -27,7 +27,7 @@ use rtnetlink::{
         NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
         NetlinkMessage, NetlinkPayload,
     },
-    packet_route::RouteNetlinkMessage,
+    packet_route::{AddressFamily, RouteNetlinkMessage},
 };
 use tokio::{
     sync::Mutex,
@@ -35,16 +35,18 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::family::Family;
+
 pub(crate) use self::route::PROTOCOL_BOOT;
 pub use self::{
     address::{Address, AddressScope},
-    event::{Change, Events, KernelEvent},
+    event::{Change, Events, Ipv6Event, KernelEvent},
     link::{Link, LinkKind, VxlanAttrs},
     neighbour::{FdbEntry, FdbOf, Neighbour, NeighbourState},
     peers::{OpError, Removed},
-    route::{ROUTE_PROTOCOL, Route, RouteKind, RouteTo, TABLE_MAIN},
+    route::{ROUTE_PROTOCOL, Route, RouteKind, RouteTo, TABLE_MAIN, default_metric},
     ruleset::RulesetEvents,
-    vxlan::{DEFAULT_PORT, VxlanDevice, VxlanSpec},
+    vxlan::{DEFAULT_PORT, VxlanDevice, VxlanSpec, overhead},
 };
 
 /// What all functions here return.
@@ -270,6 +272,10 @@ impl How {
             Self::Existing => 0,
         }
     }
+}
+
+fn wire_family<F: Family>() -> AddressFamily {
+    if F::BITS == 32 { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
 fn with_flags(message: RouteNetlinkMessage, flags: u16) -> NetlinkMessage<RouteNetlinkMessage> {

@@ -8,6 +8,7 @@
 //! | [`registry`] | the only user of etcd-client: claim, keep alive, watch |
 //! | [`host`] | what of this host the choices depend on: interfaces, addresses, routes |
 //! | [`uplink`], [`subnet_file`] | the interface that carries the overlay; the contract file `subnet.env` |
+//! | [`family`] | IPv4 and IPv6, for what is one source for both |
 //! | [`kernel`] | the only user of rtnetlink: devices, routes, neighbours, FDB, and their events |
 //! | [`overlay`] | desired minus actual kernel state for all peers: pure |
 //! | [`firewall`] | forward and masquerade rules |
@@ -26,6 +27,7 @@ pub mod control;
 pub mod dataplane;
 pub mod docker_opts;
 pub mod endpoints;
+pub mod family;
 pub mod firewall;
 pub mod health;
 pub mod host;

@@ -15,20 +15,21 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
-
-use ipnet::Ipv4Net;
+use std::{collections::BTreeMap, fmt};
 
 pub use self::{expected::Expected, plan::plan};
-use crate::kernel::{FdbEntry, Neighbour, Route, mac_text};
+use crate::{
+    family::{Family, V4},
+    kernel::{FdbEntry, Neighbour, Route, mac_text},
+};
 
 /// Another node, as its lease describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OverlayPeer {
+pub struct OverlayPeer<F: Family = V4> {
     /// Its subnet.
-    pub subnet: Ipv4Net,
+    pub subnet: F::Net,
     /// Its public address, where its VXLAN device listens.
-    pub vtep: Ipv4Addr,
+    pub vtep: F::Addr,
     /// The MAC address of its VXLAN device. Not used for a direct peer.
     pub vtep_mac: [u8; 6],
     /// It is on the same link and packets go to it as they are, without encapsulation.
@@ -37,33 +38,33 @@ pub struct OverlayPeer {
 
 /// The overlay as it ought to be on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Desired {
+pub struct Desired<F: Family = V4> {
     /// The whole network, of which every subnet is a part.
-    pub network: Ipv4Net,
+    pub network: F::Net,
     /// The subnet of this node.
-    pub own: Ipv4Net,
+    pub own: F::Net,
     /// The index of the VXLAN device; 0 where the backend has none, and every peer is direct.
     pub device: u32,
     /// The index of the uplink, by which direct peers are reached.
     pub uplink: u32,
     /// The peers by their subnets.
-    pub peers: BTreeMap<Ipv4Net, OverlayPeer>,
+    pub peers: BTreeMap<F::Net, OverlayPeer<F>>,
 }
 
 /// What the kernel has, as it says; see [`crate::kernel::Kernel::overlay_actual`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Actual {
+pub struct Actual<F: Family = V4> {
     /// The routes on the VXLAN device, and those with our protocol number anywhere.
-    pub routes: Vec<Route>,
+    pub routes: Vec<Route<F>>,
     /// The neighbours on the VXLAN device.
-    pub neighbours: Vec<Neighbour>,
+    pub neighbours: Vec<Neighbour<F>>,
     /// The FDB of the VXLAN device.
-    pub fdb: Vec<FdbEntry>,
+    pub fdb: Vec<FdbEntry<F>>,
 }
 
 /// One step of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Op {
+pub enum Op<F: Family = V4> {
     /// Frames to this MAC address go to this VTEP.
     SetFdb {
         /// The VXLAN device.
@@ -71,27 +72,27 @@ pub enum Op {
         /// The peer's VTEP MAC address.
         mac: [u8; 6],
         /// The peer's public address.
-        dst: Ipv4Addr,
+        dst: F::Addr,
     },
     /// Packets to this next hop go to this MAC address.
     SetNeighbour {
         /// The VXLAN device.
         device: u32,
         /// The base of the peer's subnet.
-        address: Ipv4Addr,
+        address: F::Addr,
         /// The peer's VTEP MAC address.
         mac: [u8; 6],
     },
     /// The route to a peer's subnet, made or put in the place of another.
-    SetRoute(Route),
+    SetRoute(Route<F>),
     /// A route that leads to nobody any more.
-    DelRoute(Route),
+    DelRoute(Route<F>),
     /// A neighbour of no peer.
     DelNeighbour {
         /// The VXLAN device.
         device: u32,
         /// Its address.
-        address: Ipv4Addr,
+        address: F::Addr,
     },
     /// An FDB entry of no peer.
     DelFdb {
@@ -100,11 +101,11 @@ pub enum Op {
         /// The MAC address.
         mac: [u8; 6],
         /// The VTEP behind which it was.
-        dst: Ipv4Addr,
+        dst: F::Addr,
     },
 }
 
-impl Op {
+impl<F: Family> Op<F> {
     /// Whether it takes something away.
     #[must_use]
     pub fn is_removal(&self) -> bool {
@@ -112,7 +113,7 @@ impl Op {
     }
 }
 
-impl fmt::Display for Op {
+impl<F: Family> fmt::Display for Op<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SetFdb { mac, dst, .. } => write!(f, "FDB {} to {dst}", mac_text(*mac)),
@@ -125,9 +126,9 @@ impl fmt::Display for Op {
     }
 }
 
-struct Way<'a>(&'a Route);
+struct Way<'a, F: Family>(&'a Route<F>);
 
-impl fmt::Display for Way<'_> {
+impl<F: Family> fmt::Display for Way<'_, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Route { dst, gateway, ifindex, .. } = self.0;
         write!(f, "{dst}")?;
@@ -147,14 +148,14 @@ impl fmt::Display for Way<'_> {
 /// neighbour first; this way round a peer's new MAC address is known to the FDB before a packet carries it),
 /// and removals come in the reverse order: no packet finds a route that leads nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Plan {
+pub struct Plan<F: Family = V4> {
     /// The steps, in order.
-    pub ops: Vec<Op>,
+    pub ops: Vec<Op<F>>,
     /// The peers that cannot be served, and why.
-    pub refused: Vec<(OverlayPeer, Refusal)>,
+    pub refused: Vec<(OverlayPeer<F>, Refusal<F>)>,
 }
 
-impl Plan {
+impl<F: Family> Plan<F> {
     /// Whether everything is as it ought to be.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -164,7 +165,7 @@ impl Plan {
 
 /// Why a peer gets no route: its lease is wrong, or contradicts another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum Refusal<F: Family = V4> {
     /// The subnet is not a part of the network.
     #[error("its subnet is outside the network")]
     OutsideNetwork,
@@ -179,8 +180,8 @@ pub enum Refusal {
     BadVtep,
     /// Two peers with one MAC address behind different VTEPs: the one with the lower subnet is served.
     #[error("its VtepMAC is that of {0} too, at another public address")]
-    MacOf(Ipv4Net),
+    MacOf(F::Net),
     /// Two subnets with the same base: the shorter prefix is served.
     #[error("its subnet has the same base as {0}")]
-    BaseOf(Ipv4Net),
+    BaseOf(F::Net),
 }

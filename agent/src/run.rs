@@ -211,7 +211,7 @@ pub(crate) fn vxlan_spec(vxlan: &Vxlan, uplink: &Uplink) -> Result<VxlanSpec> {
         name: format!("flannel.{}", vxlan.vni),
         vni: vxlan.vni,
         port: vxlan.port,
-        local: uplink.public_ip,
+        local: uplink.public_ip.into(),
         uplink: uplink.ifindex,
         mtu,
         gbp: vxlan.gbp,

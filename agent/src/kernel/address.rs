@@ -1,26 +1,22 @@
-//! IPv4 addresses of links.
-
-use std::net::{IpAddr, Ipv4Addr};
+//! IP addresses of links.
 
 use nix::errno::Errno;
-use rtnetlink::{
-    AddressMessageBuilder,
-    packet_route::{
-        AddressFamily, RouteNetlinkMessage,
-        address::{self as wire, AddressAttribute, AddressFlags, AddressMessage},
-    },
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    address::{self as wire, AddressAttribute, AddressFlags, AddressMessage},
 };
 
-use super::{How, Kernel, Result};
+use super::{How, Kernel, Result, wire_family};
+use crate::family::{Family, V4};
 
-/// An IPv4 address of a link.
+/// An IP address of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Address {
+pub struct Address<F: Family = V4> {
     /// The link that has it.
     pub ifindex: u32,
     /// The address itself (`IFA_LOCAL`).
-    pub address: Ipv4Addr,
-    /// The prefix length, 0 to 32.
+    pub address: F::Addr,
+    /// The prefix length, in bits.
     pub prefix_len: u8,
     /// How far it is valid.
     pub scope: AddressScope,
@@ -52,8 +48,17 @@ impl Kernel {
     ///
     /// As the kernel says.
     pub async fn addresses(&self) -> Result<Vec<Address>> {
+        self.addresses_of().await
+    }
+
+    /// All addresses of a family in the namespace.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel says.
+    pub async fn addresses_of<F: Family>(&self) -> Result<Vec<Address<F>>> {
         let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = wire_family::<F>();
         let found = self.dump("listing the addresses", RouteNetlinkMessage::GetAddress(message)).await?;
         Ok(found
             .iter()
@@ -69,9 +74,9 @@ impl Kernel {
     /// # Errors
     ///
     /// As the kernel says.
-    pub async fn add_address(&self, ifindex: u32, address: Ipv4Addr, prefix_len: u8) -> Result<()> {
+    pub async fn add_address<F: Family>(&self, ifindex: u32, address: F::Addr, prefix_len: u8) -> Result<()> {
         let what = || format!("adding the address {address}/{prefix_len} to link {ifindex}");
-        let message = RouteNetlinkMessage::NewAddress(message(ifindex, address, prefix_len));
+        let message = RouteNetlinkMessage::NewAddress(message::<F>(ifindex, address, prefix_len));
         self.change(what, message, How::Replace).await
     }
 
@@ -80,9 +85,14 @@ impl Kernel {
     /// # Errors
     ///
     /// As the kernel says.
-    pub async fn delete_address(&self, ifindex: u32, address: Ipv4Addr, prefix_len: u8) -> Result<()> {
+    pub async fn delete_address<F: Family>(
+        &self,
+        ifindex: u32,
+        address: F::Addr,
+        prefix_len: u8,
+    ) -> Result<()> {
         let what = || format!("deleting the address {address}/{prefix_len} of link {ifindex}");
-        let message = RouteNetlinkMessage::DelAddress(message(ifindex, address, prefix_len));
+        let message = RouteNetlinkMessage::DelAddress(message::<F>(ifindex, address, prefix_len));
         match self.change(what, message, How::Existing).await {
             Err(error) if error.errno() == Some(Errno::EADDRNOTAVAIL) => Ok(()),
             done => done,
@@ -90,19 +100,26 @@ impl Kernel {
     }
 }
 
-fn message(ifindex: u32, address: Ipv4Addr, prefix_len: u8) -> AddressMessage {
-    AddressMessageBuilder::<Ipv4Addr>::new().index(ifindex).address(address, prefix_len).build()
+fn message<F: Family>(ifindex: u32, address: F::Addr, prefix_len: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = wire_family::<F>();
+    message.header.index = ifindex;
+    message.header.prefix_len = prefix_len;
+    // Both the same: no other end.
+    message.attributes.push(AddressAttribute::Address(address.into()));
+    message.attributes.push(AddressAttribute::Local(address.into()));
+    message
 }
 
-/// `None` for IPv6 and for what has no address.
-pub(super) fn parse(message: &AddressMessage) -> Option<Address> {
+/// `None` for another family and for what has no address.
+pub(super) fn parse<F: Family>(message: &AddressMessage) -> Option<Address<F>> {
     let mut local = None;
     let mut other = None;
     let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
     for attribute in &message.attributes {
         match attribute {
-            AddressAttribute::Local(IpAddr::V4(address)) => local = Some(*address),
-            AddressAttribute::Address(IpAddr::V4(address)) => other = Some(*address),
+            AddressAttribute::Local(address) => local = F::addr(*address),
+            AddressAttribute::Address(address) => other = F::addr(*address),
             AddressAttribute::Flags(all) => flags = *all,
             _ => {}
         }

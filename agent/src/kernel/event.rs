@@ -24,6 +24,7 @@ use super::{
     Address, Connection, FdbEntry, Kernel, KernelError, Link, Neighbour, Result, Route, address, link,
     neighbour, route,
 };
+use crate::family::V6;
 
 /// What the receive buffer of the events' socket may hold, in bytes. The default of 208 KiB is full after
 /// some hundred events.
@@ -55,10 +56,25 @@ pub enum KernelEvent {
     Route(Change, Route),
     /// Of an IPv4 neighbour.
     Neighbour(Change, Neighbour),
-    /// Of an FDB entry of a bridge or of a VXLAN device.
+    /// Of an FDB entry of a bridge, or of a VXLAN device with an IPv4 underlay.
     Fdb(Change, FdbEntry),
+    /// Of something of IPv6.
+    Ipv6(Ipv6Event),
     /// Events were lost: everything must be read anew.
     Overrun,
+}
+
+/// A change of something that has an IPv6 address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ipv6Event {
+    /// Of an address.
+    Address(Change, Address<V6>),
+    /// Of a route, in any table.
+    Route(Change, Route<V6>),
+    /// Of a neighbour.
+    Neighbour(Change, Neighbour<V6>),
+    /// Of an FDB entry of a VXLAN device with an IPv6 underlay.
+    Fdb(Change, FdbEntry<V6>),
 }
 
 /// The stream of events, from the moment of its making on.
@@ -82,6 +98,8 @@ impl Kernel {
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
             MulticastGroup::Neigh,
         ];
         let (mut connection, _, messages) =
@@ -147,14 +165,22 @@ fn parse(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<KernelEvent> {
             link::parse(&message).map(|link| KernelEvent::Link(change, link))
         }
         Message::NewAddress(message) | Message::DelAddress(message) => {
-            address::parse(&message).map(|address| KernelEvent::Address(change, address))
+            let v4 = address::parse(&message).map(|address| KernelEvent::Address(change, address));
+            v4.or_else(|| {
+                address::parse(&message).map(|it| KernelEvent::Ipv6(Ipv6Event::Address(change, it)))
+            })
         }
         Message::NewRoute(message) | Message::DelRoute(message) => {
-            route::parse(&message).map(|route| KernelEvent::Route(change, route))
+            let v4 = route::parse(&message).map(|route| KernelEvent::Route(change, route));
+            v4.or_else(|| route::parse(&message).map(|it| KernelEvent::Ipv6(Ipv6Event::Route(change, it))))
         }
         Message::NewNeighbour(message) | Message::DelNeighbour(message) => {
-            let neighbour = neighbour::parse(&message).map(|it| KernelEvent::Neighbour(change, it));
-            neighbour.or_else(|| neighbour::parse_fdb(&message).map(|it| KernelEvent::Fdb(change, it)))
+            let v6 = KernelEvent::Ipv6;
+            neighbour::parse(&message)
+                .map(|it| KernelEvent::Neighbour(change, it))
+                .or_else(|| neighbour::parse_fdb(&message).map(|it| KernelEvent::Fdb(change, it)))
+                .or_else(|| neighbour::parse(&message).map(|it| v6(Ipv6Event::Neighbour(change, it))))
+                .or_else(|| neighbour::parse_fdb(&message).map(|it| v6(Ipv6Event::Fdb(change, it))))
         }
         _ => None,
     }

@@ -1,6 +1,6 @@
 //! Links: what network devices there are, and their attributes.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 use rtnetlink::packet_route::{
@@ -70,7 +70,7 @@ pub struct VxlanAttrs {
     /// The UDP port to which it sends and on which it listens.
     pub port: u16,
     /// The outer source address.
-    pub local: Option<Ipv4Addr>,
+    pub local: Option<IpAddr>,
     /// The index of the device that carries the outer packets.
     pub uplink: Option<u32>,
     /// Whether it learns FDB entries from what it receives.
@@ -266,7 +266,8 @@ fn vxlan_attrs(data: &[InfoVxlan]) -> VxlanAttrs {
         match item {
             InfoVxlan::Id(vni) => attrs.vni = *vni,
             InfoVxlan::Port(port) => attrs.port = *port,
-            InfoVxlan::Local(local) => attrs.local = (!local.is_unspecified()).then_some(*local),
+            InfoVxlan::Local(local) => attrs.local = (!local.is_unspecified()).then_some((*local).into()),
+            InfoVxlan::Local6(local) => attrs.local = (!local.is_unspecified()).then_some((*local).into()),
             InfoVxlan::Link(uplink) => attrs.uplink = (*uplink != 0).then_some(*uplink),
             InfoVxlan::Learning(learning) => attrs.learning = *learning,
             InfoVxlan::Gbp => attrs.gbp = true,

@@ -1,8 +1,8 @@
-//! The neighbour table (ARP) and the forwarding databases of bridges and VXLAN devices.
+//! The neighbour tables (ARP, ND) and the forwarding databases of bridges and VXLAN devices.
 //!
-//! Both travel in the same netlink message: a neighbour has the IPv4 family, an FDB entry the bridge family.
+//! Both travel in the same netlink message: a neighbour has its address family, an FDB entry the bridge family.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -11,18 +11,19 @@ use rtnetlink::packet_route::{
     },
 };
 
-use super::{Kernel, Result};
+use super::{Kernel, Result, wire_family};
+use crate::family::{Family, V4};
 
 const NUD_NOARP: u16 = 0x40;
 const NUD_PERMANENT: u16 = 0x80;
 
 /// An entry of the neighbour table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Neighbour {
+pub struct Neighbour<F: Family = V4> {
     /// The link on which it is.
     pub ifindex: u32,
-    /// Its IPv4 address.
-    pub address: Ipv4Addr,
+    /// Its address.
+    pub address: F::Addr,
     /// Its MAC address, where it is known.
     pub mac: Option<[u8; 6]>,
     /// What the kernel thinks of it.
@@ -60,13 +61,13 @@ impl NeighbourState {
 
 /// An entry of a forwarding database: behind which port or remote VTEP a MAC address is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FdbEntry {
+pub struct FdbEntry<F: Family = V4> {
     /// The port of a bridge, or the VXLAN device.
     pub ifindex: u32,
     /// The MAC address.
     pub mac: [u8; 6],
     /// The remote VTEP, in the FDB of a VXLAN device.
-    pub dst: Option<Ipv4Addr>,
+    pub dst: Option<F::Addr>,
     /// The bridge in whose FDB it is, for a port.
     pub master: Option<u32>,
     /// In the FDB of the device itself (`self`), as VXLAN entries are.
@@ -99,8 +100,17 @@ impl Kernel {
     ///
     /// As the kernel says.
     pub async fn neighbours(&self, ifindex: u32) -> Result<Vec<Neighbour>> {
+        self.neighbours_of(ifindex).await
+    }
+
+    /// The neighbours of a family on one link.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel says.
+    pub async fn neighbours_of<F: Family>(&self, ifindex: u32) -> Result<Vec<Neighbour<F>>> {
         let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = wire_family::<F>();
         message.attributes.push(NeighbourAttribute::IfIndex(ifindex));
         let found = self.dump("listing the neighbours", RouteNetlinkMessage::GetNeighbour(message)).await?;
         Ok(found
@@ -109,7 +119,7 @@ impl Kernel {
                 RouteNetlinkMessage::NewNeighbour(message) => parse(message),
                 _ => None,
             })
-            .filter(|neighbour| neighbour.ifindex == ifindex)
+            .filter(|neighbour: &Neighbour<F>| neighbour.ifindex == ifindex)
             .collect())
     }
 
@@ -119,6 +129,15 @@ impl Kernel {
     ///
     /// As the kernel says.
     pub async fn fdb(&self, of: FdbOf) -> Result<Vec<FdbEntry>> {
+        self.fdb_of(of).await
+    }
+
+    /// As [`Self::fdb`], where the underlay of VXLAN devices is of this family.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel says.
+    pub async fn fdb_of<F: Family>(&self, of: FdbOf) -> Result<Vec<FdbEntry<F>>> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         match of {
@@ -127,7 +146,7 @@ impl Kernel {
             FdbOf::Bridge(ifindex) => message.attributes.push(NeighbourAttribute::Controller(ifindex)),
         }
         let found = self.dump("listing the FDB", RouteNetlinkMessage::GetNeighbour(message)).await?;
-        let wanted = |entry: &FdbEntry| match of {
+        let wanted = |entry: &FdbEntry<F>| match of {
             FdbOf::All => true,
             FdbOf::Device(ifindex) => entry.ifindex == ifindex,
             FdbOf::Bridge(ifindex) => entry.master == Some(ifindex),
@@ -144,35 +163,46 @@ impl Kernel {
 }
 
 /// The message for a permanent neighbour; without a MAC address, to delete it.
-pub(super) fn neighbour_message(ifindex: u32, address: Ipv4Addr, mac: Option<[u8; 6]>) -> NeighbourMessage {
+pub(super) fn neighbour_message<F: Family>(
+    ifindex: u32,
+    address: F::Addr,
+    mac: Option<[u8; 6]>,
+) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = wire_family::<F>();
     message.header.ifindex = ifindex;
     message.header.state = WireState::Permanent;
-    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+    message.attributes.push(NeighbourAttribute::Destination(wire_address::<F>(address)));
     message.attributes.extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
     message
 }
 
 /// The message for an entry of a VXLAN device's FDB: `self`, `permanent`.
-pub(super) fn fdb_message(ifindex: u32, mac: [u8; 6], dst: Ipv4Addr) -> NeighbourMessage {
+pub(super) fn fdb_message<F: Family>(ifindex: u32, mac: [u8; 6], dst: F::Addr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = ifindex;
     message.header.state = WireState::Permanent;
     message.header.flags = NeighbourFlags::Own;
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
-    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(dst)));
+    message.attributes.push(NeighbourAttribute::Destination(wire_address::<F>(dst)));
     message
 }
 
-/// `None` for what is not an IPv4 neighbour.
-pub(super) fn parse(message: &NeighbourMessage) -> Option<Neighbour> {
-    if message.header.family != AddressFamily::Inet || message.header.flags.contains(NeighbourFlags::Proxy) {
+fn wire_address<F: Family>(address: F::Addr) -> NeighbourAddress {
+    match address.into() {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    }
+}
+
+/// `None` for what is not a neighbour of this family.
+pub(super) fn parse<F: Family>(message: &NeighbourMessage) -> Option<Neighbour<F>> {
+    if message.header.family != wire_family::<F>() || message.header.flags.contains(NeighbourFlags::Proxy) {
         return None;
     }
     let address = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        NeighbourAttribute::Destination(address) => ip(address).and_then(F::addr),
         _ => None,
     })?;
     Some(Neighbour {
@@ -183,8 +213,8 @@ pub(super) fn parse(message: &NeighbourMessage) -> Option<Neighbour> {
     })
 }
 
-/// `None` for what is not an FDB entry with a MAC address.
-pub(super) fn parse_fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
+/// `None` for what is not an FDB entry with a MAC address, and for a remote VTEP of the other family.
+pub(super) fn parse_fdb<F: Family>(message: &NeighbourMessage) -> Option<FdbEntry<F>> {
     if message.header.family != AddressFamily::Bridge {
         return None;
     }
@@ -202,7 +232,7 @@ pub(super) fn parse_fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
     };
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(address) => entry.dst = vtep(address),
+            NeighbourAttribute::Destination(address) => entry.dst = Some(ip(address).and_then(F::addr)?),
             NeighbourAttribute::Controller(master) => entry.master = Some(*master),
             NeighbourAttribute::Vlan(vlan) => entry.vlan = (*vlan != 0).then_some(*vlan),
             _ => {}
@@ -212,10 +242,14 @@ pub(super) fn parse_fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
 }
 
 /// In the bridge family the crate leaves the address as bytes.
-fn vtep(address: &NeighbourAddress) -> Option<Ipv4Addr> {
+fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
     match address {
-        NeighbourAddress::Inet(address) => Some(*address),
-        NeighbourAddress::Other(bytes) => <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from),
+        NeighbourAddress::Inet(address) => Some((*address).into()),
+        NeighbourAddress::Inet6(address) => Some((*address).into()),
+        NeighbourAddress::Other(bytes) => {
+            let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(|it| Ipv4Addr::from(it).into());
+            v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(|it| Ipv6Addr::from(it).into())).ok()
+        }
         _ => None,
     }
 }

@@ -1,7 +1,6 @@
 //! The kernel's side of the overlay: reads what [`crate::overlay`] compares, and carries out its plan.
 
 use futures::{StreamExt as _, stream};
-use ipnet::Ipv4Net;
 use nix::errno::Errno;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
@@ -13,7 +12,10 @@ use super::{
     neighbour::{fdb_message, neighbour_message},
     route::{PROTOCOL_BOOT, route_message},
 };
-use crate::overlay::{Actual, Op, Plan};
+use crate::{
+    family::{Family, V4, V6},
+    overlay::{Actual, Op, Plan},
+};
 
 /// How many requests are under way at once. The kernel works on them one after the other; what is saved is
 /// the way there and back.
@@ -22,9 +24,9 @@ const UNDER_WAY: usize = 256;
 /// A step of a plan that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-pub struct OpError {
+pub struct OpError<F: Family = V4> {
     /// The step.
-    pub op: Op,
+    pub op: Op<F>,
     /// Why; it names the step.
     #[source]
     pub error: KernelError,
@@ -46,15 +48,15 @@ impl Kernel {
     /// # Errors
     ///
     /// As the kernel says.
-    pub async fn overlay_actual(&self, device: u32) -> Result<Actual> {
+    pub async fn overlay_actual<F: Family>(&self, device: u32) -> Result<Actual<F>> {
         if device == 0 {
             return Ok(Actual { routes: self.own_routes().await?, ..Actual::default() });
         }
         let (by_link, own, neighbours, fdb) = tokio::try_join!(
-            self.routes_by_link(device),
-            self.own_routes(),
-            self.neighbours(device),
-            self.fdb(FdbOf::Device(device)),
+            self.routes_by_link::<F>(device),
+            self.own_routes::<F>(),
+            self.neighbours_of::<F>(device),
+            self.fdb_of::<F>(FdbOf::Device(device)),
         )?;
         let mut routes = by_link;
         routes.extend(own.into_iter().filter(|route| route.ifindex != Some(device)));
@@ -63,7 +65,7 @@ impl Kernel {
 
     /// Carries out a plan, in its order, and goes on after a failure. What is to be deleted and is gone
     /// already is no failure.
-    pub async fn apply(&self, plan: &Plan) -> Vec<OpError> {
+    pub async fn apply<F: Family>(&self, plan: &Plan<F>) -> Vec<OpError<F>> {
         stream::iter(&plan.ops)
             .map(|op| async move {
                 let done = self.apply_one(op).await;
@@ -75,24 +77,24 @@ impl Kernel {
             .await
     }
 
-    async fn apply_one(&self, op: &Op) -> Result<()> {
+    async fn apply_one<F: Family>(&self, op: &Op<F>) -> Result<()> {
         let what = || op.to_string();
         let (message, how) = match op {
             Op::SetFdb { device, mac, dst } => {
-                (RouteNetlinkMessage::NewNeighbour(fdb_message(*device, *mac, *dst)), How::Replace)
+                (RouteNetlinkMessage::NewNeighbour(fdb_message::<F>(*device, *mac, *dst)), How::Replace)
             }
             Op::SetNeighbour { device, address, mac } => {
-                let message = neighbour_message(*device, *address, Some(*mac));
+                let message = neighbour_message::<F>(*device, *address, Some(*mac));
                 (RouteNetlinkMessage::NewNeighbour(message), How::Replace)
             }
             Op::SetRoute(route) => (RouteNetlinkMessage::NewRoute(route_message(route)), How::Replace),
             Op::DelRoute(route) => (RouteNetlinkMessage::DelRoute(deletion(route)), How::Existing),
             Op::DelNeighbour { device, address } => {
-                let message = neighbour_message(*device, *address, None);
+                let message = neighbour_message::<F>(*device, *address, None);
                 (RouteNetlinkMessage::DelNeighbour(message), How::Existing)
             }
             Op::DelFdb { device, mac, dst } => {
-                (RouteNetlinkMessage::DelNeighbour(fdb_message(*device, *mac, *dst)), How::Existing)
+                (RouteNetlinkMessage::DelNeighbour(fdb_message::<F>(*device, *mac, *dst)), How::Existing)
             }
         };
         match self.change(what, message, how).await {
@@ -105,7 +107,18 @@ impl Kernel {
     /// on after a failure.
     pub async fn remove_overlay(&self, device: &str) -> Removed {
         let mut removed = Removed::default();
-        match self.own_routes().await {
+        self.remove_own_routes::<V4>(&mut removed).await;
+        self.remove_own_routes::<V6>(&mut removed).await;
+        match self.delete_vxlan(device).await {
+            Ok(true) => removed.done.push(format!("link {device}")),
+            Ok(false) => {}
+            Err(error) => removed.errors.push(error),
+        }
+        removed
+    }
+
+    async fn remove_own_routes<F: Family>(&self, removed: &mut Removed) {
+        match self.own_routes::<F>().await {
             Ok(routes) => {
                 for route in routes {
                     match self.apply_one(&Op::DelRoute(route.clone())).await {
@@ -116,12 +129,6 @@ impl Kernel {
             }
             Err(error) => removed.errors.push(error),
         }
-        match self.delete_vxlan(device).await {
-            Ok(true) => removed.done.push(format!("link {device}")),
-            Ok(false) => {}
-            Err(error) => removed.errors.push(error),
-        }
-        removed
     }
 
     /// Gives the routes the protocol number that flannel's have, in place: a flanneld that takes the node
@@ -131,7 +138,11 @@ impl Kernel {
     ///
     /// The first that the kernel tells.
     pub async fn hand_back_routes(&self) -> Result<usize> {
-        let own = self.own_routes().await?;
+        Ok(self.hand_back::<V4>().await? + self.hand_back::<V6>().await?)
+    }
+
+    async fn hand_back<F: Family>(&self) -> Result<usize> {
+        let own = self.own_routes::<F>().await?;
         for route in &own {
             let flannels = Route { protocol: PROTOCOL_BOOT, ..route.clone() };
             self.apply_one(&Op::SetRoute(flannels)).await?;
@@ -145,18 +156,24 @@ impl Kernel {
     /// # Errors
     ///
     /// As the kernel says.
-    pub async fn has_overlay_address(&self, device: u32, subnet: Ipv4Net, network: Ipv4Net) -> Result<bool> {
+    pub async fn has_overlay_address<F: Family>(
+        &self,
+        device: u32,
+        subnet: F::Net,
+        network: F::Net,
+    ) -> Result<bool> {
         let Some(link) = self.link_by_index(device).await? else { return Ok(false) };
-        let addresses = self.addresses().await?;
+        let addresses = self.addresses_of::<F>().await?;
         let mut of_network =
-            addresses.iter().filter(|it| it.ifindex == device && network.contains(&it.address));
-        let only = of_network.next().is_some_and(|it| it.address == subnet.network() && it.prefix_len == 32);
+            addresses.iter().filter(|it| it.ifindex == device && F::contains(network, it.address));
+        let only =
+            of_network.next().is_some_and(|it| it.address == F::base(subnet) && it.prefix_len == F::BITS);
         Ok(matches!(link.kind, LinkKind::Vxlan(_)) && link.up && only && of_network.next().is_none())
     }
 }
 
 /// For a deletion the kernel takes the scope "nowhere" as "any".
-fn deletion(route: &Route) -> RouteMessage {
+fn deletion<F: Family>(route: &Route<F>) -> RouteMessage {
     let mut message = route_message(route);
     message.header.scope = RouteScope::NoWhere;
     message

@@ -1,20 +1,17 @@
-//! IPv4 routes, and the question by which route a destination is reached.
+//! Routes, and the question by which route a destination is reached.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
-use rtnetlink::{
-    RouteMessageBuilder,
-    packet_route::{
-        AddressFamily, RouteNetlinkMessage,
-        route::{
-            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-            RouteType, RouteVia,
-        },
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+        RouteType, RouteVia,
     },
 };
 
-use super::{Kernel, KernelError, Result};
+use super::{Kernel, KernelError, Result, wire_family};
+use crate::family::{Family, V4};
 
 /// The protocol number on every route that Loden writes, by which it knows its own again. Not in the
 /// kernel's list (`rtnetlink.h`) nor in iproute2's `rt_protos`.
@@ -26,13 +23,13 @@ pub const TABLE_MAIN: u32 = 254;
 /// `RTPROT_BOOT`: what flannel's routes carry, as all that `ip route add` makes.
 pub(crate) const PROTOCOL_BOOT: u8 = 3;
 
-/// An IPv4 route.
+/// A route.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
+pub struct Route<F: Family = V4> {
     /// Where it leads.
-    pub dst: Ipv4Net,
+    pub dst: F::Net,
     /// The next hop; none where the destination is on the link.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<F::Addr>,
     /// The link by which it goes; none for a multipath route and for one that forbids.
     pub ifindex: Option<u32>,
     /// The gateway counts as on the link, whatever the addresses say.
@@ -41,10 +38,10 @@ pub struct Route {
     pub protocol: u8,
     /// The routing table.
     pub table: u32,
-    /// The priority; the lowest wins, 0 where none is set.
+    /// The priority; the lowest wins. Where none is set: [`default_metric`].
     pub metric: u32,
     /// The preferred source address.
-    pub source: Option<Ipv4Addr>,
+    pub source: Option<F::Addr>,
     /// Has several next hops.
     pub multipath: bool,
     /// Whether it carries or forbids.
@@ -74,15 +71,15 @@ pub enum RouteKind {
 
 /// By which way the kernel reaches a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RouteTo {
+pub struct RouteTo<F: Family = V4> {
     /// The link by which packets leave.
     pub ifindex: u32,
     /// The next hop; none where the destination is on the link.
-    pub gateway: Option<Ipv4Addr>,
-    /// The next hop, where it has an IPv6 address (RFC 5549).
+    pub gateway: Option<F::Addr>,
+    /// The next hop of an IPv4 route, where it has an IPv6 address (RFC 5549).
     pub gateway6: Option<Ipv6Addr>,
     /// The source address that the kernel would choose.
-    pub source: Ipv4Addr,
+    pub source: F::Addr,
     /// The path MTU in bytes, where the route or path MTU discovery gives one.
     pub mtu: Option<u32>,
     /// The route has several next hops, and this is the one for a packet without ports.
@@ -99,30 +96,39 @@ impl Kernel {
     ///
     /// As the kernel says.
     pub async fn routes(&self) -> Result<Vec<Route>> {
-        let mut routes = self.routes_like(message()).await?;
-        routes.retain(|route| !matches!(route.kind, RouteKind::Local | RouteKind::Other(_)));
+        self.routes_of().await
+    }
+
+    /// As [`Self::routes`], of a family.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel says.
+    pub async fn routes_of<F: Family>(&self) -> Result<Vec<Route<F>>> {
+        let mut routes = self.routes_like(message::<F>()).await?;
+        routes.retain(|route: &Route<F>| !matches!(route.kind, RouteKind::Local | RouteKind::Other(_)));
         Ok(routes)
     }
 
     /// Routes of the main table by this link.
-    pub(super) async fn routes_by_link(&self, ifindex: u32) -> Result<Vec<Route>> {
-        let mut wanted = message();
+    pub(super) async fn routes_by_link<F: Family>(&self, ifindex: u32) -> Result<Vec<Route<F>>> {
+        let mut wanted = message::<F>();
         wanted.attributes.push(RouteAttribute::Oif(ifindex));
         let mut routes = self.routes_like(wanted).await?;
-        routes.retain(|route| route.ifindex == Some(ifindex) && route.table == TABLE_MAIN);
+        routes.retain(|route: &Route<F>| route.ifindex == Some(ifindex) && route.table == TABLE_MAIN);
         Ok(routes)
     }
 
     /// Routes that carry Loden's protocol number, in any table.
-    pub(super) async fn own_routes(&self) -> Result<Vec<Route>> {
-        let mut wanted = message();
+    pub(super) async fn own_routes<F: Family>(&self) -> Result<Vec<Route<F>>> {
+        let mut wanted = message::<F>();
         wanted.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
         let mut routes = self.routes_like(wanted).await?;
-        routes.retain(|route| route.protocol == ROUTE_PROTOCOL);
+        routes.retain(|route: &Route<F>| route.protocol == ROUTE_PROTOCOL);
         Ok(routes)
     }
 
-    async fn routes_like(&self, wanted: RouteMessage) -> Result<Vec<Route>> {
+    async fn routes_like<F: Family>(&self, wanted: RouteMessage) -> Result<Vec<Route<F>>> {
         let found = self.dump("listing the routes", RouteNetlinkMessage::GetRoute(wanted)).await?;
         Ok(found
             .iter()
@@ -139,11 +145,20 @@ impl Kernel {
     ///
     /// As the kernel says: `ENETUNREACH` without a route, `EHOSTUNREACH` and others where one forbids.
     pub async fn route_get(&self, dst: Ipv4Addr) -> Result<RouteTo> {
+        self.route_to(dst).await
+    }
+
+    /// As [`Self::route_get`], for either family.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::route_get`].
+    pub async fn route_to<F: Family>(&self, dst: F::Addr) -> Result<RouteTo<F>> {
         let what = format!("looking for the route to {dst}");
         // The plain answer is the one path chosen; the route itself tells whether there was a choice.
         let (resolved, matched) = tokio::join!(
-            self.route_answer(&what, dst, RouteFlags::empty()),
-            self.route_answer(&what, dst, RouteFlags::FibMatch),
+            self.route_answer::<F>(&what, dst, RouteFlags::empty()),
+            self.route_answer::<F>(&what, dst, RouteFlags::FibMatch),
         );
         let resolved = resolved?;
         let several = |message: RouteMessage| {
@@ -153,7 +168,7 @@ impl Kernel {
             ifindex: 0,
             gateway: None,
             gateway6: None,
-            source: Ipv4Addr::UNSPECIFIED,
+            source: F::UNSPECIFIED,
             mtu: None,
             multipath: matched.is_ok_and(several),
             local: resolved.header.kind == RouteType::Local,
@@ -161,9 +176,9 @@ impl Kernel {
         for attribute in &resolved.attributes {
             match attribute {
                 RouteAttribute::Oif(ifindex) => way.ifindex = *ifindex,
-                RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => way.gateway = Some(*gateway),
+                RouteAttribute::Gateway(gateway) => way.gateway = ip::<F>(gateway),
                 RouteAttribute::Via(RouteVia::Inet6(gateway)) => way.gateway6 = Some(*gateway),
-                RouteAttribute::PrefSource(RouteAddress::Inet(source)) => way.source = *source,
+                RouteAttribute::PrefSource(source) => way.source = ip::<F>(source).unwrap_or(way.source),
                 RouteAttribute::Metrics(metrics) => way.mtu = mtu(metrics),
                 _ => {}
             }
@@ -171,11 +186,16 @@ impl Kernel {
         Ok(way)
     }
 
-    async fn route_answer(&self, what: &str, dst: Ipv4Addr, flags: RouteFlags) -> Result<RouteMessage> {
-        let mut question = message();
-        question.header.destination_prefix_length = 32;
+    async fn route_answer<F: Family>(
+        &self,
+        what: &str,
+        dst: F::Addr,
+        flags: RouteFlags,
+    ) -> Result<RouteMessage> {
+        let mut question = message::<F>();
+        question.header.destination_prefix_length = F::BITS;
         question.header.flags = flags;
-        question.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(dst)));
+        question.attributes.push(RouteAttribute::Destination(wire_address::<F>(dst)));
         match self.get(what, RouteNetlinkMessage::GetRoute(question)).await? {
             RouteNetlinkMessage::NewRoute(message) => Ok(message),
             _ => Err(KernelError::Closed { what: what.to_owned() }),
@@ -183,48 +203,64 @@ impl Kernel {
     }
 }
 
-fn message() -> RouteMessage {
+/// What the kernel makes of a route without a priority: IPv6's have 1024 (`IP6_RT_PRIO_USER`).
+#[must_use]
+pub fn default_metric<F: Family>() -> u32 {
+    if F::BITS == 32 { 0 } else { 1024 }
+}
+
+fn message<F: Family>() -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = wire_family::<F>();
     message
 }
 
 /// The message that sets or deletes a unicast route.
-pub(super) fn route_message(route: &Route) -> RouteMessage {
-    let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(route.dst.network(), route.dst.prefix_len())
-        .protocol(RouteProtocol::from(route.protocol))
-        .table_id(route.table)
-        .tos(route.tos);
-    if let Some(ifindex) = route.ifindex {
-        builder = builder.output_interface(ifindex);
+pub(super) fn route_message<F: Family>(route: &Route<F>) -> RouteMessage {
+    let mut message = message::<F>();
+    message.header.destination_prefix_length = F::prefix_len(route.dst);
+    message.header.protocol = RouteProtocol::from(route.protocol);
+    message.header.kind = RouteType::Unicast;
+    message.header.tos = route.tos;
+    message.header.scope = if route.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    message.header.flags.set(RouteFlags::Onlink, route.onlink);
+    let attributes = &mut message.attributes;
+    attributes.push(RouteAttribute::Destination(wire_address::<F>(F::base(route.dst))));
+    match u8::try_from(route.table) {
+        Ok(table) => message.header.table = table,
+        Err(_) => attributes.push(RouteAttribute::Table(route.table)),
     }
-    if let Some(gateway) = route.gateway {
-        builder = builder.gateway(gateway);
-    } else {
-        builder = builder.scope(RouteScope::Link);
-    }
-    if route.onlink {
-        builder = builder.onlink();
-    }
+    attributes.extend(route.ifindex.map(RouteAttribute::Oif));
+    attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(wire_address::<F>(gateway))));
     if route.metric != 0 {
-        builder = builder.priority(route.metric);
+        attributes.push(RouteAttribute::Priority(route.metric));
     }
-    if let Some(source) = route.source {
-        builder = builder.pref_source(source);
-    }
-    builder.build()
+    attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(wire_address::<F>(source))));
+    message
 }
 
-/// `None` for what is not an IPv4 route, and for cached answers.
-pub(super) fn parse(message: &RouteMessage) -> Option<Route> {
+fn wire_address<F: Family>(address: F::Addr) -> RouteAddress {
+    let address: IpAddr = address.into();
+    address.into()
+}
+
+fn ip<F: Family>(address: &RouteAddress) -> Option<F::Addr> {
+    match address {
+        RouteAddress::Inet(address) => F::addr((*address).into()),
+        RouteAddress::Inet6(address) => F::addr((*address).into()),
+        _ => None,
+    }
+}
+
+/// `None` for a route of another family, and for cached answers.
+pub(super) fn parse<F: Family>(message: &RouteMessage) -> Option<Route<F>> {
     let header = &message.header;
-    if header.address_family != AddressFamily::Inet || header.flags.contains(RouteFlags::Cloned) {
+    if header.address_family != wire_family::<F>() || header.flags.contains(RouteFlags::Cloned) {
         return None;
     }
-    let mut dst = Ipv4Addr::UNSPECIFIED;
+    let mut dst = F::UNSPECIFIED;
     let mut route = Route {
-        dst: Ipv4Net::default(),
+        dst: F::Net::default(),
         gateway: None,
         ifindex: None,
         onlink: header.flags.contains(RouteFlags::Onlink),
@@ -238,17 +274,17 @@ pub(super) fn parse(message: &RouteMessage) -> Option<Route> {
     };
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => dst = *address,
-            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => route.gateway = Some(*gateway),
+            RouteAttribute::Destination(address) => dst = ip::<F>(address)?,
+            RouteAttribute::Gateway(gateway) => route.gateway = ip::<F>(gateway),
             RouteAttribute::Oif(ifindex) => route.ifindex = Some(*ifindex),
             RouteAttribute::Table(table) => route.table = *table,
             RouteAttribute::Priority(metric) => route.metric = *metric,
-            RouteAttribute::PrefSource(RouteAddress::Inet(source)) => route.source = Some(*source),
+            RouteAttribute::PrefSource(source) => route.source = ip::<F>(source),
             RouteAttribute::MultiPath(_) => route.multipath = true,
             _ => {}
         }
     }
-    route.dst = Ipv4Net::new(dst, header.destination_prefix_length).ok()?;
+    route.dst = F::net(dst, header.destination_prefix_length)?;
     Some(route)
 }
 

@@ -6,9 +6,8 @@
 
 mod attributes;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
 use nix::errno::Errno;
 use rtnetlink::packet_route::{RouteNetlinkMessage, link::InfoVxlan};
 
@@ -19,12 +18,17 @@ use super::{
     mac_text,
     sysctl::{self, SysctlError},
 };
+use crate::family::Family;
 
 /// The port of the kernel's VXLAN driver where none is given, and so flannel's. Not IANA's 4789.
 pub const DEFAULT_PORT: u16 = 8472;
 
-/// What outer IPv4, UDP, VXLAN and inner Ethernet headers take of the uplink's MTU, in bytes (RFC 7348).
-const OVERHEAD: u32 = 50;
+/// What outer IP, UDP, VXLAN and inner Ethernet headers take of the uplink's MTU, in bytes (RFC 7348): 50 over
+/// IPv4, 70 over IPv6.
+#[must_use]
+pub fn overhead(local: IpAddr) -> u32 {
+    if local.is_ipv4() { 50 } else { 70 }
+}
 
 /// The VXLAN device as it ought to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,10 +40,10 @@ pub struct VxlanSpec {
     /// The UDP port; 0 for [`DEFAULT_PORT`].
     pub port: u16,
     /// The outer source address: the node's public IP.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
     /// The index of the device that carries the outer packets.
     pub uplink: u32,
-    /// The MTU of the device in bytes: 50 less than that of the uplink.
+    /// The MTU of the device in bytes: [`overhead`] less than that of the uplink.
     pub mtu: u32,
     /// The Group Policy extension.
     pub gbp: bool,
@@ -108,7 +112,7 @@ impl Kernel {
         let uplink = self.link_by_index(spec.uplink).await?;
         let uplink =
             uplink.ok_or_else(|| KernelError::NoLink(format!("with index {} (the uplink)", spec.uplink)))?;
-        Ok(VxlanSpec { mtu: spec.mtu.min(uplink.mtu.saturating_sub(OVERHEAD)), ..spec.clone() })
+        Ok(VxlanSpec { mtu: spec.mtu.min(uplink.mtu.saturating_sub(overhead(spec.local))), ..spec.clone() })
     }
 
     async fn adopt(&self, spec: &VxlanSpec, link: Link) -> Result<VxlanDevice> {
@@ -182,23 +186,28 @@ impl Kernel {
         self.change_link(|| format!("setting learning of link {index} to {learning}"), message).await
     }
 
-    /// Gives the device the base of the own subnet as a /32, takes any other address of the network from it,
+    /// Gives the device the base of the own subnet as a /32 (IPv6: /128), takes any other address of the network from it,
     /// and sets it up. The new address comes first: a device that loses its last address loses its routes.
     ///
     /// # Errors
     ///
     /// As the kernel says.
-    pub async fn set_overlay_address(&self, device: u32, subnet: Ipv4Net, network: Ipv4Net) -> Result<()> {
-        let base = subnet.network();
-        let there = self.addresses().await?;
+    pub async fn set_overlay_address<F: Family>(
+        &self,
+        device: u32,
+        subnet: F::Net,
+        network: F::Net,
+    ) -> Result<()> {
+        let base = F::base(subnet);
+        let there = self.addresses_of::<F>().await?;
         let there = || there.iter().filter(|address| address.ifindex == device);
-        if !there().any(|it| it.address == base && it.prefix_len == 32) {
-            self.add_address(device, base, 32).await?;
+        if !there().any(|it| it.address == base && it.prefix_len == F::BITS) {
+            self.add_address::<F>(device, base, F::BITS).await?;
         }
         for it in there() {
-            let right = it.address == base && it.prefix_len == 32;
-            if !right && network.contains(&it.address) {
-                self.delete_address(device, it.address, it.prefix_len).await?;
+            let right = it.address == base && it.prefix_len == F::BITS;
+            if !right && F::contains(network, it.address) {
+                self.delete_address::<F>(device, it.address, it.prefix_len).await?;
             }
         }
         match self.link_by_index(device).await? {

@@ -4,24 +4,20 @@ use super::{
     Desired,
     plan::{Target, own_fdb, own_neighbour, own_route, target},
 };
-use crate::kernel::{Change, FdbEntry, KernelEvent, Neighbour, Route};
+use crate::{
+    family::{Family, V4, V6},
+    kernel::{Change, FdbEntry, Ipv6Event, KernelEvent, Neighbour, Route},
+};
 
 /// What the last plan was made for, kept to judge events by: every change that a plan makes comes back as an
 /// event, and must not be a reason for another pass; a change by somebody else must.
 #[derive(Debug)]
-pub struct Expected {
-    desired: Desired,
-    target: Target,
+pub struct Expected<F: Family = V4> {
+    desired: Desired<F>,
+    target: Target<F>,
 }
 
 impl Expected {
-    /// After a plan for this was carried out.
-    #[must_use]
-    pub fn of(desired: Desired) -> Self {
-        let target = target(&desired);
-        Self { desired, target }
-    }
-
     /// Whether an event tells of something that a new plan would put right: of an object on the VXLAN device,
     /// or of a route of ours, that is not what it ought to be. Events of links and addresses are not judged
     /// here and are never a contradiction; an overrun always is.
@@ -32,18 +28,41 @@ impl Expected {
             KernelEvent::Neighbour(change, neighbour) => self.neighbour(*change, neighbour),
             KernelEvent::Fdb(change, entry) => self.fdb(*change, entry),
             KernelEvent::Overrun => true,
-            KernelEvent::Link(..) | KernelEvent::Address(..) => false,
+            KernelEvent::Link(..) | KernelEvent::Address(..) | KernelEvent::Ipv6(_) => false,
         }
     }
+}
 
-    fn route(&self, change: Change, route: &Route) -> bool {
+impl Expected<V6> {
+    /// The same, of the IPv6 half.
+    #[must_use]
+    pub fn is_contradicted_by(&self, event: &KernelEvent) -> bool {
+        match event {
+            KernelEvent::Ipv6(Ipv6Event::Route(change, route)) => self.route(*change, route),
+            KernelEvent::Ipv6(Ipv6Event::Neighbour(change, neighbour)) => self.neighbour(*change, neighbour),
+            KernelEvent::Ipv6(Ipv6Event::Fdb(change, entry)) => self.fdb(*change, entry),
+            KernelEvent::Overrun => true,
+            _ => false,
+        }
+    }
+}
+
+impl<F: Family> Expected<F> {
+    /// After a plan for this was carried out.
+    #[must_use]
+    pub fn of(desired: Desired<F>) -> Self {
+        let target = target(&desired);
+        Self { desired, target }
+    }
+
+    fn route(&self, change: Change, route: &Route<F>) -> bool {
         let wanted = self.target.routes.get(&route.dst);
         match change {
             Change::Deleted => wanted == Some(route),
             Change::New if wanted == Some(route) => false,
             // With the key of a wanted route: it has taken its place.
             Change::New => {
-                let in_place = |wanted: &Route| {
+                let in_place = |wanted: &Route<F>| {
                     (wanted.metric, wanted.tos, wanted.table) == (route.metric, route.tos, route.table)
                 };
                 wanted.is_some_and(in_place) || own_route(&self.desired, route)
@@ -51,7 +70,7 @@ impl Expected {
         }
     }
 
-    fn neighbour(&self, change: Change, neighbour: &Neighbour) -> bool {
+    fn neighbour(&self, change: Change, neighbour: &Neighbour<F>) -> bool {
         if neighbour.ifindex != self.desired.device {
             return false;
         }
@@ -63,7 +82,7 @@ impl Expected {
         }
     }
 
-    fn fdb(&self, change: Change, entry: &FdbEntry) -> bool {
+    fn fdb(&self, change: Change, entry: &FdbEntry<F>) -> bool {
         if entry.ifindex != self.desired.device {
             return false;
         }

@@ -1,26 +1,28 @@
 //! Desired minus actual.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
-
-use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
 
 use super::{Actual, Desired, Op, OverlayPeer, Plan, Refusal};
-use crate::kernel::{
-    FdbEntry, Neighbour, NeighbourState, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route, RouteKind, TABLE_MAIN,
+use crate::{
+    family::{Family, V4},
+    kernel::{
+        FdbEntry, Neighbour, NeighbourState, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route, RouteKind, TABLE_MAIN,
+        default_metric,
+    },
 };
 
 /// What the kernel must have for all peers, by the keys by which the kernel knows it.
-#[derive(Debug, Default)]
-pub(super) struct Target {
-    pub(super) fdb: BTreeMap<[u8; 6], Ipv4Addr>,
-    pub(super) neighbours: BTreeMap<Ipv4Addr, [u8; 6]>,
-    pub(super) routes: BTreeMap<Ipv4Net, Route>,
-    pub(super) refused: Vec<(OverlayPeer, Refusal)>,
+#[derive(Debug)]
+pub(super) struct Target<F: Family = V4> {
+    pub(super) fdb: BTreeMap<[u8; 6], F::Addr>,
+    pub(super) neighbours: BTreeMap<F::Addr, [u8; 6]>,
+    pub(super) routes: BTreeMap<F::Net, Route<F>>,
+    pub(super) refused: Vec<(OverlayPeer<F>, Refusal<F>)>,
 }
 
 /// The steps from the actual state to the desired one; none where they are the same.
 #[must_use]
-pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
+pub fn plan<F: Family>(desired: &Desired<F>, actual: &Actual<F>) -> Plan<F> {
     let target = target(desired);
     let device = desired.device;
     let mut ops = Vec::new();
@@ -48,12 +50,13 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
 }
 
 /// A peer whose lease is wrong is refused, so that it harms nobody else.
-pub(super) fn target(desired: &Desired) -> Target {
-    let mut target = Target::default();
-    let mut mac_of: BTreeMap<[u8; 6], &OverlayPeer> = BTreeMap::new();
-    let mut base_of: BTreeMap<Ipv4Addr, Ipv4Net> = BTreeMap::new();
+pub(super) fn target<F: Family>(desired: &Desired<F>) -> Target<F> {
+    let (fdb, neighbours, routes, refused) = Default::default();
+    let mut target = Target { fdb, neighbours, routes, refused };
+    let mut mac_of: BTreeMap<[u8; 6], &OverlayPeer<F>> = BTreeMap::new();
+    let mut base_of: BTreeMap<F::Addr, F::Net> = BTreeMap::new();
     for peer in desired.peers.values() {
-        let base = peer.subnet.network();
+        let base = F::base(peer.subnet);
         let refusal = unusable(desired, peer).or_else(|| {
             if peer.direct {
                 return None;
@@ -67,7 +70,7 @@ pub(super) fn target(desired: &Desired) -> Target {
             target.refused.push((*peer, refusal));
             continue;
         }
-        target.routes.insert(peer.subnet.trunc(), route(desired, peer));
+        target.routes.insert(F::trunc(peer.subnet), route(desired, peer));
         if !peer.direct {
             mac_of.entry(peer.vtep_mac).or_insert(peer);
             base_of.insert(base, peer.subnet);
@@ -78,13 +81,13 @@ pub(super) fn target(desired: &Desired) -> Target {
     target
 }
 
-fn unusable(desired: &Desired, peer: &OverlayPeer) -> Option<Refusal> {
+fn unusable<F: Family>(desired: &Desired<F>, peer: &OverlayPeer<F>) -> Option<Refusal<F>> {
     let OverlayPeer { subnet, vtep, vtep_mac, direct } = peer;
-    if !desired.network.contains(subnet) {
+    if !F::covers(desired.network, *subnet) {
         Some(Refusal::OutsideNetwork)
-    } else if subnet.contains(&desired.own) || desired.own.contains(subnet) {
+    } else if F::overlap(*subnet, desired.own) {
         Some(Refusal::OverlapsOwn)
-    } else if vtep.is_unspecified() || vtep.is_multicast() || vtep.is_broadcast() || vtep.is_loopback() {
+    } else if !F::is_host(*vtep) {
         Some(Refusal::BadVtep)
     } else if !direct && (vtep_mac[0] & 1 == 1 || *vtep_mac == [0; 6]) {
         Some(Refusal::BadMac)
@@ -93,16 +96,16 @@ fn unusable(desired: &Desired, peer: &OverlayPeer) -> Option<Refusal> {
     }
 }
 
-fn route(desired: &Desired, peer: &OverlayPeer) -> Route {
-    let base = peer.subnet.network();
+fn route<F: Family>(desired: &Desired<F>, peer: &OverlayPeer<F>) -> Route<F> {
+    let base = F::base(peer.subnet);
     Route {
-        dst: peer.subnet.trunc(),
+        dst: F::trunc(peer.subnet),
         gateway: Some(if peer.direct { peer.vtep } else { base }),
         ifindex: Some(if peer.direct { desired.uplink } else { desired.device }),
         onlink: !peer.direct,
         protocol: ROUTE_PROTOCOL,
         table: TABLE_MAIN,
-        metric: 0,
+        metric: default_metric::<F>(),
         source: None,
         multipath: false,
         kind: RouteKind::Unicast,
@@ -112,8 +115,12 @@ fn route(desired: &Desired, peer: &OverlayPeer) -> Route {
 
 /// The routes to set and those to delete. A set route takes the place of the first one that is there with
 /// the same destination, metric and TOS (`NLM_F_REPLACE`), so that one need not be deleted.
-fn route_ops(desired: &Desired, target: &Target, actual: &Actual) -> (Vec<Route>, Vec<Route>) {
-    let mut there: BTreeMap<Ipv4Net, Vec<&Route>> = BTreeMap::new();
+fn route_ops<F: Family>(
+    desired: &Desired<F>,
+    target: &Target<F>,
+    actual: &Actual<F>,
+) -> (Vec<Route<F>>, Vec<Route<F>>) {
+    let mut there: BTreeMap<F::Net, Vec<&Route<F>>> = BTreeMap::new();
     for route in actual.routes.iter().filter(|route| route.table == TABLE_MAIN) {
         there.entry(route.dst).or_default().push(route);
     }
@@ -122,7 +129,8 @@ fn route_ops(desired: &Desired, target: &Target, actual: &Actual) -> (Vec<Route>
     for (dst, wanted) in &target.routes {
         let there = there.remove(dst).unwrap_or_default();
         let right = there.iter().position(|route| *route == wanted);
-        let goes = right.or_else(|| there.iter().position(|route| route.metric == 0 && route.tos == 0));
+        let goes =
+            right.or_else(|| there.iter().position(|route| route.metric == wanted.metric && route.tos == 0));
         if right.is_none() {
             set.push(wanted.clone());
         }
@@ -134,26 +142,29 @@ fn route_ops(desired: &Desired, target: &Target, actual: &Actual) -> (Vec<Route>
     (set, delete)
 }
 
-pub(super) fn own_route(desired: &Desired, route: &Route) -> bool {
+pub(super) fn own_route<F: Family>(desired: &Desired<F>, route: &Route<F>) -> bool {
     if route.table != TABLE_MAIN || route.kind != RouteKind::Unicast {
         return false;
     }
     if route.ifindex != Some(desired.device) {
-        return route.protocol == ROUTE_PROTOCOL && desired.network.contains(&route.dst);
+        return route.protocol == ROUTE_PROTOCOL && F::covers(desired.network, route.dst);
     }
     let flannels =
-        route.protocol == PROTOCOL_BOOT && route.onlink && route.gateway == Some(route.dst.network());
+        route.protocol == PROTOCOL_BOOT && route.onlink && route.gateway == Some(F::base(route.dst));
     route.protocol == ROUTE_PROTOCOL || flannels
 }
 
-pub(super) fn own_neighbour(desired: &Desired, neighbour: &Neighbour) -> Option<(Ipv4Addr, [u8; 6])> {
+pub(super) fn own_neighbour<F: Family>(
+    desired: &Desired<F>,
+    neighbour: &Neighbour<F>,
+) -> Option<(F::Addr, [u8; 6])> {
     let own = neighbour.ifindex == desired.device
         && neighbour.state == NeighbourState::Permanent
-        && desired.network.contains(&neighbour.address);
+        && F::contains(desired.network, neighbour.address);
     own.then(|| (neighbour.address, neighbour.mac.unwrap_or_default()))
 }
 
-pub(super) fn own_fdb(desired: &Desired, entry: &FdbEntry) -> Option<([u8; 6], Ipv4Addr)> {
+pub(super) fn own_fdb<F: Family>(desired: &Desired<F>, entry: &FdbEntry<F>) -> Option<([u8; 6], F::Addr)> {
     let own = entry.ifindex == desired.device && entry.own && entry.permanent && entry.mac != [0; 6];
     entry.dst.filter(|_| own && entry.mac[0] & 1 == 0).map(|dst| (entry.mac, dst))
 }

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{Path, Reconciler, Work, firewall_spec, settings};
 use crate::{
     dataplane::PeerPath,
+    family::V4,
     host,
     kernel::{VxlanSpec, sysctl},
     network::Backend,
@@ -157,8 +158,8 @@ impl Reconciler {
             self.publish();
         }
         let (index, subnet, network) = (self.node.device(), self.node.subnet, self.node.network.network);
-        changed |= !self.kernel.has_overlay_address(index, subnet, network).await?;
-        self.kernel.set_overlay_address(index, subnet, network).await?;
+        changed |= !self.kernel.has_overlay_address::<V4>(index, subnet, network).await?;
+        self.kernel.set_overlay_address::<V4>(index, subnet, network).await?;
         Ok(changed)
     }
 

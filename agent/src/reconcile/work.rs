@@ -54,6 +54,8 @@ impl Reconciler {
                 a_pods.then_some(Work::Containers)
             }
             KernelEvent::Fdb(_, entry) => (entry.ifindex != device).then_some(Work::Containers),
+            // Nothing of ours has an IPv6 address.
+            KernelEvent::Ipv6(_) => None,
             KernelEvent::Overrun => {
                 self.ways.clear();
                 Some(Work::Everything)

@@ -8,6 +8,7 @@
 
 mod events;
 mod firewall;
+mod ipv6;
 mod node;
 mod overlay;
 mod reading;

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use loden_agent::{
+    family::{Family, V4},
     kernel::{Kernel, VxlanDevice, VxlanSpec},
     overlay::{Desired, OverlayPeer, plan},
 };
@@ -56,7 +57,7 @@ pub(crate) fn desired(own: &str, device: u32, uplink: u32, peers: &[OverlayPeer]
 }
 
 /// Reads, plans and applies once; every step must succeed. Returns how many there were.
-pub(crate) async fn reconcile(kernel: &Kernel, desired: &Desired) -> usize {
+pub(crate) async fn reconcile<F: Family>(kernel: &Kernel, desired: &Desired<F>) -> usize {
     let actual = kernel.overlay_actual(desired.device).await.unwrap();
     let plan = plan(desired, &actual);
     assert_eq!(plan.refused, []);
@@ -69,7 +70,7 @@ pub(crate) async fn reconcile(kernel: &Kernel, desired: &Desired) -> usize {
 pub(crate) async fn set_up(kernel: &Kernel, spec: &VxlanSpec, own: &str) -> VxlanDevice {
     let device = kernel.ensure_vxlan(spec).await.unwrap();
     let (own, network) = (own.parse().unwrap(), NETWORK.parse().unwrap());
-    kernel.set_overlay_address(device.index, own, network).await.unwrap();
+    kernel.set_overlay_address::<V4>(device.index, own, network).await.unwrap();
     device
 }
 

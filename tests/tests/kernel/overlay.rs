@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use loden_agent::{
+    family::V4,
     kernel::{Change, Events, KernelEvent, ROUTE_PROTOCOL},
     overlay::{Expected, OverlayPeer, plan},
 };
@@ -245,7 +246,7 @@ fn whatever_is_flushed_or_changed_comes_back() {
         for damage in DAMAGE.iter().chain(&["ip link set flannel.1 down", "ip -4 addr flush dev flannel.1"]) {
             a.exec(damage).unwrap();
             let (own, network) = ("10.5.1.0/24".parse().unwrap(), node::NETWORK.parse().unwrap());
-            kernel.set_overlay_address(device, own, network).await.unwrap();
+            kernel.set_overlay_address::<V4>(device, own, network).await.unwrap();
             node::reconcile(&kernel, &desired).await;
             assert_eq!(shown(&a), right, "after {damage}");
         }

@@ -35,10 +35,7 @@ fn links_are_as_ip_shows_them() {
     assert_eq!(named("lo").kind, LinkKind::Physical);
     let LinkKind::Vxlan(vxlan) = named("flannel.7").kind else { panic!("flannel.7 is a VXLAN device") };
     assert_eq!((vxlan.vni, vxlan.port, vxlan.gbp, vxlan.learning), (7, 4789, true, true));
-    assert_eq!(
-        (vxlan.local, vxlan.uplink),
-        (Some(Ipv4Addr::new(192, 168, 77, 11)), Some(named("eth0").index))
-    );
+    assert_eq!((vxlan.local, vxlan.uplink), (Some([192, 168, 77, 11].into()), Some(named("eth0").index)));
 }
 
 #[test]

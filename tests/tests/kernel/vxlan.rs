@@ -1,6 +1,9 @@
 //! The VXLAN device: flannel's attributes, adopted or made anew, and put right again.
 
-use loden_agent::kernel::{VxlanSpec, mac_text, sysctl};
+use loden_agent::{
+    family::V4,
+    kernel::{VxlanSpec, mac_text, sysctl},
+};
 use serde_json::json as object;
 
 use crate::{inside, json, node};
@@ -171,9 +174,9 @@ fn the_overlay_address_is_the_only_one_of_the_network_and_foreign_ones_stay() {
 
     inside(&a, async |kernel| {
         let device = kernel.ensure_vxlan(&spec).await.unwrap().index;
-        assert!(!kernel.has_overlay_address(device, own, network).await.unwrap());
-        kernel.set_overlay_address(device, own, network).await.unwrap();
-        assert!(kernel.has_overlay_address(device, own, network).await.unwrap());
+        assert!(!kernel.has_overlay_address::<V4>(device, own, network).await.unwrap());
+        kernel.set_overlay_address::<V4>(device, own, network).await.unwrap();
+        assert!(kernel.has_overlay_address::<V4>(device, own, network).await.unwrap());
     });
 
     let shown = json(&a, "ip -j -4 addr show dev flannel.1");
@@ -196,9 +199,9 @@ fn a_flushed_address_and_a_link_that_is_down_are_put_right() {
         let device = node::set_up(&kernel, &spec, "10.5.1.0/24").await.index;
         for damage in ["addr flush dev flannel.1", "link set flannel.1 down"] {
             a.ip(damage).unwrap();
-            assert!(!kernel.has_overlay_address(device, own, network).await.unwrap(), "{damage}");
-            kernel.set_overlay_address(device, own, network).await.unwrap();
-            assert!(kernel.has_overlay_address(device, own, network).await.unwrap(), "{damage}");
+            assert!(!kernel.has_overlay_address::<V4>(device, own, network).await.unwrap(), "{damage}");
+            kernel.set_overlay_address::<V4>(device, own, network).await.unwrap();
+            assert!(kernel.has_overlay_address::<V4>(device, own, network).await.unwrap(), "{damage}");
         }
     });
 }

@@ -1,6 +1,6 @@
 //! What a VXLAN device is made of, and whether one that is there may stay. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 
@@ -12,7 +12,7 @@ pub(super) fn difference(spec: &VxlanSpec, link: &Link) -> Option<String> {
     let LinkKind::Vxlan(found) = &link.kind else {
         return Some(format!("it is a {:?} link, not a VXLAN device", link.kind));
     };
-    let address = |address: Option<Ipv4Addr>| address.map_or_else(|| "none".to_owned(), |it| it.to_string());
+    let address = |address: Option<IpAddr>| address.map_or_else(|| "none".to_owned(), |it| it.to_string());
     let port = wanted_port(spec);
     if found.collect_metadata {
         Some("it is an external (collect metadata) device".to_owned())
@@ -39,7 +39,10 @@ pub(super) fn creation(spec: &VxlanSpec, mac: [u8; 6]) -> LinkMessage {
     let mut data = vec![
         InfoVxlan::Id(spec.vni),
         InfoVxlan::Link(spec.uplink),
-        InfoVxlan::Local(spec.local),
+        match spec.local {
+            IpAddr::V4(local) => InfoVxlan::Local(local),
+            IpAddr::V6(local) => InfoVxlan::Local6(local),
+        },
         InfoVxlan::Learning(spec.learning),
         InfoVxlan::Port(wanted_port(spec)),
     ];
@@ -86,7 +89,7 @@ mod tests {
             name: "flannel.1".to_owned(),
             vni: 1,
             port: 0,
-            local: Ipv4Addr::new(192, 168, 77, 11),
+            local: [192, 168, 77, 11].into(),
             uplink: 2,
             mtu: 1450,
             gbp: false,
@@ -99,7 +102,7 @@ mod tests {
         let mut attrs = VxlanAttrs {
             vni: 1,
             port: 8472,
-            local: Some(Ipv4Addr::new(192, 168, 77, 11)),
+            local: Some([192, 168, 77, 11].into()),
             uplink: Some(2),
             ..VxlanAttrs::default()
         };
