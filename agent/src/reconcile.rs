@@ -113,6 +113,8 @@ pub struct Reconciler {
     /// What `loden cleanup` will undo.
     state: State,
     path: Path,
+    /// Whether the programs' maps hold the peers: without, they would take every peer for a stranger.
+    maps_know_peers: bool,
     new_sightings: Option<AsyncFd<RingBuf<MapData>>>,
     /// Ways to VTEPs; forgotten when a route, an address or a link changes.
     ways: HashMap<Ipv4Addr, Option<Underlay>>,
@@ -163,7 +165,13 @@ impl Reconciler {
             control,
             readiness,
             heartbeat,
+            // An earlier agent found them; the bridge may have forgotten those that had nothing to say since.
+            endpoints: match &path {
+                Path::Ebpf(dataplane) => dataplane.endpoints_held().clone(),
+                Path::Kernel(_) => Endpoints::new(),
+            },
             path,
+            maps_know_peers: false,
             new_sightings: None,
             ways: HashMap::new(),
             expected: None,
@@ -171,7 +179,6 @@ impl Reconciler {
             has_direct_peers: false,
             prefixes: Prefixes::default(),
             bridges: Vec::new(),
-            endpoints: Endpoints::new(),
             failures: Vec::new(),
             passes: 0,
             repairs: 0,

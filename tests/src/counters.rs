@@ -81,20 +81,46 @@ impl Share {
         containers: &[&Container],
         work: impl FnOnce() -> Result<T>,
     ) -> Result<(T, Self)> {
-        let sent = || containers.iter().map(|container| container.packets_sent()).sum::<Result<u64>>();
-        let counters = || nodes.iter().map(Counters::read).collect::<Result<Vec<_>>>();
-        let (sent_before, counters_before) = (sent()?, counters()?);
+        let meter = Meter::start(nodes, containers)?;
         let result = work()?;
-        let (sent_after, counters_after) = (sent()?, counters()?);
+        Ok((result, meter.stop(nodes, containers)?))
+    }
+}
+
+/// A count that has begun: see [`Share::during`], which is this around a closure.
+#[derive(Debug)]
+pub struct Meter {
+    sent: u64,
+    counters: Vec<Counters>,
+}
+
+impl Meter {
+    /// Reads what has been counted so far.
+    ///
+    /// # Errors
+    ///
+    /// Where a counter cannot be read.
+    pub fn start(nodes: &[Node], containers: &[&Container]) -> Result<Self> {
+        let sent = containers.iter().map(|container| container.packets_sent()).sum::<Result<u64>>()?;
+        let counters = nodes.iter().map(Counters::read).collect::<Result<Vec<_>>>()?;
+        Ok(Self { sent, counters })
+    }
+
+    /// Reads it again; nodes and containers must be the same ones.
+    ///
+    /// # Errors
+    ///
+    /// Where a counter cannot be read.
+    pub fn stop(self, nodes: &[Node], containers: &[&Container]) -> Result<Share> {
+        let now = Self::start(nodes, containers)?;
         let grown = |name: &str| -> u64 {
-            let pairs = counters_after.iter().zip(&counters_before);
+            let pairs = now.counters.iter().zip(&self.counters);
             pairs.map(|(after, before)| after.get(name).saturating_sub(before.get(name))).sum()
         };
-        let share = Self {
-            sent: sent_after - sent_before,
+        Ok(Share {
+            sent: now.sent - self.sent,
             encapsulated: FAST_SENT.into_iter().map(grown).sum(),
             delivered: FAST_DELIVERED.into_iter().map(grown).sum(),
-        };
-        Ok((result, share))
+        })
     }
 }

@@ -27,26 +27,7 @@ impl FlannelNode {
     ///
     /// Where etcd does not answer.
     pub fn create(netns: Netns, address: Ipv4Addr, subnet: Ipv4Net, etcd: &Etcd) -> Result<Self> {
-        let base = subnet.network();
-        let [_, _, c, d] = address.octets();
-        let mac = format!("0a:fe:00:00:{c:02x}:{d:02x}");
-        netns.ip(&format!(
-            "link add {DEVICE} address {mac} mtu 1450 type vxlan id 1 dev eth0 local {address} dstport 8472 nolearning"
-        ))?;
-        let value = format!(
-            r#"{{"PublicIP":"{address}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
-        );
-        let granted = etcd.ctl(&["lease", "grant", "86400"])?;
-        let lease = granted.split_whitespace().nth(1).context("etcd granted no lease")?;
-        let key = format!("{PREFIX}/subnets/{base}-{}", subnet.prefix_len());
-        etcd.ctl(&["put", &key, &value, "--lease", lease])?;
-        netns.ip(&format!("address add {base}/32 dev {DEVICE}"))?;
-        netns.ip(&format!("link set {DEVICE} up"))?;
-        netns.exec("sysctl -qw net.ipv4.ip_forward=1")?;
-        netns.ip(&format!("link add {BRIDGE} mtu 1450 type bridge"))?;
-        let gateway = Ipv4Addr::from(u32::from(base) + 1);
-        netns.ip(&format!("address add {gateway}/{} dev {BRIDGE}", subnet.prefix_len()))?;
-        netns.ip(&format!("link set {BRIDGE} up"))?;
+        let mac = set_up(&netns, address, subnet, etcd)?;
         Ok(Self { netns, address, subnet, mac, containers: 0 })
     }
 
@@ -74,17 +55,13 @@ impl FlannelNode {
         &self.mac
     }
 
-    /// Does for a peer's lease what flanneld does: neighbour, FDB entry, route.
+    /// Does for a peer's lease what flanneld does.
     ///
     /// # Errors
     ///
     /// Where the kernel refuses.
-    pub fn add_peer(&self, subnet: Ipv4Net, address: Ipv4Addr, mac: &str) -> Result<()> {
-        let (subnet, base) = (subnet.trunc(), subnet.network());
-        self.netns.ip(&format!("neigh replace {base} lladdr {mac} dev {DEVICE} nud permanent"))?;
-        self.netns.exec(&format!("bridge fdb replace {mac} dev {DEVICE} dst {address} self permanent"))?;
-        self.netns.ip(&format!("route replace {subnet} via {base} dev {DEVICE} onlink"))?;
-        Ok(())
+    pub fn add_peer(&self, subnet: Ipv4Net, address: Ipv4Addr, mac: &str, direct: bool) -> Result<()> {
+        add_peer(&self.netns, subnet, address, mac, direct)
     }
 
     /// Runs a container at the next free address.
@@ -100,4 +77,52 @@ impl FlannelNode {
         anyhow::ensure!(self.subnet.contains(&address), "{} is full", self.subnet);
         Container::create(&self.netns, BRIDGE, &format!("veth{}", self.containers), address, gateway, 1450)
     }
+}
+
+/// Makes a plugged namespace a flannel node: device, lease, address, forwarding, the containers' bridge. Returns the
+/// VTEP's MAC.
+///
+/// # Errors
+///
+/// Where etcd does not answer.
+pub fn set_up(netns: &Netns, address: Ipv4Addr, subnet: Ipv4Net, etcd: &Etcd) -> Result<String> {
+    let base = subnet.network();
+    let [_, _, c, d] = address.octets();
+    let mac = format!("0a:fe:00:00:{c:02x}:{d:02x}");
+    netns.ip(&format!(
+        "link add {DEVICE} address {mac} mtu 1450 type vxlan id 1 dev eth0 local {address} dstport 8472 nolearning"
+    ))?;
+    let value = format!(
+        r#"{{"PublicIP":"{address}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+    );
+    let granted = etcd.ctl(&["lease", "grant", "86400"])?;
+    let lease = granted.split_whitespace().nth(1).context("etcd granted no lease")?;
+    let key = format!("{PREFIX}/subnets/{base}-{}", subnet.prefix_len());
+    etcd.ctl(&["put", &key, &value, "--lease", lease])?;
+    netns.ip(&format!("address add {base}/32 dev {DEVICE}"))?;
+    netns.ip(&format!("link set {DEVICE} up"))?;
+    netns.exec("sysctl -qw net.ipv4.ip_forward=1")?;
+    netns.ip(&format!("link add {BRIDGE} mtu 1450 type bridge"))?;
+    let gateway = Ipv4Addr::from(u32::from(base) + 1);
+    netns.ip(&format!("address add {gateway}/{} dev {BRIDGE}", subnet.prefix_len()))?;
+    netns.ip(&format!("link set {BRIDGE} up"))?;
+    Ok(mac)
+}
+
+/// Does on a node what flanneld does for a peer's lease: neighbour, FDB entry and route, or, for a direct one
+/// (`DirectRouting`, on the same link), the route alone.
+///
+/// # Errors
+///
+/// Where the kernel refuses.
+pub fn add_peer(netns: &Netns, subnet: Ipv4Net, address: Ipv4Addr, mac: &str, direct: bool) -> Result<()> {
+    let (subnet, base) = (subnet.trunc(), subnet.network());
+    if direct {
+        netns.ip(&format!("route replace {subnet} via {address}"))?;
+        return Ok(());
+    }
+    netns.ip(&format!("neigh replace {base} lladdr {mac} dev {DEVICE} nud permanent"))?;
+    netns.exec(&format!("bridge fdb replace {mac} dev {DEVICE} dst {address} self permanent"))?;
+    netns.ip(&format!("route replace {subnet} via {base} dev {DEVICE} onlink"))?;
+    Ok(())
 }

@@ -215,6 +215,20 @@ impl Node {
         agent.wait(Duration::from_secs(10))
     }
 
+    /// Waits for an agent to end by itself.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none, or it goes on past the limit.
+    pub fn wait_until_ended(&mut self, limit: Duration) -> Result<ExitStatus> {
+        self.agent.take().with_context(|| format!("{} has no agent", self.name))?.wait(limit)
+    }
+
+    /// Takes another program for its agents and subcommands from now on.
+    pub fn set_binary(&mut self, binary: PathBuf) {
+        self.binary = binary;
+    }
+
     /// Ends the agent at once (SIGKILL), as a crash does.
     pub fn kill_agent(&mut self) {
         self.agent = None;

@@ -2,6 +2,7 @@
 //!
 //! Every socket has a timeout, so that a lost packet ends in an error and not in a test that hangs.
 
+pub mod load;
 pub mod socket;
 pub mod stream;
 pub mod transactions;

@@ -10,7 +10,7 @@ use aya::programs::{
 };
 use loden_ebpf::abi::program;
 
-use super::{Dataplane, DataplaneError, clsact, pins::Pins};
+use super::{Dataplane, DataplaneError, Settings, clsact, pins::Pins};
 
 /// Side of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -172,7 +172,29 @@ impl Dataplane {
             }
         }
         self.hooks.retain(|hook, _| keep.contains(hook));
+        if errors.is_empty() {
+            errors.extend(self.pins.remove_others(&keep));
+        }
         errors
+    }
+
+    /// Loads the programs again with other constants and puts them into the place of those that run, hook by
+    /// hook: at each moment a hook has the old program or the new one. The maps stay, with what is in them, so the
+    /// settings must be of the same shape ([`Settings::fits_maps_of`]). A hook that fails keeps what it had until
+    /// the next [`Self::set_hooks`], which tries again.
+    ///
+    /// The ring of new sightings is another one afterwards: see [`Self::take_new_sightings`].
+    ///
+    /// # Errors
+    ///
+    /// Where the programs cannot be loaded: then nothing has changed. Failures of single hooks are returned.
+    pub fn exchange(&mut self, settings: &Settings) -> Result<Vec<DataplaneError>, DataplaneError> {
+        let mut next = Self::with_pins(settings, self.pins.clone())?;
+        next.guard_mode = self.guard_mode;
+        let hooks = self.hooks.keys().filter_map(|hook| Some((*hook, clsact::interface(hook.ifindex).ok()?)));
+        let errors = next.set_hooks(&hooks.collect::<Vec<_>>());
+        *self = next;
+        Ok(errors)
     }
 
     /// Forgets what is attached to hooks that the kernel no longer has, so that the next [`Self::set_hooks`]
@@ -206,14 +228,18 @@ impl Dataplane {
         let pin = self.pins.link(&hook);
         let Some(side) = hook.program.direction().tc() else { return self.attach_guard(&pin, interface) };
         let record = self.pins.filter(&hook);
+        let found = self.pins.find_link(&hook);
         let classifier = self.program(hook.program)?;
-        if pin.exists() {
-            match swap(classifier, &pin) {
-                Ok(()) => return Ok(Attached::Tcx),
+        if let Some(found) = found {
+            match swap(classifier, &found) {
+                Ok(()) => {
+                    self.pins.take_over(&found, &hook)?;
+                    return Ok(Attached::Tcx);
+                }
                 // The pin is of a link whose interface is gone; its number belongs to another one now.
                 Err(error) => {
-                    tracing::debug!(pin = %pin.display(), "a stale link is replaced: {error:#}");
-                    Pins::remove(&pin)?;
+                    tracing::debug!(pin = %found.display(), "a stale link is replaced: {error:#}");
+                    Pins::remove(&found)?;
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
 use anyhow::Context as _;
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapInfo, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, MapInfo, MapType, PerCpuArray, RingBuf},
     programs::{SchedClassifier, Xdp},
 };
 use ipnet::Ipv4Net;
@@ -59,6 +59,13 @@ pub struct VxlanSettings {
 }
 
 impl Settings {
+    /// Whether programs with these settings can go on with the maps of programs with the others.
+    #[must_use]
+    pub fn fits_maps_of(&self, other: &Self) -> bool {
+        let shape = |settings: &Self| (settings.network, settings.subnet_len, settings.subnet);
+        shape(self) == shape(other)
+    }
+
     /// Slots of the peer map.
     fn peer_slots(&self) -> Result<u32, DataplaneError> {
         slots("the network", self.subnet_len.saturating_sub(self.network.prefix_len()), PEERS_MAX)
@@ -87,6 +94,11 @@ impl Dataplane {
     pub fn load(settings: &Settings, bpffs_dir: &Path) -> Result<Self, DataplaneError> {
         let pins = Pins::below(bpffs_dir);
         pins.prepare(bpffs_dir)?;
+        Self::with_pins(settings, pins)
+    }
+
+    /// As [`Self::load`], where the pins' directories are there.
+    pub(super) fn with_pins(settings: &Settings, pins: Pins) -> Result<Self, DataplaneError> {
         remove_misfits(&pins, settings)?;
         let mut ebpf = load(settings, &pins)?;
         let packet_log = settings
@@ -181,24 +193,23 @@ fn load_program(ebpf: &mut Ebpf, program: Program) -> anyhow::Result<()> {
 /// run keep their maps until they are swapped, and the new ones start with maps of their own.
 fn remove_misfits(pins: &Pins, settings: &Settings) -> Result<(), DataplaneError> {
     let word = size_of::<u32>() as u32;
+    let size_of_flows = (size_of::<abi::FlowKey>() as u32, size_of::<abi::Flow>() as u32);
+    let size_of_sightings = (size_of::<abi::SightingKey>() as u32, size_of::<abi::Sighting>() as u32);
+    let array = |value: usize| (word, value as u32);
     let expected = [
-        (map::PEERS, word, size_of::<abi::Peer>() as u32, settings.peer_slots()?),
-        (map::VTEPS, word, word, abi::VTEPS_MAX as u32),
-        (map::ENDPOINTS, word, size_of::<abi::Endpoint>() as u32, settings.endpoint_slots()?),
-        (map::FLOWS, size_of::<abi::FlowKey>() as u32, size_of::<abi::Flow>() as u32, abi::FLOWS_MAX as u32),
-        (map::EPOCH, word, word, 1),
-        (map::COUNTERS, word, size_of::<abi::Counter>() as u32, reason::COUNT as u32),
-        (
-            map::SIGHTINGS,
-            size_of::<abi::SightingKey>() as u32,
-            size_of::<abi::Sighting>() as u32,
-            abi::SIGHTINGS_MAX as u32,
-        ),
+        (map::PEERS, MapType::Array, array(size_of::<abi::Peer>()), settings.peer_slots()?),
+        (map::VTEPS, MapType::Hash, (word, word), abi::VTEPS_MAX as u32),
+        (map::ENDPOINTS, MapType::Array, array(size_of::<abi::Endpoint>()), settings.endpoint_slots()?),
+        (map::FLOWS, MapType::LruHash, size_of_flows, abi::FLOWS_MAX as u32),
+        (map::EPOCH, MapType::Array, (word, word), 1),
+        (map::COUNTERS, MapType::PerCpuArray, array(size_of::<abi::Counter>()), reason::COUNT as u32),
+        (map::SIGHTINGS, MapType::LruHash, size_of_sightings, abi::SIGHTINGS_MAX as u32),
     ];
-    for (name, key, value, entries) in expected {
+    for (name, kind, (key, value), entries) in expected {
         let path = pins.map(name);
         let Ok(info) = MapInfo::from_pin(&path) else { continue };
-        if (info.key_size(), info.value_size(), info.max_entries()) != (key, value, entries) {
+        let is_kind = info.map_type().is_ok_and(|found| found == kind);
+        if !is_kind || (info.key_size(), info.value_size(), info.max_entries()) != (key, value, entries) {
             tracing::info!(map = name, "the pinned map is of another shape and is replaced");
             Pins::remove(&path)?;
         }

@@ -1,6 +1,7 @@
 //! Where links and maps are pinned.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -19,6 +20,9 @@ pub(super) const PINNED_MAPS: [&str; 7] =
 
 /// The pins of one agent: `<bpffs-dir>/v1/<MAP>`, `<bpffs-dir>/v1/links/<program>-<ifindex>`, and, where the kernel
 /// has no TCX, records of filters: `<bpffs-dir>/v1/filters/<program>-<ifindex>`.
+///
+/// Agents of another ABI version have a directory of their own beside it. Their maps are never read; their links
+/// are taken over with the new programs in them, so that a change of version leaves no hook empty.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
@@ -29,6 +33,20 @@ impl Pins {
     #[must_use]
     pub fn below(bpffs_dir: &Path) -> Self {
         Self { root: bpffs_dir.join(format!("v{ABI_VERSION}")) }
+    }
+
+    /// The pins of every version below a directory, this one's first.
+    fn every(bpffs_dir: &Path) -> Vec<Self> {
+        let own = Self::below(bpffs_dir);
+        let others = own.others();
+        [vec![own], others].concat()
+    }
+
+    /// The pins of agents of other ABI versions, older and newer.
+    pub(super) fn others(&self) -> Vec<Self> {
+        let Some(Ok(entries)) = self.root.parent().map(fs::read_dir) else { return Vec::new() };
+        let roots = entries.flatten().map(|entry| entry.path());
+        roots.filter(|root| *root != self.root && is_version(root)).map(|root| Self { root }).collect()
     }
 
     /// Makes the directories, mounting a BPF file system first where there is none.
@@ -93,6 +111,49 @@ impl Pins {
         hooks_in(&self.filters())
     }
 
+    /// Where the link of a hook is pinned, by an agent of this version or of another.
+    pub(super) fn find_link(&self, hook: &Hook) -> Option<PathBuf> {
+        let others = self.others();
+        std::iter::once(self).chain(&others).map(|pins| pins.link(hook)).find(|pin| pin.exists())
+    }
+
+    /// Moves the pin of another version's link here; the link itself is not touched.
+    pub(super) fn take_over(&self, found: &Path, hook: &Hook) -> Result<(), DataplaneError> {
+        let pin = self.link(hook);
+        if found == pin {
+            return Ok(());
+        }
+        fs::rename(found, &pin).map_err(|source| DataplaneError::Pin { path: found.to_owned(), source })
+    }
+
+    /// Removes what agents of other versions have left, except the filters of these hooks, which hold our
+    /// programs by now.
+    pub(super) fn remove_others(&self, keep: &BTreeSet<Hook>) -> Vec<DataplaneError> {
+        let others = self.others();
+        if !others.is_empty() {
+            tracing::info!("the programs of another version have been replaced; its maps are removed");
+        }
+        others.iter().flat_map(|pins| pins.clear(keep)).collect()
+    }
+
+    /// Removes every filter except these hooks', every pin, and the directories. Goes on past failures.
+    fn clear(&self, keep: &BTreeSet<Hook>) -> Vec<DataplaneError> {
+        let mut errors = Vec::new();
+        for hook in self.filter_hooks() {
+            let gone = if keep.contains(&hook) {
+                remove_directory(&self.filter(&hook))
+            } else {
+                clsact::detach(self, hook)
+            };
+            errors.extend(gone.err());
+        }
+        for directory in [self.links(), self.filters(), self.root.clone()] {
+            errors.extend(pins_in(&directory).iter().filter_map(|pin| Self::remove(pin).err()));
+            errors.extend(remove_directory(&directory).err());
+        }
+        errors
+    }
+
     /// Removes a pin; that it is gone already is fine.
     ///
     /// # Errors
@@ -113,30 +174,55 @@ fn hooks_in(directory: &Path) -> Vec<Hook> {
     entries.flatten().filter_map(|entry| Hook::from_pin(entry.file_name().to_str()?)).collect()
 }
 
+/// The files of a directory, not the directories.
+fn pins_in(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.path()).filter(|path| !path.is_dir()).collect()
+}
+
+/// Whether a directory is one version's: `v` and a number.
+fn is_version(root: &Path) -> bool {
+    let name = root.file_name().and_then(|name| name.to_str());
+    name.and_then(|name| name.strip_prefix('v')).is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// Removes a directory; that it is gone already, in use as a mount point, or holds what is not ours, is fine.
+fn remove_directory(directory: &Path) -> Result<(), DataplaneError> {
+    match fs::remove_dir(directory) {
+        Err(source)
+            if !matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+            ) =>
+        {
+            Err(DataplaneError::Pin { path: directory.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Removes every filter and every pin below the directory: the programs are detached, the maps freed, and the kernel's own path
-/// carries all packets from the next one on. Says what could not be removed, and goes on.
+/// Removes every filter and every pin below the directory, of this version and of others: the programs are
+/// detached, the maps freed, and the kernel's own path carries all packets from the next one on. Says what could
+/// not be removed, and goes on.
 pub fn detach_all(bpffs_dir: &Path) -> Vec<DataplaneError> {
-    let pins = Pins::below(bpffs_dir);
-    let mut paths: Vec<PathBuf> = pins.pinned_hooks().iter().map(|hook| pins.link(hook)).collect();
-    paths.extend(PINNED_MAPS.iter().map(|name| pins.map(name)));
     let mut errors: Vec<_> =
-        pins.filter_hooks().into_iter().filter_map(|hook| clsact::detach(&pins, hook).err()).collect();
-    errors.extend(paths.iter().filter_map(|path| Pins::remove(path).err()));
-    // Directories last, and only where nothing of others is in them.
-    for directory in [pins.links(), pins.filters(), pins.root.clone(), bpffs_dir.to_owned()] {
-        match fs::remove_dir(&directory) {
-            Ok(()) => {}
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
-                ) => {}
-            Err(source) => errors.push(DataplaneError::Pin { path: directory, source }),
+        Pins::every(bpffs_dir).iter().flat_map(|pins| pins.clear(&BTreeSet::new())).collect();
+    errors.extend(remove_directory(bpffs_dir).err());
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_v_and_a_number() {
+        for (name, expected) in [("v1", true), ("v12", true), ("v", false), ("links", false), ("vx", false)] {
+            assert_eq!(is_version(&Path::new("/sys/fs/bpf/loden").join(name)), expected, "{name}");
         }
     }
-    errors
 }

@@ -208,6 +208,12 @@ impl Dataplane {
         offsets.map(|offset| self.endpoints.get(&offset, 0).map_err(at(map::ENDPOINTS))).collect()
     }
 
+    /// What the endpoint map held when it was last read, without what the programs found out.
+    #[must_use]
+    pub fn endpoints_held(&self) -> &BTreeMap<Ipv4Addr, Endpoint> {
+        &self.endpoints_held
+    }
+
     /// Starts a new epoch: no flow is fast until it has qualified again.
     ///
     /// # Errors

@@ -21,7 +21,6 @@ impl Reconciler {
         let hooks = self.hooks(&links);
         let subnet = self.node.subnet;
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
-        let errors = dataplane.set_hooks(&hooks);
         let seen: Vec<Seen> = dataplane
             .take_sightings()?
             .iter()
@@ -38,6 +37,13 @@ impl Reconciler {
         if changes.invalidates() {
             dataplane.bump_epoch()?;
         }
+        if !self.maps_know_peers {
+            return Ok(!changes.is_empty());
+        }
+        // After the maps, so that programs with new maps go on where those before them are. What a new endpoint may
+        // skip is found out when its hooks see what it does.
+        let Some(dataplane) = self.dataplane() else { return Ok(false) };
+        let errors = dataplane.set_hooks(&hooks);
         self.prove_endpoints()?;
         self.failures.extend(errors.iter().map(|error| format!("hooks: {error}")));
         Ok(!changes.is_empty())

@@ -163,14 +163,21 @@ impl Reconciler {
         Ok(changed)
     }
 
-    /// Loads the programs anew where a constant of theirs has changed; they take over at the next hooks.
+    /// Loads the programs anew where a constant of theirs has changed. They take over at once, or, where they need
+    /// maps of another size, when this pass has filled those.
     fn reload(&mut self) -> Result<bool> {
         let wanted = settings(&self.node)?;
-        let Path::Ebpf(dataplane) = &self.path else { return Ok(false) };
+        let Path::Ebpf(dataplane) = &mut self.path else { return Ok(false) };
         if *dataplane.settings() == wanted {
             return Ok(false);
         }
-        self.path = Path::Ebpf(Box::new(super::load(&self.node, &wanted)?));
+        if self.maps_know_peers && wanted.fits_maps_of(dataplane.settings()) {
+            let errors = dataplane.exchange(&wanted)?;
+            self.failures.extend(errors.iter().map(|error| format!("hooks: {error}")));
+        } else {
+            self.path = Path::Ebpf(Box::new(super::load(&self.node, &wanted)?));
+            self.maps_know_peers = false;
+        }
         self.listen_for_sightings()?;
         Ok(true)
     }
@@ -189,8 +196,13 @@ impl Reconciler {
     /// The peers: first off the fast path, then in the kernel, then on the fast path, so that the fast path never
     /// knows a peer that the kernel does not.
     async fn peers(&mut self, cluster: &Cluster) -> Result<bool> {
-        if self.node.network.backend == Backend::Alloc || !cluster.is_listed() {
-            // Alloc leaves the routes to somebody else. Not known yet is not none: what is programmed stays.
+        if self.node.network.backend == Backend::Alloc {
+            // It leaves the routes to somebody else, and nothing comes from a peer.
+            self.maps_know_peers = true;
+            return Ok(false);
+        }
+        if !cluster.is_listed() {
+            // Not known yet is not none: what is programmed stays.
             return Ok(false);
         }
         let mut peers = BTreeMap::new();
@@ -231,6 +243,7 @@ impl Reconciler {
                 dataplane.bump_epoch()?;
             }
             changed |= !changes.is_empty();
+            self.maps_know_peers = true;
         }
         Ok(changed)
     }

@@ -18,6 +18,8 @@ mod local;
 mod mixed;
 mod nat;
 mod reachability;
+mod restart;
+mod upgrade;
 
 use loden_tests::{cluster::Cluster, container::Container, traffic};
 

@@ -1,14 +1,20 @@
 //! Loden and flannel nodes in one cluster.
 
-use std::time::Duration;
+use std::{fs, thread, time::Duration};
 
+use ipnet::Ipv4Net;
 use loden_tests::{
     cluster::{Cluster, Plan},
     container::Container,
-    flannel::FlannelNode,
+    counters::Share,
+    flannel::{self, FlannelNode},
     netns::Netns,
+    node::Node,
     process::wait_for,
-    traffic::stream::{self, Until},
+    traffic::{
+        load,
+        stream::{self, Until},
+    },
 };
 use serde_json::Value;
 
@@ -30,40 +36,150 @@ fn assert_bulk_both_ways(a: &Container, b: &Container) {
     }
 }
 
+/// MAC of a Loden node's VTEP, as its lease says it.
+fn vtep_mac(cluster: &Cluster, node: &Node) -> String {
+    let public = node.address().to_string();
+    let leases = cluster.leases().unwrap();
+    let values = leases.iter().map(|(_, value)| serde_json::from_str::<Value>(value).unwrap());
+    let value = values.into_iter().find(|value| value["PublicIP"] == *public).unwrap();
+    value["BackendData"]["VtepMAC"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn flannel_nodes_alone_reach_each_other() {
     // Proves the hand-made nodes themselves: what they say about a mixed cluster rests on this.
-    let cluster = Cluster::create(&Plan { nodes: 0, ..Plan::default() }).unwrap();
-    let (mut a, mut b) = (flannel_node(&cluster, 31, 231), flannel_node(&cluster, 32, 232));
-    a.add_peer(b.subnet(), b.address(), b.mac()).unwrap();
-    b.add_peer(a.subnet(), a.address(), a.mac()).unwrap();
-    let containers = [a.run_container().unwrap(), b.run_container().unwrap()];
+    for direct in [false, true] {
+        let cluster = Cluster::create(&Plan { nodes: 0, ..Plan::default() }).unwrap();
+        let (mut a, mut b) = (flannel_node(&cluster, 31, 231), flannel_node(&cluster, 32, 232));
+        a.add_peer(b.subnet(), b.address(), b.mac(), direct).unwrap();
+        b.add_peer(a.subnet(), a.address(), a.mac(), direct).unwrap();
+        let containers = [a.run_container().unwrap(), b.run_container().unwrap()];
+        assert_all_reach_all(&containers);
+        assert_bulk_both_ways(&containers[0], &containers[1]);
+    }
+}
+
+fn config(direct: bool) -> String {
+    format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"vxlan","DirectRouting":{direct}}}}}"#)
+}
+
+/// Two nodes of each kind.
+fn assert_mixed_cluster_is_whole(direct: bool) {
+    let plan = Plan { nodes: 2, config: config(direct), ..Plan::default() };
+    let mut cluster = Cluster::start(&plan, &[]).unwrap();
+    let mut flannels = [flannel_node(&cluster, 31, 231), flannel_node(&cluster, 32, 232)];
+    for flannel in &flannels {
+        for node in &cluster.nodes {
+            wait_for("the route to the flannel node", Duration::from_secs(10), || {
+                node.has_route(flannel.subnet()).unwrap().then_some(())
+            })
+            .unwrap();
+            let (subnet, mac) = (node.subnet_env().unwrap().subnet, vtep_mac(&cluster, node));
+            flannel.add_peer(subnet, node.address(), &mac, direct).unwrap();
+        }
+        for other in flannels.iter().filter(|other| other.address() != flannel.address()) {
+            flannel.add_peer(other.subnet(), other.address(), other.mac(), direct).unwrap();
+        }
+    }
+    show_logs(&cluster);
+    let mut containers = cluster.run_containers(1).unwrap();
+    for flannel in &mut flannels {
+        containers.push(flannel.run_container().unwrap());
+    }
     assert_all_reach_all(&containers);
-    assert_bulk_both_ways(&containers[0], &containers[1]);
+    assert_bulk_both_ways(&containers[0], &containers[2]);
+    // The half of it that is ours is fast: what Loden sends to the flannel node, and what it gets from there.
+    let (ours, theirs) = (&containers[0], &containers[2]);
+    let work = || stream::run(ours.host(), theirs.host(), None, Until::Bytes(50_000_000));
+    let (_, share) = Share::during(&cluster.nodes, &[ours], work).unwrap();
+    assert!(share.encapsulated as f64 >= 0.98 * share.sent as f64, "{share:?}");
+    let work = || stream::run(theirs.host(), ours.host(), None, Until::Bytes(50_000_000));
+    let (_, share) = Share::during(&cluster.nodes, &[theirs], work).unwrap();
+    assert!(share.delivered as f64 >= 0.9 * share.sent as f64, "{share:?}");
 }
 
 #[test]
 fn loden_and_flannel_nodes_carry_each_others_traffic() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
-    let mut flannel = flannel_node(&cluster, 31, 231);
-    for node in &cluster.nodes {
-        wait_for("the route to the flannel node", Duration::from_secs(10), || {
-            node.has_route(flannel.subnet()).unwrap().then_some(())
-        })
-        .unwrap();
-        let public = node.address().to_string();
-        let leases = cluster.leases().unwrap();
-        let value: Value = leases
-            .iter()
-            .map(|(_, value)| serde_json::from_str::<Value>(value).unwrap())
-            .find(|value| value["PublicIP"] == *public)
-            .unwrap();
-        let mac = value["BackendData"]["VtepMAC"].as_str().unwrap();
-        flannel.add_peer(node.subnet_env().unwrap().subnet, node.address(), mac).unwrap();
-    }
-    show_logs(&cluster);
-    let mut containers = cluster.run_containers(1).unwrap();
-    containers.push(flannel.run_container().unwrap());
+    assert_mixed_cluster_is_whole(false);
+}
+
+#[test]
+fn loden_and_flannel_nodes_carry_each_others_traffic_with_direct_routing() {
+    assert_mixed_cluster_is_whole(true);
+}
+
+/// All that flannel made on a node, without the programs and sysctls, which a flannel node may have or not.
+fn flannels_work(node: &Node) -> Vec<String> {
+    let lines = [
+        "ip -o link show flannel.1",
+        "ip -o -4 address show flannel.1",
+        "ip -4 route show table all",
+        "ip neigh show dev flannel.1",
+        "bridge fdb show dev flannel.1",
+    ];
+    lines.iter().map(|line| node.netns().exec(line).unwrap()).collect()
+}
+
+/// A flannel node becomes one of Loden, and a flannel node again, under load all the while.
+fn assert_taken_over_and_handed_back(direct: bool, gate: &str) {
+    let plan = Plan { nodes: 2, config: config(direct), ..Plan::default() };
+    let mut cluster = Cluster::create(&plan).unwrap();
+    let taken = &cluster.nodes[0];
+    let subnet: Ipv4Net = "10.5.231.0/24".parse().unwrap();
+    let mac = flannel::set_up(taken.netns(), taken.address(), subnet, cluster.etcd()).unwrap();
+    let env =
+        "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.231.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
+    fs::write(taken.subnet_file(), env).unwrap();
+    cluster.nodes[1].start_agent(&[gate]).unwrap();
+    cluster.nodes[1].make_bridge().unwrap();
+    let peer = cluster.nodes[1].subnet_env().unwrap().subnet;
+    let peer_mac = vtep_mac(&cluster, &cluster.nodes[1]);
+    let address = cluster.nodes[1].address();
+    flannel::add_peer(cluster.nodes[0].netns(), peer, address, &peer_mac, direct).unwrap();
+    cluster.wait_for_routes().unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    let (a, b) = (&containers[0], &containers[1]);
     assert_all_reach_all(&containers);
-    assert_bulk_both_ways(&containers[0], &containers[2]);
+    let before = (flannels_work(&cluster.nodes[0]), cluster.leases().unwrap());
+    let ((), there) = load::during(a.host(), b.host(), 10, || {
+        let ((), back) = load::during(b.host(), a.host(), 10, || {
+            cluster.nodes[0].start_agent(&[gate])?;
+            thread::sleep(Duration::from_secs(1));
+            Ok(())
+        })?;
+        assert_eq!((back.lost, back.repeated), (0, 0), "to the node that is taken over: {back:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((there.lost, there.repeated), (0, 0), "from the node that is taken over: {there:?}");
+    assert_eq!(cluster.leases().unwrap(), before.1, "the same leases");
+    assert_eq!(vtep_mac(&cluster, &cluster.nodes[0]), mac);
+    let link = |work: &[String]| work[0].clone();
+    assert_eq!(link(&flannels_work(&cluster.nodes[0])), link(&before.0), "the same device, MAC and index");
+    assert_eq!(fs::read_to_string(cluster.nodes[0].subnet_file()).unwrap(), env);
+    let work = || stream::run(a.host(), b.host(), None, Until::Bytes(50_000_000));
+    let (_, share) = Share::during(&cluster.nodes, &[a, b], work).unwrap();
+    assert!(share.smaller() >= 0.98, "{share:?}");
+    let ((), report) = load::during(b.host(), a.host(), 10, || {
+        let node = &mut cluster.nodes[0];
+        assert!(node.stop_agent()?.success());
+        let file = node.subnet_file().display().to_string();
+        node.loden(&["cleanup", "--keep-kernel", "--subnet-file", &file])?;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((report.lost, report.repeated), (0, 0), "{report:?}");
+    assert_eq!(flannels_work(&cluster.nodes[0]), before.0, "as flannel had made it");
+    assert_eq!(cluster.leases().unwrap(), before.1);
+    assert_all_reach_all(&containers);
+}
+
+#[test]
+fn a_flannel_node_is_taken_over_in_place_and_handed_back() {
+    assert_taken_over_and_handed_back(false, "--gate=strict");
+}
+
+#[test]
+fn a_flannel_node_with_direct_routing_is_taken_over_in_place_and_handed_back() {
+    assert_taken_over_and_handed_back(true, "--gate=open");
 }

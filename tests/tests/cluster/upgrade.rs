@@ -1,0 +1,167 @@
+//! Another version of the programs takes over: their links are swapped in place, their maps are built beside.
+//!
+//! What an agent of another ABI version leaves is made of what this one has left: its directory gets the name
+//! that the other version would have used. What is in it is not read, so it need not differ.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::ErrorKind,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use loden_ebpf::abi::ABI_VERSION;
+use loden_tests::{
+    cluster::{Cluster, Plan},
+    container::Container,
+    counters::Share,
+    node::Node,
+    process::wait_for,
+    traffic::{
+        load, ping,
+        stream::{self, Until},
+    },
+};
+use nix::sched::{CloneFlags, setns};
+
+const HOOKS: [(&str, TcAttachType); 5] = [
+    ("eth0", TcAttachType::Ingress),
+    ("flannel.1", TcAttachType::Ingress),
+    ("flannel.1", TcAttachType::Egress),
+    ("veth1", TcAttachType::Ingress),
+    ("veth1", TcAttachType::Egress),
+];
+
+/// Asks the kernel for the programs at each hook, again and again, and wants exactly one each time. Returns the
+/// ids of all that it found.
+fn watch_hooks(netns: &Path, stop: &AtomicBool) -> BTreeSet<u32> {
+    setns(File::open(netns).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+    let mut programs = BTreeSet::new();
+    while !stop.load(Ordering::Acquire) {
+        for (interface, side) in HOOKS {
+            let found = match SchedClassifier::query_tcx(interface, side) {
+                Ok((_, found)) => found,
+                // The program was exchanged, and is gone, between the question which one it is and what it is.
+                Err(ProgramError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => {
+                    continue;
+                }
+                Err(error) => panic!("{interface} {side:?}: {error}"),
+            };
+            assert_eq!(found.len(), 1, "{interface} {side:?}");
+            programs.extend(found.iter().map(|program| program.id()));
+        }
+    }
+    programs
+}
+
+/// Stops the agent of a node, lets `change` prepare what the next one finds, starts that, and wants that no packet
+/// noticed and no hook was ever empty.
+fn assert_takes_over(change: impl FnOnce(&Node)) -> (Cluster, Vec<Container>) {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    let (a, b) = (&containers[0], &containers[1]);
+    ping(a.netns(), b.address(), 20).unwrap();
+    let netns = cluster.nodes[0].netns().path();
+    let stop = AtomicBool::new(false);
+    let (programs, report) = thread::scope(|scope| {
+        let watch = scope.spawn(|| watch_hooks(&netns, &stop));
+        let node = &mut cluster.nodes[0];
+        let loaded = load::during(a.host(), b.host(), 10, || {
+            assert!(node.stop_agent()?.success());
+            change(node);
+            node.start_agent(&[])
+        });
+        stop.store(true, Ordering::Release);
+        (watch.join().unwrap(), loaded.unwrap().1)
+    });
+    assert_eq!((report.lost, report.repeated), (0, 0), "{report:?}");
+    assert_eq!(programs.len(), 2 * HOOKS.len(), "the old programs and the new ones: {programs:?}");
+    let work = || stream::run(a.host(), b.host(), None, Until::Bytes(50_000_000));
+    let (_, share) = Share::during(&cluster.nodes, &[a, b], work).unwrap();
+    assert!(share.smaller() >= 0.98, "{share:?}");
+    (cluster, containers)
+}
+
+fn names(directory: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn assert_switches_from(version: u32) {
+    let own = format!("v{ABI_VERSION}");
+    let (mut cluster, _containers) = assert_takes_over(|node| {
+        fs::rename(node.bpffs().join(&own), node.bpffs().join(format!("v{version}"))).unwrap();
+    });
+    let node = &mut cluster.nodes[0];
+    assert_eq!(
+        names(node.bpffs()),
+        [own.clone()].into(),
+        "the other version's pins are gone: {}",
+        node.log()
+    );
+    assert_eq!(names(&node.bpffs().join(own).join("links")).len(), HOOKS.len());
+    assert!(node.log().contains("another version"), "{}", node.log());
+}
+
+#[test]
+fn an_older_versions_programs_are_replaced_in_place_and_its_maps_removed() {
+    assert_switches_from(ABI_VERSION - 1);
+}
+
+#[test]
+fn a_newer_versions_programs_are_replaced_in_place_and_its_maps_removed() {
+    assert_switches_from(ABI_VERSION + 1);
+}
+
+#[test]
+fn a_map_of_another_shape_is_replaced_and_the_programs_swapped_in_place() {
+    let pin = |node: &Node, map: &str| node.bpffs().join(format!("v{ABI_VERSION}")).join(map);
+    let (cluster, _containers) = assert_takes_over(|node| {
+        for (map, shape) in [
+            ("PEERS", "type array key 4 value 16 entries 256"),
+            ("ENDPOINTS", "type array key 4 value 24 entries 64"),
+            // The right sizes, and yet another map.
+            ("VTEPS", "type lru_hash key 4 value 4 entries 65536"),
+        ] {
+            let path = pin(node, map);
+            fs::remove_file(&path).unwrap();
+            let path = path.display();
+            node.netns().exec(&format!("bpftool map create {path} {shape} name {map}")).unwrap();
+        }
+    });
+    for map in ["PEERS", "ENDPOINTS", "VTEPS"] {
+        let shown = cluster.nodes[0]
+            .netns()
+            .exec(&format!("bpftool map show pinned {}", pin(&cluster.nodes[0], map).display()));
+        let shown = shown.unwrap();
+        assert!(
+            !shown.contains("lru_hash") && !shown.contains("value 16B") && !shown.contains("max_entries 64 "),
+            "{shown}"
+        );
+    }
+}
+
+#[test]
+fn cleanup_removes_what_other_versions_have_left() {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    let node = &mut cluster.nodes[0];
+    node.stop_agent().unwrap();
+    fs::rename(node.bpffs().join(format!("v{ABI_VERSION}")), node.bpffs().join("v77")).unwrap();
+    let file = node.subnet_file().display().to_string();
+    node.loden(&["cleanup", "--keep-kernel", "--subnet-file", &file]).unwrap();
+    assert!(!node.bpffs().exists(), "{:?}", names(node.bpffs()));
+    for (interface, side) in HOOKS {
+        // The kernel takes a link off its hook a moment after its last reference is gone.
+        wait_for("an empty hook", Duration::from_secs(2), || {
+            let programs = node.netns().run(|| SchedClassifier::query_tcx(interface, side));
+            programs.is_ok_and(|(_, programs)| programs.is_empty()).then_some(())
+        })
+        .unwrap_or_else(|error| panic!("{interface} {side:?}: {error:#}"));
+    }
+    crate::assert_all_reach_all(&containers);
+}
