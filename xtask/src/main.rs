@@ -1,8 +1,9 @@
-//! The jobs around the code: `cargo xtask setup | build-ebpf | demo | test | lint`.
+//! The jobs around the code: `cargo xtask setup | build-ebpf | demo | test | bench | lint`.
 //!
 //! Progress goes to standard error, results to standard output. Nothing here depends on the agent's crate:
 //! setup must run before that can compile.
 
+mod bench;
 mod build;
 mod demo;
 mod ebpf;
@@ -36,6 +37,11 @@ enum Job {
     Demo(demo::Options),
     /// Run the rings of tests
     Test(test::Options),
+    /// Measure Loden beside flannel and beside the limit, all in one run on this machine
+    Bench(bench::Options),
+    /// One end of the bench's traffic
+    #[command(subcommand, hide = true)]
+    Traffic(bench::generator::End),
     /// Check format, clippy for host and BPF, documentation, licences
     Lint,
 }
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
         Job::BuildEbpf => setup::run().and_then(|()| ebpf::run()),
         Job::Demo(options) => demo::run(&options),
         Job::Test(options) => setup::run().and_then(|()| test::run(&options)),
+        Job::Bench(options) => bench::run(&options),
+        Job::Traffic(end) => bench::generator::run(&end),
         Job::Lint => setup::run().and_then(|()| lint::run()),
     };
     match outcome {

@@ -1,0 +1,83 @@
+//! What must be reached, as ratios with both ends on one CPU.
+
+use anyhow::{Result, ensure};
+
+use super::{
+    Variant,
+    mode::Mode,
+    results::{Results, Section},
+    statistics::Median,
+    work::Work,
+};
+
+/// A ratio that a mode must reach in some work.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Goal {
+    pub(super) work: Work,
+    pub(super) mode: Mode,
+    pub(super) to: Mode,
+    pub(super) least: f64,
+}
+
+/// All of them, the ones to the limit first.
+pub(super) const GOALS: &[Goal] = &[
+    goal(Work::TcpRr, Mode::Open, Mode::Host, 0.85),
+    goal(Work::TcpRr, Mode::Open, Mode::Flannel, 1.80),
+    goal(Work::TcpRr, Mode::Open, Mode::Direct, 0.95),
+    goal(Work::TcpCrr, Mode::Open, Mode::Host, 0.88),
+    goal(Work::TcpCrr, Mode::Open, Mode::Flannel, 1.65),
+    goal(Work::TcpCrr, Mode::Open, Mode::Direct, 0.95),
+    goal(Work::UdpRr, Mode::Open, Mode::Host, 0.82),
+    goal(Work::UdpRr, Mode::Open, Mode::Flannel, 1.75),
+    goal(Work::UdpRr, Mode::Open, Mode::Direct, 0.95),
+    goal(Work::TcpStream, Mode::Open, Mode::Host, 0.98),
+    goal(Work::TcpStream, Mode::Open, Mode::Flannel, 1.35),
+    goal(Work::TcpStream, Mode::Open, Mode::Direct, 0.95),
+    goal(Work::TcpRr, Mode::Strict, Mode::Host, 0.85),
+    goal(Work::TcpRr, Mode::Strict, Mode::Flannel, 1.80),
+    goal(Work::UdpRr, Mode::Strict, Mode::Host, 0.82),
+    goal(Work::UdpRr, Mode::Strict, Mode::Flannel, 1.75),
+    goal(Work::TcpStream, Mode::Strict, Mode::Host, 0.98),
+    goal(Work::TcpStream, Mode::Strict, Mode::Flannel, 1.35),
+    goal(Work::TcpCrr, Mode::Strict, Mode::Flannel, 0.97),
+    goal(Work::VipTcpRr, Mode::Open, Mode::Flannel, 0.97),
+    goal(Work::VipTcpCrr, Mode::Open, Mode::Flannel, 0.97),
+    goal(Work::VipTcpRr, Mode::Strict, Mode::Flannel, 0.97),
+    goal(Work::VipTcpCrr, Mode::Strict, Mode::Flannel, 0.97),
+    goal(Work::TcpCrr, Mode::Open5000, Mode::Flannel5000, 1.65),
+];
+
+const fn goal(work: Work, mode: Mode, to: Mode, least: f64) -> Goal {
+    Goal { work, mode, to, least }
+}
+
+impl Goal {
+    /// What was measured of it, where it was.
+    pub(super) fn measured(&self, section: &Section) -> Option<Median> {
+        (section.variant == Variant::OneCpu).then(|| section.ratio(self.work, self.mode, self.to, 0))?
+    }
+
+    pub(super) fn text(&self) -> String {
+        let name = self.work.metrics()[0].name;
+        format!("{name}: {} to {} at least {:.2}", self.mode.name(), self.to.name(), self.least)
+    }
+}
+
+/// Machines are noisy: only what is under half of its goal, beyond all doubt, is a failure.
+///
+/// # Errors
+///
+/// All of those, in one message.
+pub(super) fn no_collapse(results: &Results) -> Result<()> {
+    let mut failures = Vec::new();
+    for section in &results.sections {
+        for goal in GOALS {
+            let Some(median) = goal.measured(section) else { continue };
+            if median.high < goal.least / 2.0 {
+                failures.push(format!("{} is {:.2}", goal.text(), median.value));
+            }
+        }
+    }
+    ensure!(failures.is_empty(), "under half of what must be reached: {}", failures.join("; "));
+    Ok(())
+}

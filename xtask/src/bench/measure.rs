@@ -1,0 +1,146 @@
+//! One measurement: some work in one mode, and what the counters say of it.
+
+use std::{net::TcpStream, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
+use loden_tests::{
+    container::Container,
+    counters::{Counters, FAST_DELIVERED, FAST_SENT},
+    netns::{self, Netns},
+    node::Node,
+    process::{Process, wait_for},
+};
+
+use super::{
+    Variant,
+    generator::{Port, Tally},
+    stage::{Pair, SERVICE},
+    work::Work,
+};
+
+/// The part of the packets that must take the fast path. With the strict gate SYN, FIN and RST are left out, which may
+/// not; the SYN of each direction already proves its flow. What else is missing are flows that qualify again, a packet
+/// each way every 5 to 15 seconds.
+const LEAST_SHARE: f64 = 0.99;
+/// Paced work leaves the CPU idle, and its time is counted in ticks of 10 ms: it needs more of them.
+const PACED_FACTOR: u64 = 4;
+
+/// What one measurement came to.
+#[derive(Clone, Debug)]
+pub(super) struct Sample {
+    /// One for each metric of the work.
+    pub(super) values: Vec<f64>,
+    /// CPU time of one unit of work, in microseconds.
+    pub(super) cpu_micros: f64,
+    /// TCP segments sent again.
+    pub(super) retransmitted: u64,
+    /// Datagrams lost.
+    pub(super) lost: u64,
+    /// Which part of the packets took the fast path, of those that may.
+    pub(super) share: Option<f64>,
+}
+
+/// The servers of a pair, which wait for work.
+#[derive(Debug)]
+pub(super) struct Servers {
+    // Only held: ended when dropped.
+    _processes: Vec<Process>,
+}
+
+impl Servers {
+    /// Starts them on the server's CPU.
+    pub(super) fn start(pair: &Pair, variant: Variant) -> Result<Self> {
+        let serve = |through_service| {
+            let (_, (netns, address)) = pair.ends(through_service);
+            let mut command = ourselves(netns)?;
+            let cpu = variant.server_cpu().to_string();
+            command.args(["traffic", "serve", "--cpu", &cpu, "--address", &address.to_string()]);
+            let process = Process::start(&mut command)?;
+            let there = || netns.run(|| TcpStream::connect(Port::Sink.at(address))).ok();
+            wait_for("the servers to listen", Duration::from_secs(5), there)?;
+            Ok(process)
+        };
+        let both: &[bool] = if pair.has_services() { &[false, true] } else { &[false] };
+        let processes = both.iter().map(|&through_service| serve(through_service)).collect::<Result<_>>()?;
+        Ok(Self { _processes: processes })
+    }
+}
+
+/// This program, to be run in a namespace. Not with a priority of its own: the kernel's own threads, which carry packets
+/// when there are many, would have to wait for it.
+fn ourselves(netns: &Netns) -> Result<std::process::Command> {
+    let executable = std::env::current_exe().context("where is this program?")?;
+    Ok(netns.command(&executable.display().to_string()))
+}
+
+/// Does one kind of work in one mode. Every packet of the pair's pods meanwhile is the work's.
+pub(super) fn run(pair: &Pair, work: Work, variant: Variant, millis: u64) -> Result<Sample> {
+    let ((client, _), (_, server)) = pair.ends(work.is_through_service());
+    let to = if work.is_through_service() { SERVICE } else { server };
+    let mut command = ourselves(client)?;
+    let millis = if work == Work::UdpPaced { millis * PACED_FACTOR } else { millis };
+    let name = work.to_possible_value().context("a work has a name")?.get_name().to_owned();
+    let (cpu, count) = (variant.client_cpu().to_string(), variant.cpus());
+    let (to, millis) = (to.to_string(), millis.to_string());
+    let drive = [
+        "traffic", "drive", "--cpu", &cpu, "--to", &to, "--work", &name, "--millis", &millis, "--count",
+        &count,
+    ];
+    command.args(drive);
+    let mut work_on = || -> Result<Tally> { Ok(serde_json::from_str(&netns::output(&mut command)?)?) };
+    let (tally, share) = match pair.loden_nodes() {
+        Some((nodes, pods)) if pair.mode.is_fast() && !work.is_through_service() => {
+            let (tally, share) = counted(nodes, &pods, work_on)?;
+            ensure!(
+                share.part >= LEAST_SHARE,
+                "only {:.4} of the packets took the fast path: {share:?}",
+                share.part
+            );
+            (tally, Some(share.part))
+        }
+        _ => (work_on()?, None),
+    };
+    ensure!(tally.units > 0, "nothing got through");
+    Ok(Sample {
+        values: work.values(&tally),
+        cpu_micros: work.cpu_micros(&tally),
+        retransmitted: tally.retransmitted,
+        lost: tally.lost,
+        share,
+    })
+}
+
+/// Packets that may be fast, and which part of them was, at the worse end.
+#[derive(Debug)]
+#[expect(dead_code, reason = "told where the part is too small")]
+struct FastShare {
+    part: f64,
+    sent: u64,
+    reasons: Vec<Counters>,
+}
+
+/// Counts the packets of all pods while `work` runs.
+fn counted<T>(
+    nodes: &[Node],
+    pods: &[&Container],
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, FastShare)> {
+    let sent = || pods.iter().map(|pod| pod.packets_sent()).sum::<Result<u64>>();
+    let counters = || nodes.iter().map(Counters::read).collect::<Result<Vec<_>>>();
+    let (sent_before, before) = (sent()?, counters()?);
+    let result = work()?;
+    let (sent_after, after) = (sent()?, counters()?);
+    let reasons: Vec<Counters> =
+        after.iter().zip(&before).map(|(after, before)| after.since(before)).collect();
+    let sum = |names: &[&str]| -> u64 {
+        names.iter().flat_map(|name| reasons.iter().map(|counters| counters.get(name))).sum()
+    };
+    let sent = sent_after - sent_before;
+    let part =
+        |fast: &[&str], control: &str| sum(fast) as f64 / sent.saturating_sub(sum(&[control])).max(1) as f64;
+    let out = part(&FAST_SENT, "pass_pod_tcp_control");
+    // What is handed to the kernel at the far end, it hands to the VXLAN device's program: counted there a second time.
+    let inward = part(&FAST_DELIVERED, "pass_wire_tcp_control");
+    Ok((result, FastShare { part: out.min(inward), sent, reasons }))
+}

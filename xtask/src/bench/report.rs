@@ -1,0 +1,142 @@
+//! What a run says at its end: a table for each kind of work, the goals, and the same as JSON.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::{
+    goal::GOALS,
+    mode::Mode,
+    results::{Results, Section},
+    statistics::Median,
+    work::{Metric, Work},
+};
+use crate::table::table;
+
+/// What every mode is compared with.
+const BASES: [Mode; 3] = [Mode::Host, Mode::Direct, Mode::Flannel];
+
+/// The tables.
+pub(super) fn text(results: &Results) -> String {
+    let mut text = format!(
+        "medians over {} rounds of {} ms; [..]: an interval of order statistics that holds the true median of the\n\
+         rounds' own ratios with at least 95 % (below 6 rounds: their range)\n",
+        results.rounds, results.millis
+    );
+    for section in &results.sections {
+        let _ = write!(text, "\n=== {} ===\n", section.variant.title());
+        for work in section.works() {
+            for (index, metric) in work.metrics().iter().enumerate() {
+                let _ = write!(text, "\n{}\n{}\n", title(metric), work_table(section, work, index));
+            }
+        }
+        if let Some(goals) = goals(section) {
+            let _ = write!(text, "\ngoals\n{goals}\n");
+        }
+    }
+    text
+}
+
+fn title(metric: &Metric) -> String {
+    let better = if metric.is_cost { "less is better" } else { "more is better" };
+    format!("{} ({}, {better})", metric.name, metric.unit)
+}
+
+fn work_table(section: &Section, work: Work, metric: usize) -> comfy_table::Table {
+    let bases = BASES.map(|base| format!("to {}", base.name()));
+    let cpu = format!("CPU us/{}", work.unit());
+    let mut table =
+        table(["mode", "median", &cpu, &bases[0], &bases[1], &bases[2], "fast", "resent", "lost"], 1);
+    for mode in section.modes(work) {
+        let samples = section.samples(work, mode);
+        let median = section.value(work, mode, metric).value;
+        let cpu = Median::of(samples.iter().map(|sample| sample.cpu_micros).collect()).value;
+        let ratio = |to| section.ratio(work, mode, to, metric).map_or_else(String::new, interval);
+        let share = samples.iter().filter_map(|sample| sample.share).min_by(f64::total_cmp);
+        let sum = |of: fn(&super::measure::Sample) -> u64| samples.iter().map(of).sum::<u64>().to_string();
+        let mut row = vec![mode.name(), number(median), format!("{cpu:.3}")];
+        row.extend(BASES.map(ratio));
+        row.push(share.map_or_else(String::new, |share| format!("{share:.4}")));
+        row.extend([sum(|sample| sample.retransmitted), sum(|sample| sample.lost)]);
+        table.add_row(row);
+    }
+    table
+}
+
+fn number(value: f64) -> String {
+    if value < 1000.0 { format!("{value:.2}") } else { format!("{value:.0}") }
+}
+
+fn interval(Median { value, low, high }: Median) -> String {
+    format!("{value:.2} [{low:.2} {high:.2}]")
+}
+
+/// What must be reached and what was, where this section measured any of it.
+fn goals(section: &Section) -> Option<comfy_table::Table> {
+    let mut table = table(["work", "mode", "to", "least", "measured", ""], 3);
+    let mut any = false;
+    for goal in GOALS {
+        let Some(median) = goal.measured(section) else { continue };
+        any = true;
+        table.add_row([
+            goal.work.metrics()[0].name.to_owned(),
+            goal.mode.name(),
+            goal.to.name(),
+            format!("{:.2}", goal.least),
+            interval(median),
+            if median.value >= goal.least { "reached" } else { "missed" }.to_owned(),
+        ]);
+    }
+    any.then_some(table)
+}
+
+/// Everything, with each round's own figures.
+pub(super) fn json(results: &Results) -> Value {
+    let sections: Vec<Value> = results.sections.iter().map(section_json).collect();
+    json!({"rounds": results.rounds, "millis": results.millis, "sections": sections})
+}
+
+fn section_json(section: &Section) -> Value {
+    let mut cells = Vec::new();
+    for work in section.works() {
+        for mode in section.modes(work) {
+            for (index, metric) in work.metrics().iter().enumerate() {
+                cells.push(cell(section, work, mode, index, metric));
+            }
+        }
+    }
+    let goals: Vec<Value> = GOALS
+        .iter()
+        .filter_map(|goal| {
+            let median = goal.measured(section)?;
+            let reached = median.value >= goal.least;
+            Some(json!({"goal": goal.text(), "least": goal.least, "ratio": median_json(median), "reached": reached}))
+        })
+        .collect();
+    json!({"variant": section.variant.title(), "cells": cells, "goals": goals})
+}
+
+fn cell(section: &Section, work: Work, mode: Mode, index: usize, metric: &Metric) -> Value {
+    let samples = section.samples(work, mode);
+    let ratios: serde_json::Map<String, Value> = BASES
+        .into_iter()
+        .filter_map(|base| Some((base.name(), median_json(section.ratio(work, mode, base, index)?))))
+        .collect();
+    json!({
+        "metric": metric.name,
+        "unit": metric.unit,
+        "less_is_better": metric.is_cost,
+        "mode": mode.name(),
+        "median": median_json(section.value(work, mode, index)),
+        "ratios": ratios,
+        "rounds": samples.iter().map(|sample| sample.values[index]).collect::<Vec<_>>(),
+        "cpu_micros": samples.iter().map(|sample| sample.cpu_micros).collect::<Vec<_>>(),
+        "retransmitted": samples.iter().map(|sample| sample.retransmitted).collect::<Vec<_>>(),
+        "lost": samples.iter().map(|sample| sample.lost).collect::<Vec<_>>(),
+        "fast_share": samples.iter().map(|sample| sample.share).collect::<Vec<_>>(),
+    })
+}
+
+fn median_json(Median { value, low, high }: Median) -> Value {
+    json!({"median": value, "low": low, "high": high})
+}

@@ -1,0 +1,63 @@
+//! The rules of a node: flannel's, and kube-proxy's for some services.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use ipnet::Ipv4Net;
+use loden_tests::{
+    netns::Netns,
+    service::{Front, Tool, at, feed, publish},
+};
+
+use super::host;
+
+/// Where services have their addresses.
+const SERVICES: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
+
+/// What flanneld writes with `--ip-masq`, in its order (flannel 0.28,
+/// pkg/trafficmngr/iptables).
+pub(super) fn flannel(node: &Netns, network: Ipv4Net, own: Ipv4Net) -> Result<()> {
+    let own = own.trunc();
+    let input = format!(
+        "*nat\n:FLANNEL-POSTRTG - [0:0]\n-A POSTROUTING -j FLANNEL-POSTRTG\n\
+         -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN\n\
+         -A FLANNEL-POSTRTG -s {own} -d {network} -j RETURN\n\
+         -A FLANNEL-POSTRTG -s {network} -d {own} -j RETURN\n\
+         -A FLANNEL-POSTRTG ! -s {network} -d {own} -j RETURN\n\
+         -A FLANNEL-POSTRTG -s {network} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully\n\
+         -A FLANNEL-POSTRTG ! -s {network} -d {network} -j MASQUERADE --random-fully\nCOMMIT\n\
+         *filter\n:FLANNEL-FWD - [0:0]\n-A FORWARD -j FLANNEL-FWD\n\
+         -A FLANNEL-FWD -s {network} -j ACCEPT\n-A FLANNEL-FWD -d {network} -j ACCEPT\nCOMMIT\n"
+    );
+    feed(node, "iptables-restore", &["--noflush"], &input)
+}
+
+/// What kube-proxy writes for `count` services of others, and for one at `service` with these backends, a port each,
+/// in the middle of them.
+pub(super) fn kube_proxy(
+    node: &Netns,
+    count: u16,
+    service: Ipv4Addr,
+    backend: Ipv4Addr,
+    ports: &[u16],
+) -> Result<()> {
+    let other = |n: u16| {
+        Front::new(at(host(SERVICES, 256 + u32::from(n)), 80), &[at(Ipv4Addr::new(10, 5, 255, 254), 8080)])
+    };
+    let ours = |port: &u16| Front::new(at(service, *port), &[at(backend, *port)]);
+    let fronts: Vec<Front> = (0..count / 2)
+        .map(other)
+        .chain(ports.iter().map(ours))
+        .chain((count / 2..count).map(other))
+        .collect();
+    publish(node, Tool::Iptables, &fronts)?;
+    let filter = "*filter\n:KUBE-FORWARD - [0:0]\n:KUBE-SERVICES - [0:0]\n:KUBE-FIREWALL - [0:0]\n\
+         -A INPUT -m conntrack --ctstate NEW -j KUBE-SERVICES\n-A INPUT -j KUBE-FIREWALL\n\
+         -A FORWARD -j KUBE-FORWARD\n-A FORWARD -m conntrack --ctstate NEW -j KUBE-SERVICES\n\
+         -A OUTPUT -m conntrack --ctstate NEW -j KUBE-SERVICES\n-A OUTPUT -j KUBE-FIREWALL\n\
+         -A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP\n\
+         -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP\n\
+         -A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT\n\
+         -A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n";
+    feed(node, "iptables-restore", &["--noflush"], filter)
+}
