@@ -2,12 +2,14 @@
 //! be forwarded.
 //!
 //! *Masquerade* is an nft table of our own, `table ip loden`, with the meaning of flannel's iptables rules
-//! (not of its nft rules, whose fourth hides the sixth). It is replaced as a whole in one transaction.
+//! (not of its nft rules, whose fourth hides the sixth). It is replaced as a whole in one transaction. Where others
+//! masquerade as well (Docker by itself does what leaves its bridge for whatever other interface), it also keeps them
+//! from doing so to what goes to a remote pod, with `--ip-masq` and without.
 //! *Forward* cannot be a table of our own: an accept ends only the chain that it is in, and where another
 //! chain at the same hook drops (Docker sets the policy of iptables' `FORWARD` to DROP) the packet is gone. So
 //! an iptables chain `LODEN-FWD` accepts the network, jumped to behind what others have put into `FORWARD` (what an
-//! operator denies stays denied), but before Docker's own chains, which drop what they do not know; `DOCKER-USER`,
-//! where operators put rules of their own, is not one of these. Without iptables on the host nobody can have set
+//! operator denies stays denied), but before Docker's own chains, which drop what they do not know. `DOCKER-USER`,
+//! where operators put rules of their own, and what keeps Docker's networks apart are not of these. Without iptables on the host nobody can have set
 //! that policy, and there is nothing to do. Native nft chains of others that drop cannot be overruled at all;
 //! [`forward_drops`] finds them, to be told to the operator. br_netfilter is not needed.
 
@@ -21,7 +23,7 @@ mod tool;
 use ipnet::Ipv4Net;
 
 use self::masquerade::Masquerade;
-pub use self::{foreign::forward_drops, masquerade::render, tool::FirewallError};
+pub use self::{foreign::forward_drops, tool::FirewallError};
 
 /// What this module returns.
 pub type Result<T, E = FirewallError> = std::result::Result<T, E>;

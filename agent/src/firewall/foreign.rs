@@ -1,8 +1,9 @@
-//! Chains of others that drop forwarded packets where no accept of ours can help.
+//! Chains of others: those that drop forwarded packets where no accept of ours can help, and those that may
+//! translate what we want left alone.
 
 use serde::Deserialize;
 
-use super::{FirewallError, Result, tool::run};
+use super::{FirewallError, Result, iptables, masquerade, tool::run};
 
 /// The base chains at the forward hook whose policy is to drop, as `FAMILY TABLE CHAIN`: those of nftables.conf,
 /// ufw or firewalld. Whoever wrote them must accept the network there; every packet passes all chains of a hook,
@@ -14,10 +15,20 @@ use super::{FirewallError, Result, tool::run};
 ///
 /// Where `nft` fails. Without nft there are none.
 pub async fn forward_drops() -> Result<Vec<String>> {
+    Ok(dropping(&chains().await?))
+}
+
+/// Whether anybody else may translate sources here: a base chain of type nat at the postrouting hook, or iptables'
+/// legacy nat table. Where there is none, connections are perhaps not even tracked.
+pub(super) async fn translates_sources() -> Result<bool> {
+    Ok(iptables::has_legacy("nat") || translating(&chains().await?))
+}
+
+/// All chains, in JSON; nothing without nft.
+async fn chains() -> Result<String> {
     match run("nft", &["--json", "list", "chains"], "").await {
-        Ok(listing) => Ok(dropping(&listing)),
-        Err(FirewallError::Missing(_)) => Ok(Vec::new()),
-        Err(error) => Err(error),
+        Err(FirewallError::Missing(_)) => Ok(String::new()),
+        listing => listing,
     }
 }
 
@@ -40,17 +51,28 @@ struct Chain {
     family: String,
     table: String,
     name: String,
+    #[serde(rename = "type")]
+    kind: String,
     hook: String,
     policy: String,
 }
 
-fn dropping(listing: &str) -> Vec<String> {
+/// The chains that see IPv4.
+fn parse(listing: &str) -> impl Iterator<Item = Chain> {
     // What cannot be understood holds nothing that could be told.
     let listing: Listing = serde_json::from_str(listing).unwrap_or_default();
     let chains = listing.nftables.into_iter().filter_map(|item| item.chain);
-    chains
+    chains.filter(|chain| chain.family == "inet" || chain.family == "ip")
+}
+
+fn translating(listing: &str) -> bool {
+    let is_ours = |chain: &Chain| (chain.family.as_str(), chain.table.as_str()) == ("ip", masquerade::TABLE);
+    parse(listing).any(|chain| chain.kind == "nat" && chain.hook == "postrouting" && !is_ours(&chain))
+}
+
+fn dropping(listing: &str) -> Vec<String> {
+    parse(listing)
         .filter(|chain| chain.hook == "forward" && chain.policy == "drop")
-        .filter(|chain| chain.family == "inet" || chain.family == "ip")
         .filter(|chain| {
             (chain.family.as_str(), chain.table.as_str()) != ("ip", "filter") || chain.name != "FORWARD"
         })
@@ -75,5 +97,20 @@ mod tests {
         ]}"#;
         assert_eq!(dropping(listing), ["inet fw fwd"]);
         assert!(dropping("").is_empty());
+    }
+
+    #[test]
+    fn only_nat_of_others_behind_routing_translates_sources() {
+        let chain = |family: &str, table: &str, kind: &str, hook: &str| {
+            let chain = serde_json::json!({ "family": family, "table": table, "name": "c", "type": kind, "hook": hook });
+            translating(&serde_json::json!({ "nftables": [{ "chain": chain }] }).to_string())
+        };
+        assert!(chain("ip", "nat", "nat", "postrouting"));
+        assert!(chain("inet", "firewalld", "nat", "postrouting"));
+        assert!(!chain("ip", "loden", "nat", "postrouting"));
+        assert!(!chain("ip6", "nat", "nat", "postrouting"));
+        assert!(!chain("ip", "nat", "nat", "prerouting"));
+        assert!(!chain("ip", "mangle", "filter", "postrouting"));
+        assert!(!translating(""));
     }
 }

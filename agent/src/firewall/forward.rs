@@ -11,11 +11,11 @@ use super::{
 const TABLE: &str = "filter";
 const CHAIN: &str = "LODEN-FWD";
 const JUMP: &str = "-A FORWARD -j LODEN-FWD";
-/// Docker's own chains, which drop what they do not know (Docker 28), come after ours, except for the one in which
-/// an operator may put rules.
+/// Docker's own chains, which drop what they do not know (Docker 28), come after ours, except for two.
 const DOCKERS: &str = "-A FORWARD -j DOCKER-";
-/// That one.
-const OPERATORS: &str = "-A FORWARD -j DOCKER-USER";
+/// The one in which an operator may put rules, and the one that keeps Docker's networks apart (up to Docker 27) and
+/// drops nothing else.
+const BEFORE_OURS: [&str; 2] = ["-A FORWARD -j DOCKER-USER", "-A FORWARD -j DOCKER-ISOLATION-STAGE-1"];
 
 /// Sees to the chain in every ruleset that iptables has here; says whether there was anything to do.
 pub(super) async fn ensure(spec: &FirewallSpec) -> Result<bool> {
@@ -61,11 +61,11 @@ fn transaction(spec: &FirewallSpec, listing: &str) -> Option<String> {
     // Behind everything else, as flannel's: what somebody denies on purpose stays denied, and ours is still
     // before the policy. It stays where it is as long as it is before Docker's.
     let others: Vec<&str> = forward.iter().copied().filter(|line| *line != JUMP).collect();
-    let is_dockers = |line: &&str| line.starts_with(DOCKERS) && *line != OPERATORS;
+    let is_dockers = |line: &&str| line.starts_with(DOCKERS) && !BEFORE_OURS.contains(line);
     let place = others.iter().position(is_dockers).unwrap_or(others.len());
     let right = forward.iter().filter(|line| **line == JUMP).count() == 1
         && forward.iter().position(|line| *line == JUMP) <= Some(place)
-        && forward.iter().skip_while(|line| **line != JUMP).all(|line| *line != OPERATORS)
+        && forward.iter().skip_while(|line| **line != JUMP).all(|line| !BEFORE_OURS.contains(line))
         && there == rules;
     if right {
         return None;
@@ -119,6 +119,14 @@ mod tests {
             transaction.contains("-D FORWARD -j LODEN-FWD\n-I FORWARD 2 -j LODEN-FWD\n"),
             "{transaction}"
         );
+    }
+
+    #[test]
+    fn dockers_networks_stay_apart() {
+        let docker = "-P FORWARD DROP\n-N DOCKER-USER\n-N LODEN-FWD\n-A FORWARD -j DOCKER-USER\n-A FORWARD -j LODEN-FWD\n\
+            -A FORWARD -j DOCKER-ISOLATION-STAGE-1\n-A FORWARD -o docker0 -j DOCKER\n";
+        let transaction = transaction(&spec(true), &format!("{docker}{RULES}")).unwrap();
+        assert!(transaction.contains("-I FORWARD 4 -j LODEN-FWD\n"), "{transaction}");
     }
 
     #[test]

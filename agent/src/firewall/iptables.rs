@@ -22,9 +22,13 @@ const LEGACY: Iptables = Iptables { list: "iptables-legacy", restore: "iptables-
 /// The rulesets of this network namespace in which a table may hold rules. The legacy one counts only if it has
 /// the table already: to list it would bring it into being.
 pub(super) fn rulesets(table: &str) -> Vec<Iptables> {
-    let legacy = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
-    let legacy = legacy.lines().any(|name| name == table).then_some(LEGACY);
-    std::iter::once(DEFAULT).chain(legacy).collect()
+    std::iter::once(DEFAULT).chain(has_legacy(table).then_some(LEGACY)).collect()
+}
+
+/// Whether the legacy ruleset has this table.
+pub(super) fn has_legacy(table: &str) -> bool {
+    let names = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+    names.lines().any(|name| name == table)
 }
 
 impl Iptables {
