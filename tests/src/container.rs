@@ -15,8 +15,8 @@ use crate::{
 pub struct Container {
     netns: Netns,
     address: Ipv4Addr,
-    /// The namespace of the node, and the device's name there.
-    port: (PathBuf, String),
+    /// The namespace of the node, and the device's name there; `None` where somebody else sees to it.
+    port: Option<(PathBuf, String)>,
 }
 
 impl Container {
@@ -46,7 +46,13 @@ impl Container {
         netns.ip(&format!("address add {address}/{} dev eth0", gateway.prefix_len()))?;
         netns.ip("link set eth0 up")?;
         netns.ip(&format!("route add default via {}", gateway.addr()))?;
-        Ok(Self { netns, address, port: (node.path(), veth.to_owned()) })
+        Ok(Self { netns, address, port: Some((node.path(), veth.to_owned())) })
+    }
+
+    /// A container that somebody else has wired and will take off the network again.
+    #[must_use]
+    pub fn wired(netns: Netns, address: Ipv4Addr) -> Self {
+        Self { netns, address, port: None }
     }
 
     /// Its namespace.
@@ -81,7 +87,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        let (node, veth) = &self.port;
+        let Some((node, veth)) = &self.port else { return };
         // The kernel removes a namespace some time after its name; the container must be off the network now.
         if node.exists()
             && let Err(error) =

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -26,9 +26,7 @@ impl Netns {
     ///
     /// Without root, or where `ip` is missing.
     pub fn create(label: &str) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self::named(format!("ld-{}-{n}-{label}", std::process::id()))
+        Self::named(format!("ld-{}-{}-{label}", std::process::id(), next()))
     }
 
     /// Makes a namespace with just this name.
@@ -40,6 +38,21 @@ impl Netns {
         run("ip", &["netns", "add", &name])?;
         let netns = Self { name };
         netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// Gives a namespace that somebody else has made (`/proc/PID/ns/net`) a name of ours. Dropping it takes the name
+    /// away; the namespace is its owner's.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no such namespace.
+    pub fn hold(label: &str, namespace: &Path) -> Result<Self> {
+        let name = format!("ld-{}-{}-{label}", std::process::id(), next());
+        let path = Path::new("/run/netns").join(&name);
+        File::create_new(&path).with_context(|| path.display().to_string())?;
+        let netns = Self { name };
+        run("mount", &["--bind", &namespace.display().to_string(), &path.display().to_string()])?;
         Ok(netns)
     }
 
@@ -118,6 +131,12 @@ impl Drop for Netns {
             eprintln!("namespace {} is left behind: {error:#}", self.name);
         }
     }
+}
+
+/// A number that no other namespace of this process has in its name.
+fn next() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Joins two namespaces by a veth pair; both ends are up.

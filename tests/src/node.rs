@@ -119,6 +119,12 @@ impl Node {
         self.address
     }
 
+    /// Where its files are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Where its agent pins maps and links.
     #[must_use]
     pub fn bpffs(&self) -> &Path {

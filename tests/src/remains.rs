@@ -1,7 +1,9 @@
 //! What a process of ours has made on this machine, told by its process id: found, and removed by force.
 //!
-//! Namespaces are named `ld-<pid>-…`, directories `/tmp/loden-<pid>-…`, and every mount is below such a directory.
+//! Namespaces are named `ld-<pid>-…`, directories `/tmp/loden-<pid>-…`, cgroups `loden-<pid>-…`, and every mount is
+//! below such a directory.
 
+pub(crate) mod cgroups;
 pub mod host;
 
 use std::{
@@ -41,6 +43,9 @@ pub fn of(pid: u32) -> Result<Vec<String>> {
     remains.extend(directories(pid)?.iter().map(|path| format!("directory {}", path.display())));
     let processes: BTreeSet<i32> = children(pid).into_iter().chain(mentioning(pid)?).collect();
     remains.extend(processes.iter().map(|process| format!("process {process}")));
+    remains.extend(
+        cgroups::named(&directory_prefix(pid))?.iter().map(|path| format!("cgroup {}", path.display())),
+    );
     let links = run("ip", &["-oneline", "link", "show"])?;
     let prefix = namespace_prefix(pid);
     remains.extend(links.lines().filter(|line| line.contains(&prefix)).map(|line| format!("device {line}")));
@@ -61,6 +66,9 @@ pub fn remove(pid: u32) -> Result<()> {
         failures.extend(run("ip", &["netns", "del", &name]).err());
     }
     mentioning(pid)?.into_iter().for_each(end);
+    for group in cgroups::named(&directory_prefix(pid))? {
+        failures.extend(cgroups::remove(&group).with_context(|| group.display().to_string()).err());
+    }
     for path in mounts(pid)? {
         failures.extend(run("umount", &[&path.display().to_string()]).err());
     }

@@ -29,6 +29,9 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("ethtool", "ethtool", "switches offloads of the underlay in tests"),
     ("ping", "iputils-ping", "ICMP between containers"),
     ("nsenter", "util-linux", "runs programs inside a node"),
+    ("dockerd", "docker.io", "makes real containers"),
+    ("busybox", "busybox-static", "runs in them"),
+    ("tar", "tar", "packs their images"),
 ];
 
 /// What booting other kernels takes besides.
