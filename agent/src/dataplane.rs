@@ -13,6 +13,7 @@ mod load;
 mod packet_log;
 mod pins;
 mod tables;
+mod traffic;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
@@ -23,7 +24,7 @@ use aya::{
 };
 use ipnet::Ipv4Net;
 use loden_ebpf::{
-    abi::{Counter, Endpoint, Peer, Sighting, SightingKey},
+    abi::{Counter, Endpoint, EndpointTraffic, Peer, Sighting, SightingKey, Traffic},
     reason::Reason,
 };
 
@@ -31,6 +32,7 @@ pub use self::{
     hooks::{Direction, GuardMode, Hook, Program},
     load::{Settings, VxlanSettings},
     pins::{Pins, detach_all},
+    traffic::{Counted, slow_reasons},
 };
 
 /// What can go wrong between the agent and the kernel's BPF side.
@@ -116,6 +118,8 @@ pub struct Dataplane {
     endpoints: Array<MapData, Endpoint>,
     epoch: Array<MapData, u32>,
     counters: PerCpuArray<MapData, Counter>,
+    peer_traffic: PerCpuArray<MapData, Traffic>,
+    endpoint_traffic: PerCpuArray<MapData, EndpointTraffic>,
     sightings: HashMap<MapData, SightingKey, Sighting>,
     new_sightings: Option<RingBuf<MapData>>,
     /// What PEERS holds, by slot; read back from the map at start and on each tick.

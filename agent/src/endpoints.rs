@@ -70,7 +70,13 @@ pub fn discover(subnet: Ipv4Net, bridges: &[Bridge], seen: &[Seen], earlier: &En
 
 impl Bridge {
     fn endpoint(&self, address: Ipv4Addr, port: u32, mac: [u8; 6]) -> Endpoint {
-        Endpoint { address: address.octets(), ifindex: port, mac, gateway_mac: self.mac, gated: 0 }
+        Endpoint {
+            address: address.octets(),
+            ifindex: port,
+            mac,
+            gateway_mac: self.mac,
+            ..Endpoint::default()
+        }
     }
 
     /// Puts a resolved neighbour behind the port where its MAC is; where that is forgotten, what was found before
@@ -127,7 +133,13 @@ mod tests {
     }
 
     fn at(port: u32, mac: [u8; 6]) -> Endpoint {
-        Endpoint { address: address(2).octets(), ifindex: port, mac, gateway_mac: GATEWAY, gated: 0 }
+        Endpoint {
+            address: address(2).octets(),
+            ifindex: port,
+            mac,
+            gateway_mac: GATEWAY,
+            ..Endpoint::default()
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Addresses are byte arrays in network order, numbers are in host order, padding is spelled out. There is
 //! one writer per field: the agent, unless a field says otherwise.
 
+use crate::reason::COUNT;
+
 /// Version of everything in this file; part of the pin path, so that an agent never adopts maps it would misread.
 pub const ABI_VERSION: u32 = 1;
 
@@ -38,6 +40,11 @@ pub mod map {
     pub const EPOCH: &str = "EPOCH";
     /// Per-CPU array of [`Counter`](super::Counter) by [`Reason`](crate::reason::Reason).
     pub const COUNTERS: &str = "COUNTERS";
+    /// Per-CPU array of [`Traffic`](super::Traffic), by [`Peer::traffic`](super::Peer::traffic).
+    pub const PEER_TRAFFIC: &str = "PEER_TRAFFIC";
+    /// Per-CPU array of [`EndpointTraffic`](super::EndpointTraffic), by
+    /// [`Endpoint::traffic`](super::Endpoint::traffic).
+    pub const ENDPOINT_TRAFFIC: &str = "ENDPOINT_TRAFFIC";
     /// LRU hash of [`SightingKey`](super::SightingKey) to [`Sighting`](super::Sighting): what pods were seen to send from.
     pub const SIGHTINGS: &str = "SIGHTINGS";
     /// Ring buffer that carries each new sighting's key to the agent.
@@ -88,6 +95,13 @@ pub const VTEPS_MAX: usize = 65_536;
 pub const PEERS_MAX: u32 = 1 << 20;
 /// Most addresses that the own subnet may have for the fast path.
 pub const ENDPOINTS_MAX: u32 = 1 << 16;
+/// Most memory that [`map::PEER_TRAFFIC`] takes on all CPUs together, in bytes, and the same of
+/// [`map::ENDPOINT_TRAFFIC`]: whoever finds no slot of its own is counted in slot 0 with the others.
+pub const TRAFFIC_BYTES_MAX: usize = 32 << 20;
+/// Most slots of [`map::PEER_TRAFFIC`] and of [`map::ENDPOINT_TRAFFIC`], the common one included.
+pub const TRAFFIC_SLOTS_MAX: u32 = 1 << 16;
+/// Reasons for which [`EndpointTraffic`] has room.
+pub const SLOW_REASONS_MAX: usize = 56;
 
 /// How packets reach one peer subnet. An empty slot is all zeroes: see [`Peer::is_empty`].
 #[repr(C)]
@@ -111,8 +125,8 @@ pub struct Peer {
     pub prefix_len: u8,
     /// 1 where packets go there without encapsulation (host-gw, DirectRouting).
     pub direct: u8,
-    /// Always 0.
-    pub pad: [u8; 2],
+    /// Slot of `PEER_TRAFFIC` that counts for this peer; 0 is common to all that have none.
+    pub traffic: u16,
 }
 
 impl FlowKey {
@@ -166,13 +180,15 @@ pub struct Endpoint {
     pub gateway_mac: [u8; 6],
     /// 0, [`TRANSLATED`] or [`UNPROVEN`]: other than 0, its flows must qualify. The programs write the first of
     /// these over 0; the agent keeps what it finds when it rewrites the rest.
-    pub gated: u32,
+    pub gated: u16,
+    /// Slot of `ENDPOINT_TRAFFIC` that counts for this endpoint; 0 is common to all that have none.
+    pub traffic: u16,
 }
 
 /// The host was seen to translate a flow of the endpoint.
-pub const TRANSLATED: u32 = 1;
+pub const TRANSLATED: u16 = 1;
 /// The endpoint is new: whether the host translates flows of it already is not known yet.
-pub const UNPROVEN: u32 = 2;
+pub const UNPROVEN: u16 = 2;
 
 /// A flow as this node sees it: local pod first. Of an ICMP echo, the sender's port is the identifier and the
 /// receiver's the type, so that requests and replies are flows of their own: filters tell them apart.
@@ -226,6 +242,68 @@ pub struct Counter {
     pub bytes: u64,
 }
 
+/// What went between a peer and this node, or between an endpoint and other pods, on one CPU. *Fast* skipped the host
+/// stack, *slow* went through it: counted where the kernel's own way passes the VXLAN device, for direct peers the
+/// uplink, between local pods where it begins.
+///
+/// Packets are those of the wire: an aggregate counts as its segments. Bytes are those of the pods' IP packets, without
+/// Ethernet and outer headers; an aggregate's own headers are counted once. Written by the programs, and set to zero by
+/// the agent when it gives the slot to somebody else.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// To the peer, or from the endpoint, on the fast path.
+    pub sent_fast: Counter,
+    /// The same through the host stack.
+    pub sent_slow: Counter,
+    /// From the peer, or to the endpoint, on the fast path.
+    pub received_fast: Counter,
+    /// The same through the host stack.
+    pub received_slow: Counter,
+}
+
+impl core::ops::AddAssign for Counter {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+impl core::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.sent_fast += other.sent_fast;
+        self.sent_slow += other.sent_slow;
+        self.received_fast += other.received_fast;
+        self.received_slow += other.received_slow;
+    }
+}
+
+/// [`Traffic`] of an endpoint, and why what was not fast was not, on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointTraffic {
+    /// Between the endpoint and other pods.
+    pub traffic: Traffic,
+    /// Packets of the endpoint that were handed to the host stack, by [`Reason`](crate::reason::Reason); more than the
+    /// slow ones of `traffic`, since those to the outside are among them.
+    pub slow: [u64; SLOW_REASONS_MAX],
+}
+
+impl Default for EndpointTraffic {
+    fn default() -> Self {
+        Self { traffic: Traffic::default(), slow: [0; SLOW_REASONS_MAX] }
+    }
+}
+
+impl core::ops::AddAssign for EndpointTraffic {
+    fn add_assign(&mut self, other: Self) {
+        self.traffic += other.traffic;
+        for (sum, packets) in self.slow.iter_mut().zip(other.slow) {
+            *sum += packets;
+        }
+    }
+}
+
 /// An address of the own subnet that a pod's veth was seen to send from, without being its endpoint.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -256,6 +334,9 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 16);
     assert!(size_of::<Flow>() == 56);
     assert!(size_of::<Counter>() == 16);
+    assert!(size_of::<Traffic>() == 64);
+    assert!(size_of::<EndpointTraffic>() == 512);
+    assert!(COUNT <= SLOW_REASONS_MAX);
     assert!(size_of::<SightingKey>() == 8);
     assert!(size_of::<Sighting>() == 16);
 };
@@ -294,6 +375,10 @@ mod pod {
     unsafe impl Pod for super::Flow {}
     // SAFETY: as for Peer.
     unsafe impl Pod for super::Counter {}
+    // SAFETY: as for Peer.
+    unsafe impl Pod for super::Traffic {}
+    // SAFETY: as for Peer.
+    unsafe impl Pod for super::EndpointTraffic {}
     // SAFETY: as for Peer.
     unsafe impl Pod for super::SightingKey {}
     // SAFETY: as for Peer.

@@ -12,4 +12,5 @@ pub mod flow;
 pub mod grid;
 pub mod ipv4;
 pub mod reason;
+pub mod segments;
 pub mod vxlan;

@@ -11,6 +11,7 @@ mod lookup;
 mod maps;
 mod observe;
 mod skb;
+mod traffic;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -87,6 +88,7 @@ pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
 #[classifier]
 pub(crate) fn to_overlay(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
+    traffic::leaves_host(&skb);
     let seen = Seen::of(&skb);
     let verdict = observe::outbound(&mut skb);
     conclude(&skb, verdict, &seen)
@@ -98,6 +100,7 @@ pub(crate) fn to_wire(ctx: TcContext) -> i32 {
     if skb.take_fast() {
         return TC_ACT_UNSPEC;
     }
+    traffic::leaves_host(&skb);
     let seen = Seen::of(&skb);
     let verdict = observe::outbound(&mut skb);
     conclude(&skb, verdict, &seen)

@@ -18,6 +18,7 @@ use super::{
     Dataplane, DataplaneError, Direction, GuardMode, Program, features,
     packet_log::PacketLog,
     pins::{PINNED_MAPS, Pins},
+    traffic,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/loden-programs"));
@@ -75,6 +76,15 @@ impl Settings {
     fn endpoint_slots(&self) -> Result<u32, DataplaneError> {
         slots("the own subnet", 32 - self.subnet.prefix_len(), ENDPOINTS_MAX)
     }
+
+    /// Slots of the maps that count by peer and by endpoint.
+    fn traffic_slots(&self) -> Result<(u32, u32), DataplaneError> {
+        let cpus = traffic::cpus()?;
+        Ok((
+            traffic::slots(self.peer_slots()?, size_of::<abi::Traffic>(), cpus),
+            traffic::slots(self.endpoint_slots()?, size_of::<abi::EndpointTraffic>(), cpus),
+        ))
+    }
 }
 
 fn slots(what: &'static str, bits: u8, max: u32) -> Result<u32, DataplaneError> {
@@ -118,6 +128,10 @@ impl Dataplane {
             endpoints: Array::try_from(take(map::ENDPOINTS)?).map_err(error(map::ENDPOINTS))?,
             epoch: Array::try_from(take(map::EPOCH)?).map_err(error(map::EPOCH))?,
             counters: PerCpuArray::try_from(take(map::COUNTERS)?).map_err(error(map::COUNTERS))?,
+            peer_traffic: PerCpuArray::try_from(take(map::PEER_TRAFFIC)?)
+                .map_err(error(map::PEER_TRAFFIC))?,
+            endpoint_traffic: PerCpuArray::try_from(take(map::ENDPOINT_TRAFFIC)?)
+                .map_err(error(map::ENDPOINT_TRAFFIC))?,
             sightings: HashMap::try_from(take(map::SIGHTINGS)?).map_err(error(map::SIGHTINGS))?,
             new_sightings: Some(
                 RingBuf::try_from(take(map::NEW_SIGHTINGS)?).map_err(error(map::NEW_SIGHTINGS))?,
@@ -146,6 +160,7 @@ fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, DataplaneError> {
     let (strict, drop_forged) = (u8::from(settings.strict), u8::from(settings.drop_forged));
     let vxlan = settings.vxlan.unwrap_or_default();
     let coarse_clock = u8::from(features::has_coarse_clock());
+    let (peer_traffic, endpoint_traffic) = settings.traffic_slots()?;
     // aya-log's levels: 3 is info; at 0 nothing is told, and the verifier removes the telling.
     let log_level: u8 = if settings.log_packets { 3 } else { 0 };
     let mut loader = EbpfLoader::new();
@@ -167,7 +182,9 @@ fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, DataplaneError> {
         .override_global(global::COARSE_CLOCK, &coarse_clock, true)
         .override_global(aya_log::LEVEL, &log_level, true)
         .map_max_entries(map::PEERS, settings.peer_slots()?)
-        .map_max_entries(map::ENDPOINTS, settings.endpoint_slots()?);
+        .map_max_entries(map::ENDPOINTS, settings.endpoint_slots()?)
+        .map_max_entries(map::PEER_TRAFFIC, peer_traffic)
+        .map_max_entries(map::ENDPOINT_TRAFFIC, endpoint_traffic);
     for name in PINNED_MAPS {
         loader.map_pin_path(name, pins.map(name));
     }
@@ -193,6 +210,7 @@ fn load_program(ebpf: &mut Ebpf, program: Program) -> anyhow::Result<()> {
 /// run keep their maps until they are swapped, and the new ones start with maps of their own.
 fn remove_misfits(pins: &Pins, settings: &Settings) -> Result<(), DataplaneError> {
     let word = size_of::<u32>() as u32;
+    let (peer_traffic, endpoint_traffic) = settings.traffic_slots()?;
     let size_of_flows = (size_of::<abi::FlowKey>() as u32, size_of::<abi::Flow>() as u32);
     let size_of_sightings = (size_of::<abi::SightingKey>() as u32, size_of::<abi::Sighting>() as u32);
     let array = |value: usize| (word, value as u32);
@@ -203,6 +221,13 @@ fn remove_misfits(pins: &Pins, settings: &Settings) -> Result<(), DataplaneError
         (map::FLOWS, MapType::LruHash, size_of_flows, abi::FLOWS_MAX as u32),
         (map::EPOCH, MapType::Array, (word, word), 1),
         (map::COUNTERS, MapType::PerCpuArray, array(size_of::<abi::Counter>()), reason::COUNT as u32),
+        (map::PEER_TRAFFIC, MapType::PerCpuArray, array(size_of::<abi::Traffic>()), peer_traffic),
+        (
+            map::ENDPOINT_TRAFFIC,
+            MapType::PerCpuArray,
+            array(size_of::<abi::EndpointTraffic>()),
+            endpoint_traffic,
+        ),
         (map::SIGHTINGS, MapType::LruHash, size_of_sightings, abi::SIGHTINGS_MAX as u32),
     ];
     for (name, kind, (key, value), entries) in expected {

@@ -15,8 +15,17 @@ use nix::{
 use super::{DataplaneError, Hook, clsact};
 
 /// The maps that outlive the agent. The ring buffer does not: what it carried is in SIGHTINGS too.
-pub(super) const PINNED_MAPS: [&str; 7] =
-    [map::PEERS, map::VTEPS, map::ENDPOINTS, map::FLOWS, map::EPOCH, map::COUNTERS, map::SIGHTINGS];
+pub(super) const PINNED_MAPS: [&str; 9] = [
+    map::PEERS,
+    map::VTEPS,
+    map::ENDPOINTS,
+    map::FLOWS,
+    map::EPOCH,
+    map::COUNTERS,
+    map::PEER_TRAFFIC,
+    map::ENDPOINT_TRAFFIC,
+    map::SIGHTINGS,
+];
 
 /// The pins of one agent: `<bpffs-dir>/v1/<MAP>`, `<bpffs-dir>/v1/links/<program>-<ifindex>`, and, where the kernel
 /// has no TCX, records of filters: `<bpffs-dir>/v1/filters/<program>-<ifindex>`.

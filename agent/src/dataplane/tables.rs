@@ -66,13 +66,18 @@ impl Dataplane {
     pub fn set_peers(&mut self, paths: &[PeerPath]) -> Result<Changes, DataplaneError> {
         let mut wanted = BTreeMap::new();
         let mut vteps: BTreeMap<[u8; 4], u32> = BTreeMap::new();
+        let mut free = self.free_peer_slots();
         for path in paths {
             *vteps.entry(path.vtep.octets()).or_default() += 1;
-            let peer = peer(path);
-            wanted.extend(
-                slots_of(path.subnet, self.settings.network, self.settings.subnet_len)
-                    .map(|slot| (slot, peer)),
-            );
+            let mut peer = peer(path);
+            let slots = slots_of(path.subnet, self.settings.network, self.settings.subnet_len);
+            let held = self.peers_held.get(&slots.start).filter(|held| is_same_node(held, &peer));
+            peer.traffic = match held.map_or(0, |held| held.traffic) {
+                0 if slots.is_empty() => 0,
+                0 => self.new_peer_slot(&mut free)?,
+                slot => slot,
+            };
+            wanted.extend(slots.map(|slot| (slot, peer)));
         }
         // A VTEP may send before its subnets are known to be its own, never after.
         self.set_vteps(&vteps, false)?;
@@ -122,6 +127,7 @@ impl Dataplane {
         wanted: &BTreeMap<Ipv4Addr, Endpoint>,
     ) -> Result<Changes, DataplaneError> {
         let mut changes = Changes::default();
+        let mut free = self.free_endpoint_slots();
         let gone: Vec<Ipv4Addr> =
             self.endpoints_held.keys().filter(|address| !wanted.contains_key(address)).copied().collect();
         for address in gone {
@@ -133,22 +139,19 @@ impl Dataplane {
             if !self.settings.subnet.contains(address) {
                 continue;
             }
+            let held = self.endpoints_held.get(address).copied();
+            let same_pod = held.filter(|held| (held.ifindex, held.mac) == (endpoint.ifindex, endpoint.mac));
             let mut endpoint = ungated(*endpoint);
-            match self.endpoints_held.get(address) {
-                Some(held) if *held == endpoint => continue,
-                Some(held) if (held.ifindex, held.mac) == (endpoint.ifindex, endpoint.mac) => {
-                    changes.changed += 1;
-                    endpoint.gated = self.gated(*address)?;
-                }
-                Some(_) => {
-                    changes.changed += 1;
-                    endpoint.gated = UNPROVEN;
-                }
-                None => {
-                    changes.added += 1;
-                    endpoint.gated = UNPROVEN;
-                }
+            endpoint.traffic = match same_pod.map_or(0, |held| held.traffic) {
+                0 => self.new_endpoint_slot(&mut free)?,
+                slot => slot,
+            };
+            match held {
+                Some(held) if held == endpoint => continue,
+                Some(_) => changes.changed += 1,
+                None => changes.added += 1,
             }
+            endpoint.gated = if same_pod.is_some() { self.gated(*address)? } else { UNPROVEN };
             self.write_endpoint(*address, endpoint)?;
             self.endpoints_held.insert(*address, ungated(endpoint));
         }
@@ -159,7 +162,7 @@ impl Dataplane {
         self.endpoints.set(self.offset(address), endpoint, 0).map_err(at(map::ENDPOINTS))
     }
 
-    fn gated(&self, address: Ipv4Addr) -> Result<u32, DataplaneError> {
+    fn gated(&self, address: Ipv4Addr) -> Result<u16, DataplaneError> {
         Ok(self.endpoints.get(&self.offset(address), 0).map_err(at(map::ENDPOINTS))?.gated)
     }
 
@@ -294,6 +297,11 @@ fn peer(path: &PeerPath) -> Peer {
         peer.mtu = underlay.mtu;
     }
     peer
+}
+
+/// Whether the same node has the same subnet as before, so that its counters go on.
+fn is_same_node(held: &Peer, peer: &Peer) -> bool {
+    (held.subnet, held.prefix_len, held.vtep) == (peer.subnet, peer.prefix_len, peer.vtep)
 }
 
 /// The slots of the grid that a subnet covers: one, several for a larger subnet, none for a smaller one or one

@@ -2,11 +2,14 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
+use ipnet::Ipv4Net;
+use loden_ebpf::abi::{Counter, Traffic};
 use serde_json::{Value, json};
 
 use super::{Path, Reconciler};
 use crate::{
     control::Request,
+    dataplane::{Counted, slow_reasons},
     registry::{Cluster, Own},
 };
 
@@ -20,6 +23,7 @@ impl Reconciler {
     fn status(&self) -> Value {
         let cluster = self.cluster();
         let counters = self.counters();
+        let traffic = self.peer_traffic();
         let missing: BTreeMap<_, _> = self.readiness.missing().into_iter().collect();
         json!({
             "ready": missing.is_empty(),
@@ -50,6 +54,7 @@ impl Reconciler {
                 "subnet": lease.subnet,
                 "public_ip": lease.attrs.public_ip,
                 "vtep_mac": lease.attrs.vtep().ok().map(|vtep| mac(vtep.vtep_mac)),
+                "traffic": traffic.each.get(&lease.subnet).map(traffic_json),
             })).collect::<Vec<_>>(),
             "refused": self.refused,
             "endpoints": self.endpoints_report(),
@@ -71,9 +76,15 @@ impl Reconciler {
         }
     }
 
+    fn peer_traffic(&self) -> Counted<Ipv4Net, Traffic> {
+        let Path::Ebpf(dataplane) = &self.path else { return Counted::default() };
+        dataplane.peer_traffic().unwrap_or_default()
+    }
+
     fn endpoints_report(&self) -> Vec<Value> {
         let Path::Ebpf(dataplane) = &self.path else { return Vec::new() };
         let endpoints = dataplane.endpoints().unwrap_or_default();
+        let traffic = dataplane.endpoint_traffic().unwrap_or_default();
         endpoints
             .iter()
             .map(|endpoint| {
@@ -82,6 +93,10 @@ impl Reconciler {
                     "ifindex": endpoint.ifindex,
                     "mac": mac(endpoint.mac),
                     "gated": endpoint.gated == loden_ebpf::abi::TRANSLATED,
+                    "traffic": traffic.each.get(&Ipv4Addr::from(endpoint.address)).map(|each| traffic_json(&each.traffic)),
+                    "slow": traffic.each.get(&Ipv4Addr::from(endpoint.address)).map(|each| {
+                        slow_reasons(each).into_iter().map(|(reason, packets)| (reason.name(), packets)).collect::<BTreeMap<_, _>>()
+                    }),
                 })
             })
             .collect()
@@ -95,6 +110,14 @@ fn lease(cluster: &Cluster) -> Value {
         }
         Own::Lost { subnet, reason } => json!({ "state": "lost", "subnet": subnet, "reason": reason }),
     }
+}
+
+fn traffic_json(traffic: &Traffic) -> Value {
+    let counter = |counter: &Counter| json!({ "packets": counter.packets, "bytes": counter.bytes });
+    json!({
+        "sent": { "fast": counter(&traffic.sent_fast), "slow": counter(&traffic.sent_slow) },
+        "received": { "fast": counter(&traffic.received_fast), "slow": counter(&traffic.received_slow) },
+    })
 }
 
 fn mac(mac: [u8; 6]) -> String {

@@ -10,7 +10,11 @@ use loden_ebpf::{
     vxlan::{self, Outer},
 };
 
-use super::{Verdict, gate, globals, lookup, maps, skb::Skb};
+use super::{
+    Verdict, gate, globals, lookup, maps,
+    skb::Skb,
+    traffic::{self, Load},
+};
 
 /// Length of the Ethernet header.
 const ETH: usize = ethernet::LEN;
@@ -27,19 +31,45 @@ enum Way {
     Local(&'static Endpoint),
 }
 
+/// A packet that may be fast: where to, and whose it is.
+struct Departure {
+    way: Way,
+    from: &'static Endpoint,
+}
+
 #[inline(always)]
 pub(super) fn run(skb: &mut Skb) -> Verdict {
-    match decide(skb) {
-        Ok(Way::Local(endpoint)) => Verdict::Redirect(Reason::FastLocal, skb.redirect_peer(endpoint.ifindex)),
-        Ok(Way::Peer(peer)) if peer.direct == 1 => route(skb, peer),
-        Ok(Way::Peer(peer)) => encapsulate(skb, peer),
-        Err(verdict) => verdict,
+    let Departure { way, from } = match decide(skb) {
+        Ok(departure) => departure,
+        Err(verdict) => return verdict,
+    };
+    let load = Load::of(skb, IP);
+    match way {
+        Way::Local(to) => {
+            traffic::sent(None, Some(from), traffic::Way::Fast, load);
+            traffic::received(None, Some(to), traffic::Way::Fast, load);
+            Verdict::Redirect(Reason::FastLocal, skb.redirect_peer(to.ifindex))
+        }
+        Way::Peer(peer) if peer.direct == 1 => {
+            traffic::sent(Some(peer), Some(from), traffic::Way::Fast, load);
+            route(skb, peer)
+        }
+        Way::Peer(peer) => {
+            let hash = skb.hash();
+            // Only growing the packet can fail without harm, so it comes first.
+            if !skb.grow() {
+                traffic::because(from, Reason::PassPodNoRoom, load);
+                return Reason::PassPodNoRoom.into();
+            }
+            traffic::sent(Some(peer), Some(from), traffic::Way::Fast, load);
+            encapsulate(skb, peer, hash, load)
+        }
     }
 }
 
 /// Everything that can be decided, and nothing written.
 #[inline(always)]
-fn decide(skb: &mut Skb) -> Result<Way, Verdict> {
+fn decide(skb: &mut Skb) -> Result<Departure, Verdict> {
     if skb.ether_type() != ethernet::IPV4 {
         return Err(Reason::PassPodNotIpv4.into());
     }
@@ -51,28 +81,31 @@ fn decide(skb: &mut Skb) -> Result<Way, Verdict> {
     let Some(ip) = skb.bytes::<{ ipv4::LEN }>(IP) else { return Err(malformed) };
 
     let destination = ipv4::destination(ip);
+    let source = ipv4::source(ip);
     let Some(peer) = lookup::peer(destination) else {
-        return match lookup::endpoint(destination) {
-            Some(endpoint) => local(skb, frame, ip, endpoint).map(Way::Local),
+        return match (lookup::endpoint(destination), lookup::endpoint(source)) {
+            (Some(to), from) => local(skb, frame, ip, from, to),
             // Two pods that only ever talk to each other are in no table of the host: this is how it hears of them.
-            None if lookup::is_own(destination) && lookup::endpoint(ipv4::source(ip)).is_none() => {
-                Err(foreign_source(skb, frame, ipv4::source(ip), false))
+            (None, None) if lookup::is_own(destination) => Err(foreign_source(skb, frame, source, false)),
+            (None, from) => {
+                if let Some(from) = from.filter(|from| from.ifindex == skb.ifindex()) {
+                    traffic::because(from, Reason::PassPodNoPeer, Load::of(skb, IP));
+                }
+                Err(Reason::PassPodNoPeer.into())
             }
-            None => Err(Reason::PassPodNoPeer.into()),
         };
     };
-    let source = ipv4::source(ip);
-    let endpoint = match lookup::endpoint(source) {
+    let from = match lookup::endpoint(source) {
         Some(endpoint) if endpoint.ifindex == skb.ifindex() => endpoint,
         other => return Err(foreign_source(skb, frame, source, other.is_some())),
     };
     // Not for the gateway as the agent knows it: a bridge changes its MAC as containers come and go.
-    let is_routed = ethernet::destination(frame) == endpoint.gateway_mac;
-    let answer =
-        if is_routed { may_be_fast(skb, ip, peer, endpoint) } else { Err(Reason::PassPodNotForGateway) };
+    let is_routed = ethernet::destination(frame) == from.gateway_mac;
+    let answer = if is_routed { may_be_fast(skb, ip, peer, from) } else { Err(Reason::PassPodNotForGateway) };
     match answer {
-        Ok(()) => Ok(Way::Peer(peer)),
+        Ok(()) => Ok(Departure { way: Way::Peer(peer), from }),
         Err(reason) => {
+            traffic::because(from, reason, Load::of(skb, IP));
             // It goes into the host stack: noted, so that point 2 knows it.
             if let Some((key, _)) = flow_key(skb, ip) {
                 gate::enter(skb, IP, &key, Direction::Outbound);
@@ -89,14 +122,14 @@ fn local(
     skb: &Skb,
     frame: &ethernet::Header,
     ip: &ipv4::Header,
+    from: Option<&'static Endpoint>,
     to: &'static Endpoint,
-) -> Result<&'static Endpoint, Verdict> {
-    let source = ipv4::source(ip);
-    let from = match lookup::endpoint(source) {
+) -> Result<Departure, Verdict> {
+    let from = match from {
         Some(endpoint) if endpoint.ifindex == skb.ifindex() => endpoint,
-        other => return Err(foreign_source(skb, frame, source, other.is_some())),
+        other => return Err(foreign_source(skb, frame, ipv4::source(ip), other.is_some())),
     };
-    let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(Reason::PassPodLocal.into()) };
+    let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(local_slow(skb, from, to)) };
     let one_frame = ethernet::destination(frame) == to.mac
         && to.ifindex != from.ifindex
         && !skb.has_vlan()
@@ -106,10 +139,20 @@ fn local(
     let gated = gate::is_gated(from) || gate::is_gated(to);
     if one_frame && (!gated || matches!(gate::ask(&key, Direction::Outbound, tcp_flags), gate::Answer::Fast))
     {
-        return Ok(to);
+        return Ok(Departure { way: Way::Local(to), from });
     }
     gate::enter(skb, IP, &key, Direction::Outbound);
-    Err(Reason::PassPodLocal.into())
+    Err(local_slow(skb, from, to))
+}
+
+/// Counts where the host stack's way begins: it passes no other place at which both are known.
+#[inline(always)]
+fn local_slow(skb: &Skb, from: &Endpoint, to: &Endpoint) -> Verdict {
+    let load = Load::of(skb, IP);
+    traffic::sent(None, Some(from), traffic::Way::Slow, load);
+    traffic::received(None, Some(to), traffic::Way::Slow, load);
+    traffic::because(from, Reason::PassPodLocal, load);
+    Reason::PassPodLocal.into()
 }
 
 #[inline(always)]
@@ -217,18 +260,13 @@ fn route(skb: &mut Skb, peer: &Peer) -> Verdict {
     Verdict::Redirect(Reason::FastDirectOut, skb.redirect_neighbour(peer.uplink, peer.next_hop))
 }
 
-/// Writes the headers and sends. Only growing the packet can fail without harm, so it comes first.
+/// Writes the headers into the room that was made, and sends.
 #[inline(always)]
-fn encapsulate(skb: &mut Skb, peer: &Peer) -> Verdict {
-    let hash = skb.hash();
-    let inner_len = (skb.len() - ETH as u32) as u16;
-    if !skb.grow() {
-        return Reason::PassPodNoRoom.into();
-    }
+fn encapsulate(skb: &mut Skb, peer: &Peer, hash: u32, inner: Load) -> Verdict {
     let lost = Verdict::Drop(Reason::DropRedirect);
-    let Some(inner) = skb.bytes_mut::<{ ipv4::LEN }>(INNER_IP) else { return lost };
-    ipv4::decrement_ttl(inner);
-    let tos = ipv4::encapsulate_ecn(ipv4::tos(inner));
+    let Some(ip) = skb.bytes_mut::<{ ipv4::LEN }>(INNER_IP) else { return lost };
+    ipv4::decrement_ttl(ip);
+    let tos = ipv4::encapsulate_ecn(ipv4::tos(ip));
     let Some(headers) = skb.bytes_mut::<{ vxlan::ENCAP_LEN }>(IP) else { return lost };
     let outer = Outer {
         source: peer.source,
@@ -246,7 +284,7 @@ fn encapsulate(skb: &mut Skb, peer: &Peer) -> Verdict {
         vni: globals::VNI.load(),
         peer_mac: peer.vtep_mac,
         own_mac: globals::VTEP_MAC.load(),
-        inner_len,
+        inner_len: inner.bytes as u16,
     };
     outer.write(headers);
     Verdict::Redirect(Reason::FastEncap, skb.redirect_neighbour(peer.uplink, peer.next_hop))

@@ -9,7 +9,11 @@ use loden_ebpf::{
     vxlan,
 };
 
-use super::{Verdict, gate, globals, lookup, observe, skb::Skb};
+use super::{
+    Verdict, gate, globals, lookup, observe,
+    skb::Skb,
+    traffic::{self, Load, Way},
+};
 
 const ETH: usize = ethernet::LEN;
 /// Where the headers stand, counted from the start of the frame.
@@ -24,6 +28,8 @@ const OPTIONS_MAX: usize = 40;
 /// An endpoint, and what to do to the packet on the way to it.
 struct Delivery {
     endpoint: &'static Endpoint,
+    /// Where the sender's packets are counted.
+    peer: u16,
     /// What the inner ECN field becomes, if anything else.
     ecn: Option<u8>,
 }
@@ -31,14 +37,18 @@ struct Delivery {
 /// What came, and may be fast.
 enum Arrival {
     Encapsulated(Delivery),
-    Direct(&'static Endpoint),
+    Direct(Delivery),
 }
 
 #[inline(always)]
 pub(super) fn run(skb: &mut Skb) -> Verdict {
     match decide(skb) {
         Ok(Arrival::Encapsulated(delivery)) => decapsulate(skb, &delivery),
-        Ok(Arrival::Direct(endpoint)) => deliver(skb, endpoint, None, Reason::FastDirectIn),
+        Ok(Arrival::Direct(delivery)) => {
+            let load = Load::of(skb, OUTER_IP);
+            traffic::received(Some(delivery.peer), Some(delivery.endpoint), Way::Fast, load);
+            deliver(skb, delivery.endpoint, None, Reason::FastDirectIn)
+        }
         Err(verdict) => verdict,
     }
 }
@@ -86,13 +96,21 @@ fn decide(skb: &mut Skb) -> Result<Arrival, Verdict> {
 
 /// Not VXLAN for us. What a direct peer's pod sends to a pod here is routed to it, the gate permitting.
 #[inline(always)]
-fn direct(skb: &mut Skb) -> Result<&'static Endpoint, Verdict> {
+fn direct(skb: &mut Skb) -> Result<Delivery, Verdict> {
     let Some(ip) = skb.bytes::<{ ipv4::LEN }>(OUTER_IP) else { return Err(Verdict::Ignore) };
-    let is_direct = lookup::peer(ipv4::source(ip)).is_some_and(|peer| peer.direct == 1);
-    let Some(endpoint) = lookup::endpoint(ipv4::destination(ip)).filter(|_| is_direct) else {
+    let peer = lookup::peer(ipv4::source(ip)).filter(|peer| peer.direct == 1);
+    let (Some(peer), Some(endpoint)) = (peer, lookup::endpoint(ipv4::destination(ip))) else {
         return Err(Verdict::Ignore);
     };
-    observe::forward(skb, endpoint).map_err(|()| Reason::PassDirect.into())
+    let load = Load::of(skb, OUTER_IP);
+    match observe::forward(skb, endpoint) {
+        Ok(endpoint) => Ok(Delivery { endpoint, peer: peer.traffic, ecn: None }),
+        Err(()) => {
+            traffic::received(Some(peer.traffic), Some(endpoint), Way::Slow, load);
+            traffic::because(endpoint, Reason::PassDirect, load);
+            Err(Reason::PassDirect.into())
+        }
+    }
 }
 
 #[inline(always)]
@@ -106,7 +124,7 @@ fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, V
         return Err(Reason::PassWireFlags.into());
     }
     let Some(checked) = check_sender(skb, INNER_ETH, sender) else { return Err(cut) };
-    checked?;
+    let peer = checked?;
     // The kernel trims to the outer lengths; where they say the same as the frame, nothing has to be trimmed. A
     // header that was damaged on the way it drops.
     if u32::from(ipv4::total_len(outer)) + OUTER_IP as u32 != skb.len()
@@ -132,30 +150,48 @@ fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, V
     let Some(endpoint) = lookup::endpoint(ipv4::destination(ip)) else {
         return Err(Reason::PassWireNoEndpoint.into());
     };
+    match may_be_fast(skb, outer, ip, headers, endpoint) {
+        Ok(ecn) => Ok(Delivery { endpoint, peer, ecn }),
+        Err(reason) => {
+            traffic::because(endpoint, reason, Load::of(skb, INNER_IP));
+            Err(reason.into())
+        }
+    }
+}
+
+/// Whether a packet for an endpoint may be delivered past the host, and what its ECN field then becomes.
+#[inline(always)]
+fn may_be_fast(
+    skb: &Skb,
+    outer: &ipv4::Header,
+    ip: &ipv4::Header,
+    headers: &vxlan::Headers,
+    endpoint: &Endpoint,
+) -> Result<Option<u8>, Reason> {
     if ipv4::ttl(ip) <= 1 {
-        return Err(Reason::PassWireTtl.into());
+        return Err(Reason::PassWireTtl);
     }
     let ecn = match ipv4::decapsulate_ecn(ipv4::tos(outer), ipv4::tos(ip)) {
         Ecn::Keep => None,
         Ecn::Set(ecn) => Some(ecn),
-        Ecn::Drop => return Err(Reason::PassWireEcn.into()),
+        Ecn::Drop => return Err(Reason::PassWireEcn),
     };
     check_inner_checksum(skb, ip, headers)?;
     if !gate::is_gated(endpoint) {
-        return Ok(Delivery { endpoint, ecn });
+        return Ok(ecn);
     }
-    let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(Reason::PassWireProtocol.into()) };
+    let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(Reason::PassWireProtocol) };
     match gate::ask(&key, Direction::Inbound, tcp_flags) {
-        gate::Answer::Fast => Ok(Delivery { endpoint, ecn }),
-        gate::Answer::Control => Err(Reason::PassWireTcpControl.into()),
-        gate::Answer::NotQualified => Err(Reason::PassWireGate.into()),
+        gate::Answer::Fast => Ok(ecn),
+        gate::Answer::Control => Err(Reason::PassWireTcpControl),
+        gate::Answer::NotQualified => Err(Reason::PassWireGate),
     }
 }
 
-/// Whether the sender may send the inner frame that starts at this offset, whoever decapsulates it; `None` where the
-/// frame is cut off before that is clear.
+/// Whether the sender may send the inner frame that starts at this offset, whoever decapsulates it, and where its
+/// packets are counted; `None` where the frame is cut off before that is clear.
 #[inline(always)]
-fn check_sender(skb: &Skb, frame: usize, sender: [u8; 4]) -> Option<Result<(), Verdict>> {
+fn check_sender(skb: &Skb, frame: usize, sender: [u8; 4]) -> Option<Result<u16, Verdict>> {
     Some(match ethernet::ether_type(skb.bytes(frame)?) {
         // The source stands at byte 12 of the inner IP header.
         ethernet::IPV4 => check_source(u32::from_be_bytes(*skb.bytes(frame + ETH + 12)?), sender),
@@ -163,16 +199,16 @@ fn check_sender(skb: &Skb, frame: usize, sender: [u8; 4]) -> Option<Result<(), V
         ethernet::VLAN | ethernet::SERVICE_VLAN if globals::DROP_FORGED.load() == 1 => {
             Err(Verdict::Drop(Reason::DropForgedPeerSource))
         }
-        _ => Ok(()),
+        _ => Ok(0),
     })
 }
 
 /// The inner source must be in a subnet of the very peer that sent it. One look-up answers that and whether
 /// the sender is a peer at all.
 #[inline(always)]
-fn check_source(source: u32, sender: [u8; 4]) -> Result<(), Verdict> {
+fn check_source(source: u32, sender: [u8; 4]) -> Result<u16, Verdict> {
     match lookup::peer(source) {
-        Some(Peer { vtep, .. }) if *vtep == sender => Ok(()),
+        Some(Peer { vtep, traffic, .. }) if *vtep == sender => Ok(*traffic),
         // A node's own processes speak to pods from the node's address, which may lie in the network.
         _ if source.to_be_bytes() == sender => Err(Reason::PassWireForeignSource.into()),
         // Inside the network and not the peer's: a forged pod address. Outside: a client that the peer
@@ -187,15 +223,15 @@ fn check_source(source: u32, sender: [u8; 4]) -> Result<(), Verdict> {
 /// Only what the gate could follow is fast, gated or not, so that both decide alike. And where nothing inside
 /// would show damage that the outer checksum does, the kernel looks at that.
 #[inline(always)]
-fn check_inner_checksum(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(), Verdict> {
-    let Some(next) = skb.bytes::<8>(INNER_NEXT) else { return Err(Reason::PassWireProtocol.into()) };
+fn check_inner_checksum(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(), Reason> {
+    let Some(next) = skb.bytes::<8>(INNER_NEXT) else { return Err(Reason::PassWireProtocol) };
     let protocol = ipv4::protocol(ip);
     if !ipv4::has_ports(protocol, next) || protocol == ipv4::TCP && skb.bytes::<1>(INNER_NEXT + 13).is_none()
     {
-        return Err(Reason::PassWireProtocol.into());
+        return Err(Reason::PassWireProtocol);
     }
     if protocol == ipv4::UDP && next[6] | next[7] == 0 && vxlan::udp_checksum(headers) != 0 {
-        return Err(Reason::PassWireChecksum.into());
+        return Err(Reason::PassWireChecksum);
     }
     Ok(())
 }
@@ -231,16 +267,19 @@ fn unusual_outer(skb: &Skb, outer: &ipv4::Header) -> Verdict {
         Some(Err(verdict)) => verdict,
         // No link's MTU is so small that the first fragment ends before the inner source (RFC 791: 68 bytes).
         None if globals::DROP_FORGED.load() == 1 => Verdict::Drop(Reason::DropForgedPeerSource),
-        Some(Ok(())) | None => Reason::PassWireOuter.into(),
+        Some(Ok(_)) | None => Reason::PassWireOuter.into(),
     }
 }
 
 /// Takes the headers off and delivers. Only shrinking the packet can fail without harm, so it comes first.
 #[inline(always)]
 fn decapsulate(skb: &mut Skb, delivery: &Delivery) -> Verdict {
+    let load = Load::of(skb, INNER_IP);
     if !skb.shrink() {
+        traffic::because(delivery.endpoint, Reason::PassWireNoRoom, load);
         return Reason::PassWireNoRoom.into();
     }
+    traffic::received(Some(delivery.peer), Some(delivery.endpoint), Way::Fast, load);
     deliver(skb, delivery.endpoint, delivery.ecn, Reason::FastDecap)
 }
 

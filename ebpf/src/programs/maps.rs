@@ -6,8 +6,8 @@ use aya_ebpf::{
 };
 use loden_ebpf::{
     abi::{
-        Counter, ENDPOINTS_MAX, Endpoint, FLOWS_MAX, Flow, FlowKey, PEERS_MAX, Peer, SIGHTINGS_MAX, Sighting,
-        SightingKey, VTEPS_MAX,
+        Counter, ENDPOINTS_MAX, Endpoint, EndpointTraffic, FLOWS_MAX, Flow, FlowKey, PEERS_MAX, Peer,
+        SIGHTINGS_MAX, Sighting, SightingKey, TRAFFIC_SLOTS_MAX, Traffic, VTEPS_MAX,
     },
     reason::{COUNT, Reason},
 };
@@ -32,6 +32,13 @@ pub(super) static EPOCH: Array<u32, 1> = Array::new();
 
 #[btf_map]
 pub(super) static COUNTERS: PerCpuArray<Counter, COUNT> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static PEER_TRAFFIC: PerCpuArray<Traffic, { TRAFFIC_SLOTS_MAX as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static ENDPOINT_TRAFFIC: PerCpuArray<EndpointTraffic, { TRAFFIC_SLOTS_MAX as usize }> =
+    PerCpuArray::new();
 
 #[btf_map]
 pub(super) static SIGHTINGS: LruHashMap<SightingKey, Sighting, SIGHTINGS_MAX> = LruHashMap::new();

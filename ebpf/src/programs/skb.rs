@@ -90,6 +90,12 @@ impl Skb {
         field!(self.gso_size)
     }
 
+    /// Segments of a GSO packet where the kernel knows them, 0 for others. (Linux 5.1)
+    #[inline(always)]
+    pub(super) fn gso_segs(&self) -> u32 {
+        field!(self.gso_segs)
+    }
+
     /// The interface at which the program runs.
     #[inline(always)]
     pub(super) fn ifindex(&self) -> u32 {

@@ -41,6 +41,21 @@ fn assert_bulk_is_fast(gate: &str) {
         let counters: Vec<_> = cluster.nodes.iter().map(|node| Counters::read(node).unwrap()).collect();
         assert!(share.smaller() >= 0.99, "{share:?} {counters:?}");
     }
+    // The same by peer and by endpoint: at each end of the one link, and of the one container behind it.
+    for node in &cluster.nodes {
+        let status = node.status().unwrap();
+        for what in [&status["peers"][0], &status["endpoints"][0]] {
+            for direction in ["sent", "received"] {
+                let number = |way: &str, unit: &str| what["traffic"][direction][way][unit].as_u64().unwrap();
+                let (fast, slow) = (number("fast", "packets"), number("slow", "packets"));
+                assert!(fast as f64 / (fast + slow) as f64 >= 0.99, "{direction}: {what}");
+                let bytes = number("fast", "bytes") + number("slow", "bytes");
+                assert!(bytes > 200_000_000, "{direction}: {what}");
+                // Segments and not aggregates: none is larger than the pods' MTU, headers of an aggregate apart.
+                assert!(bytes / (fast + slow) <= 1450, "{direction}: {what}");
+            }
+        }
+    }
 }
 
 #[test]

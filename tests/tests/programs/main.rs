@@ -23,4 +23,5 @@ mod reasons;
 mod rig;
 mod samples;
 mod scale;
+mod traffic;
 mod truncated;

@@ -114,6 +114,8 @@ pub(crate) struct Context {
     pub(crate) ifindex: u32,
     pub(crate) mark: u32,
     pub(crate) gso_size: u32,
+    /// Segments of a GSO packet; two unless told.
+    pub(crate) gso_segs: Option<u32>,
 }
 
 impl Context {
@@ -132,7 +134,7 @@ impl Context {
         put(Self::INGRESS_IFINDEX, self.ifindex);
         put(Self::IFINDEX, self.ifindex);
         put(Self::GSO_SIZE, self.gso_size);
-        put(Self::GSO_SEGS, u32::from(self.gso_size != 0) * 2);
+        put(Self::GSO_SEGS, self.gso_segs.unwrap_or(u32::from(self.gso_size != 0) * 2));
         bytes
     }
 }
@@ -293,7 +295,7 @@ fn test_run(classifier: &SchedClassifier, frame: &[u8], context: Context) -> Out
     }
 }
 
-fn peers(lab: &Lab) -> Vec<PeerPath> {
+pub(crate) fn peers(lab: &Lab) -> Vec<PeerPath> {
     let underlay = |next_hop| Underlay { uplink: lab.wire, next_hop, source: VTEP, mtu: PEER_MTU };
     vec![
         PeerPath {
@@ -329,7 +331,7 @@ fn peers(lab: &Lab) -> Vec<PeerPath> {
 
 fn endpoints(lab: &Lab) -> BTreeMap<Ipv4Addr, Endpoint> {
     let endpoint = |address: Ipv4Addr, ifindex, mac, gateway_mac| {
-        (address, Endpoint { address: address.octets(), ifindex, mac, gateway_mac, gated: 0 })
+        (address, Endpoint { address: address.octets(), ifindex, mac, gateway_mac, ..Endpoint::default() })
     };
     BTreeMap::from([
         endpoint(POD, lab.pod, POD_MAC, GATEWAY_MAC),
