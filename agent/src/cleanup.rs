@@ -10,12 +10,15 @@ use crate::{
     kernel::{Kernel, sysctl},
     run,
     state::State,
+    subnet_file,
 };
 
 /// Removes programs, links and maps; unless `keep_kernel`, also routes, device, rules and subnet.env, and puts
 /// sysctls back. Returns what could not be done.
 ///
-/// With `keep_kernel` the node is left as flannel leaves it: device, routes and lease.
+/// With `keep_kernel` the node is left as flannel leaves it: device, lease and subnet.env as they are, routes and
+/// firewall rules as flannel's, sysctls as they are (connections that were fast go on through conntrack, which has
+/// not seen all of them).
 ///
 /// # Errors
 ///
@@ -27,20 +30,14 @@ pub async fn run(config: &Config, keep_kernel: bool) -> Result<Vec<String>> {
         dataplane::detach_all(&config.bpffs_dir).iter().map(ToString::to_string).collect();
     println!("programs, links and maps below {} removed", config.bpffs_dir.display());
     if keep_kernel {
-        let routes = Kernel::connect()?.hand_back_routes().await;
-        match routes {
-            Ok(routes) => println!("{routes} routes handed back to flannel"),
-            Err(error) => errors.push(error.to_string()),
-        }
+        errors.extend(hand_back(config, &state).await?);
         return Ok(errors);
     }
-    if let Some(device) = &state.device {
-        let removed = Kernel::connect()?.remove_overlay(device).await;
-        for done in removed.done {
-            println!("{done}");
-        }
-        errors.extend(removed.errors.iter().map(ToString::to_string));
+    let removed = Kernel::connect()?.remove_overlay(state.device.as_deref(), &state.networks).await;
+    for done in removed.done {
+        println!("{done}");
     }
+    errors.extend(removed.errors.iter().map(ToString::to_string));
     errors.extend(Firewall::remove().await.iter().map(ToString::to_string));
     println!("firewall rules removed");
     for (name, before) in &state.sysctls {
@@ -58,6 +55,31 @@ pub async fn run(config: &Config, keep_kernel: bool) -> Result<Vec<String>> {
     }
     if errors.is_empty() {
         State::remove(&config.run_dir)?;
+    }
+    Ok(errors)
+}
+
+/// Makes routes and rules flannel's; returns what could not be done.
+async fn hand_back(config: &Config, state: &State) -> Result<Vec<String>> {
+    let mut errors = Vec::new();
+    match Kernel::connect()?.hand_back_routes(&state.networks).await {
+        Ok(routes) => println!("{routes} routes handed back to flannel"),
+        Err(error) => errors.push(error.to_string()),
+    }
+    let file = &config.subnet_file;
+    match (subnet_file::previous_network(file), subnet_file::previous_subnet(file)) {
+        (Ok(Some(network)), Ok(Some(subnet))) => {
+            let failed = Firewall::hand_back(network, subnet).await;
+            if failed.is_empty() {
+                println!("firewall rules handed back to flannel");
+            }
+            errors.extend(failed.iter().map(ToString::to_string));
+        }
+        (Err(error), _) | (_, Err(error)) => errors.push(format!("the firewall rules stay: {error}")),
+        _ => errors.push(format!(
+            "the firewall rules stay: {} does not say FLANNEL_NETWORK and FLANNEL_SUBNET",
+            file.display()
+        )),
     }
     Ok(errors)
 }

@@ -100,6 +100,16 @@ impl Firewall {
         Ok(self.masquerade.is_current(&self.spec).await? && forward::is_current(&self.spec).await?)
     }
 
+    /// Puts rules that are flannel's in the place of ours, as far as ours are there, for a flanneld that takes the
+    /// node back; packets fare the same at every moment. Goes on after a failure and returns all of them; what could
+    /// not be replaced stays.
+    pub async fn hand_back(network: Ipv4Net, subnet: Ipv4Net) -> Vec<FirewallError> {
+        let (network, subnet) = (network.trunc(), subnet.trunc());
+        let masquerade = flannel::hand_back_masquerade(network, subnet).await;
+        let forward = flannel::hand_back_forward(network).await;
+        [masquerade, forward].into_iter().filter_map(Result::err).collect()
+    }
+
     /// Removes all rules of ours, also those of an earlier run, and nothing else; goes on after a failure and
     /// returns all of them.
     pub async fn remove() -> Vec<FirewallError> {

@@ -151,7 +151,10 @@ impl Reconciler {
         let events = kernel.events()?;
         let path = open_path(&node)?;
         let mut state = State::read(&node.config.run_dir)?;
-        state.device = node.overlay.as_ref().map(|overlay| overlay.spec.name.clone());
+        if let Some(overlay) = &node.overlay {
+            state.device = Some(overlay.spec.name.clone());
+        }
+        state.networks.insert(node.network.network.trunc().into());
         state.write(&node.config.run_dir)?;
         let mut reconciler = Self {
             firewall: Firewall::new(firewall_spec(&node)),

@@ -2,13 +2,14 @@
 //! after the agent is gone.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     io::Write as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
@@ -17,6 +18,9 @@ use tempfile::NamedTempFile;
 pub struct State {
     /// Name of the VXLAN device.
     pub device: Option<String>,
+    /// The networks into which routes were made: others' routes may carry Loden's protocol number too.
+    #[serde(default)]
+    pub networks: BTreeSet<IpNet>,
     /// Sysctls that were changed, with what they were before the first agent changed them.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,

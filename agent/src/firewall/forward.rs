@@ -50,6 +50,11 @@ pub(super) async fn remove() -> Result<()> {
     Ok(())
 }
 
+/// Where in `FORWARD` the jump to our chain is, counted from 1.
+pub(super) fn place(listing: &str) -> Option<usize> {
+    rules_of(listing, "FORWARD").position(|line| line == JUMP).map(|at| at + 1)
+}
+
 /// What must be done to this table; `None` where it is right.
 fn transaction(spec: &FirewallSpec, listing: &str) -> Option<String> {
     if !spec.forward {

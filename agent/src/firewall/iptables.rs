@@ -14,7 +14,7 @@ pub(super) struct Iptables {
 }
 
 /// What the host calls iptables.
-const DEFAULT: Iptables = Iptables { list: "iptables", restore: "iptables-restore" };
+pub(super) const DEFAULT: Iptables = Iptables { list: "iptables", restore: "iptables-restore" };
 
 /// The ruleset of the old kernel interface. A packet passes both, so a DROP in either is a DROP.
 const LEGACY: Iptables = Iptables { list: "iptables-legacy", restore: "iptables-legacy-restore" };

@@ -70,7 +70,7 @@ pub(super) async fn remove() -> Result<()> {
 
 /// The table as nft prints it, without counters; `None` where there is none, or no nft that could have made
 /// one.
-async fn list() -> Result<Option<String>> {
+pub(super) async fn list() -> Result<Option<String>> {
     match run("nft", LIST, "").await {
         Ok(listing) => Ok(Some(listing)),
         Err(FirewallError::Failed { message, .. }) if message.contains("No such file or directory") => {

@@ -1,6 +1,9 @@
 //! The kernel's side of the overlay: reads what [`crate::overlay`] compares, and carries out its plan.
 
+use std::collections::BTreeSet;
+
 use futures::{StreamExt as _, stream};
+use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
@@ -103,12 +106,13 @@ impl Kernel {
         }
     }
 
-    /// Removes the VXLAN device and every route that carries Loden's protocol number, and nothing else; goes
-    /// on after a failure.
-    pub async fn remove_overlay(&self, device: &str) -> Removed {
+    /// Removes the VXLAN device, where there is one, and the routes into these networks that carry Loden's protocol
+    /// number, and nothing else; goes on after a failure.
+    pub async fn remove_overlay(&self, device: Option<&str>, networks: &BTreeSet<IpNet>) -> Removed {
         let mut removed = Removed::default();
-        self.remove_own_routes::<V4>(&mut removed).await;
-        self.remove_own_routes::<V6>(&mut removed).await;
+        self.remove_own_routes::<V4>(networks, &mut removed).await;
+        self.remove_own_routes::<V6>(networks, &mut removed).await;
+        let Some(device) = device else { return removed };
         match self.delete_vxlan(device).await {
             Ok(true) => removed.done.push(format!("link {device}")),
             Ok(false) => {}
@@ -117,8 +121,8 @@ impl Kernel {
         removed
     }
 
-    async fn remove_own_routes<F: Family>(&self, removed: &mut Removed) {
-        match self.own_routes::<F>().await {
+    async fn remove_own_routes<F: Family>(&self, networks: &BTreeSet<IpNet>, removed: &mut Removed) {
+        match self.own_routes_into::<F>(networks).await {
             Ok(routes) => {
                 for route in routes {
                     match self.apply_one(&Op::DelRoute(route.clone())).await {
@@ -131,18 +135,25 @@ impl Kernel {
         }
     }
 
-    /// Gives the routes the protocol number that flannel's have, in place: a flanneld that takes the node
-    /// back finds what it would have made itself. Says how many there were.
+    /// Another agent of this host may have routes of the same kind into a network of its own.
+    async fn own_routes_into<F: Family>(&self, networks: &BTreeSet<IpNet>) -> Result<Vec<Route<F>>> {
+        let mut routes = self.own_routes::<F>().await?;
+        routes.retain(|route| networks.iter().any(|network| network.contains(&route.dst.into())));
+        Ok(routes)
+    }
+
+    /// Gives the routes into these networks the protocol number that flannel's have, in place: a flanneld that
+    /// takes the node back finds what it would have made itself. Says how many there were.
     ///
     /// # Errors
     ///
     /// The first that the kernel tells.
-    pub async fn hand_back_routes(&self) -> Result<usize> {
-        Ok(self.hand_back::<V4>().await? + self.hand_back::<V6>().await?)
+    pub async fn hand_back_routes(&self, networks: &BTreeSet<IpNet>) -> Result<usize> {
+        Ok(self.hand_back::<V4>(networks).await? + self.hand_back::<V6>(networks).await?)
     }
 
-    async fn hand_back<F: Family>(&self) -> Result<usize> {
-        let own = self.own_routes::<F>().await?;
+    async fn hand_back<F: Family>(&self, networks: &BTreeSet<IpNet>) -> Result<usize> {
+        let own = self.own_routes_into::<F>(networks).await?;
         for route in &own {
             let flannels = Route { protocol: PROTOCOL_BOOT, ..route.clone() };
             self.apply_one(&Op::SetRoute(flannels)).await?;

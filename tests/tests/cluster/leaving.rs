@@ -82,7 +82,10 @@ fn cleanup_leaves_a_node_as_it_was_before_the_agent() {
 
 #[test]
 fn cleanup_that_keeps_the_kernel_leaves_a_flannel_node_and_its_connections() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &["--ip-masq"]).unwrap();
+    for node in &cluster.nodes {
+        node.docker_firewall().unwrap();
+    }
     let containers = cluster.run_containers(1).unwrap();
     let (a, b) = (&containers[0], &containers[1]);
     let stream = thread::scope(|scope| {
@@ -95,7 +98,28 @@ fn cleanup_that_keeps_the_kernel_leaves_a_flannel_node_and_its_connections() {
     });
     assert_eq!(stream.source, a.address());
     assert_all_reach_all(&containers);
-    assert!(cluster.nodes[0].netns().ip("link show flannel.1").is_ok());
+    let node = cluster.nodes[0].netns();
+    assert!(node.ip("link show flannel.1").is_ok());
+    let routes = node.ip("route show dev flannel.1").unwrap();
+    assert!(routes.contains("onlink") && !routes.contains("proto"), "as flannel's: {routes}");
+    let rules = node.exec("iptables-save").unwrap() + &node.exec("nft list tables").unwrap();
+    assert!(rules.contains("-j FLANNEL-FWD") && rules.contains("-j FLANNEL-POSTRTG"), "{rules}");
+    assert!(!rules.to_lowercase().contains("loden"), "{rules}");
+}
+
+#[test]
+fn cleanup_takes_the_routes_of_host_gw_and_none_of_another_agent() {
+    let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
+    let plan = Plan { nodes: 2, config: config.into(), ..Plan::default() };
+    let mut cluster = Cluster::start(&plan, &[]).unwrap();
+    let node = &mut cluster.nodes[0];
+    let anothers = "10.6.7.0/24 via 192.168.64.12 dev eth0 proto 76";
+    node.netns().ip(&format!("route add {anothers}")).unwrap();
+    assert!(node.netns().ip("route show proto 76").unwrap().contains("10.5."));
+    node.stop_agent().unwrap();
+    let said = clean_up(node, &[]);
+    let left = node.netns().ip("route show proto 76").unwrap();
+    assert_eq!(left.trim(), anothers.trim_end_matches(" proto 76"), "cleanup said: {said}");
 }
 
 #[test]

@@ -187,6 +187,55 @@ fn flannels_masquerade_rules_are_taken_over_once_and_those_of_another_network_st
     assert_eq!(theirs(), (true, true), "another network's");
 }
 
+/// What flannel v0.28 makes for the network and the subnet of [`spec`], as `iptables -S` prints it.
+const FLANNELS: [&str; 6] = [
+    "-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment \"flanneld masq\" -j RETURN",
+    "-A FLANNEL-POSTRTG -s 10.5.1.0/24 -d 10.5.0.0/16 -m comment --comment \"flanneld masq\" -j RETURN",
+    "-A FLANNEL-POSTRTG -s 10.5.0.0/16 -d 10.5.1.0/24 -m comment --comment \"flanneld masq\" -j RETURN",
+    "-A FLANNEL-POSTRTG ! -s 10.5.0.0/16 -d 10.5.1.0/24 -m comment --comment \"flanneld masq\" -j RETURN",
+    "-A FLANNEL-POSTRTG -s 10.5.0.0/16 ! -d 224.0.0.0/4 -m comment --comment \"flanneld masq\" -j MASQUERADE --random-fully",
+    "-A FLANNEL-POSTRTG ! -s 10.5.0.0/16 -d 10.5.0.0/16 -m comment --comment \"flanneld masq\" -j MASQUERADE --random-fully",
+];
+
+#[test]
+fn what_is_handed_back_is_flannels_rules_in_the_place_of_ours_and_is_taken_over_again() {
+    let netns = Netns::create("fw").unwrap();
+    for line in ["-P FORWARD DROP", "-N DOCKER-USER", "-N DOCKER-FORWARD", "-A FORWARD -j DOCKER-USER"] {
+        netns.exec(&format!("iptables {line}")).unwrap();
+    }
+    netns.exec("iptables -A FORWARD -j DOCKER-FORWARD").unwrap();
+    ensure(&netns, &mut Firewall::new(spec()));
+    let ours = filter(&netns);
+    for _ in 0..2 {
+        let FirewallSpec { network, subnet, .. } = spec();
+        let errors = inside(&netns, async |_| Firewall::hand_back(network, subnet).await);
+        assert!(errors.is_empty(), "{errors:?}");
+        let nat = lines(&netns, "iptables -t nat -S");
+        let [head @ .., last] = &nat[..nat.len() - FLANNELS.len()] else { panic!("{nat:?}") };
+        assert_eq!(last, "-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG");
+        assert!(!head.iter().any(|line| line.starts_with("-A")), "{nat:?}");
+        assert_eq!(nat[nat.len() - FLANNELS.len()..], FLANNELS);
+        assert_eq!(
+            filter(&netns)[3..],
+            [
+                "-N DOCKER-FORWARD",
+                "-N DOCKER-USER",
+                "-N FLANNEL-FWD",
+                "-A FORWARD -j DOCKER-USER",
+                "-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD",
+                "-A FORWARD -j DOCKER-FORWARD",
+                "-A FLANNEL-FWD -s 10.5.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT",
+                "-A FLANNEL-FWD -d 10.5.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT",
+            ]
+        );
+        assert_eq!(lines(&netns, "nft list tables"), ["table ip filter", "table ip nat"]);
+    }
+    ensure(&netns, &mut Firewall::new(spec()));
+    let both = filter(&netns);
+    assert!(ours.iter().all(|line| both.contains(line)), "{both:?}");
+    assert!(!netns.exec("iptables -t nat -S").unwrap().contains("FLANNEL"));
+}
+
 /// A host between a pod and an outside: `a` with its pod, and `b`, which is not in the overlay.
 struct Site {
     host: Netns,

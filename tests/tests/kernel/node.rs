@@ -1,8 +1,11 @@
 //! Hosts for the tests: a namespace with an uplink `eth0`, and a pod behind a bridge.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use loden_agent::{
     family::{Family, V4},
     kernel::{Kernel, VxlanDevice, VxlanSpec},
@@ -11,6 +14,11 @@ use loden_agent::{
 use loden_tests::netns::{self, Netns};
 
 pub(crate) const NETWORK: &str = "10.5.0.0/16";
+
+/// The network, as the agent's state lists it.
+pub(crate) fn networks() -> BTreeSet<IpNet> {
+    BTreeSet::from([NETWORK.parse().unwrap()])
+}
 
 /// Two hosts on one wire: `192.168.77.11` and `192.168.77.12`, both at `eth0`.
 pub(crate) fn pair() -> (Netns, Netns) {

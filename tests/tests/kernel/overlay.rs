@@ -126,7 +126,7 @@ fn what_flannel_left_is_adopted_without_a_moment_without_a_route() {
         a.ip("link set lo mtu 1500").unwrap();
         let event = events.next().await.unwrap();
         assert!(matches!(event, KernelEvent::Link(..)), "no other change of routes: {event:?}");
-        assert_eq!(kernel.hand_back_routes().await.unwrap(), 1);
+        assert_eq!(kernel.hand_back_routes(&node::networks()).await.unwrap(), 1);
     });
     assert_eq!(
         lines(&a, "ip route show dev flannel.1"),
@@ -277,6 +277,8 @@ fn cleanup_removes_what_is_ours_and_nothing_else() {
     let (a, _b) = node::pair();
     let eth0 = node::index(&a, "eth0");
     a.ip("route add 10.88.0.0/24 via 192.168.77.12").unwrap();
+    // Another agent's, for a network of its own.
+    a.ip("route add 10.6.2.0/24 via 192.168.77.12 proto 76").unwrap();
     let before = (
         lines(&a, "ip route show table all"),
         lines(&a, "ip -o link show"),
@@ -288,13 +290,13 @@ fn cleanup_removes_what_is_ours_and_nothing_else() {
         let device = node::set_up(&kernel, &spec, "10.5.1.0/24").await.index;
         let [first, second] = peers();
         node::reconcile(&kernel, &node::desired("10.5.1.0/24", device, eth0, &[first, second, direct])).await;
-        let removed = kernel.remove_overlay("flannel.1").await;
+        let removed = kernel.remove_overlay(Some("flannel.1"), &node::networks()).await;
         assert!(removed.errors.is_empty(), "{removed:?}");
         assert_eq!(
             removed.done,
             ["route 10.5.2.0/24", "route 10.5.3.0/24", "route 10.5.4.0/24", "link flannel.1"]
         );
-        let again = kernel.remove_overlay("flannel.1").await;
+        let again = kernel.remove_overlay(Some("flannel.1"), &node::networks()).await;
         assert!(again.errors.is_empty() && again.done.is_empty(), "{again:?}");
     });
     let after = (

@@ -105,7 +105,6 @@ fn taking_a_flannel_host_over_and_handing_it_back_loses_no_packet() {
         command.stdout(Stdio::piped()).spawn().unwrap()
     });
     inside(&a, async |kernel| {
-        let mut firewall = Firewall::new(rules);
         let peer = node::peer("10.5.2.0/24", "192.168.77.12", mac_b);
         let mut rounds = 0;
         while pings.iter_mut().all(|ping| ping.try_wait().unwrap().is_none()) {
@@ -114,9 +113,9 @@ fn taking_a_flannel_host_over_and_handing_it_back_loses_no_packet() {
             assert!(device.adopted && device.mac == mac_a && device.corrected.is_empty());
             let desired = node::desired("10.5.1.0/24", device.index, spec.uplink, &[peer]);
             assert_eq!(node::reconcile(&kernel, &desired).await, 1);
-            firewall.ensure().await.unwrap();
-            assert_eq!(Firewall::remove().await.len(), 0);
-            assert_eq!(kernel.hand_back_routes().await.unwrap(), 1);
+            Firewall::new(rules).ensure().await.unwrap();
+            assert_eq!(Firewall::hand_back(rules.network, rules.subnet).await.len(), 0);
+            assert_eq!(kernel.hand_back_routes(&node::networks()).await.unwrap(), 1);
         }
         assert!(rounds > 1, "the host changed hands while the pings ran");
     });
