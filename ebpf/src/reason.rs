@@ -102,7 +102,7 @@ reasons! {
     PassWireTcpControl => "pass_wire_tcp_control",
     /// from the underlay: congestion met by a packet that does not know ECN; the kernel drops it
     PassWireEcn => "pass_wire_ecn",
-    /// from the underlay: an outer checksum protects an inner packet that has none; the kernel verifies it
+    /// from the underlay: an outer checksum that neither NIC nor GRO has verified; the kernel does
     PassWireChecksum => "pass_wire_checksum",
     /// from the underlay: the kernel could not take the headers off
     PassWireNoRoom => "pass_wire_no_room",

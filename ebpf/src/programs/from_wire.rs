@@ -176,7 +176,7 @@ fn may_be_fast(
         Ecn::Set(ecn) => Some(ecn),
         Ecn::Drop => return Err(Reason::PassWireEcn),
     };
-    check_inner_checksum(skb, ip, headers)?;
+    check_next_header(skb, ip, headers)?;
     if !gate::is_gated(endpoint) {
         return Ok(ecn);
     }
@@ -220,17 +220,17 @@ fn check_source(source: u32, sender: [u8; 4]) -> Result<u16, Verdict> {
     }
 }
 
-/// Only what the gate could follow is fast, gated or not, so that both decide alike. And where nothing inside
-/// would show damage that the outer checksum does, the kernel looks at that.
+/// Only what the gate could follow is fast, gated or not, so that both decide alike. An outer checksum, which Loden's
+/// own packets have not, is the kernel's to verify unless that has been done: it drops what is damaged.
 #[inline(always)]
-fn check_inner_checksum(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(), Reason> {
+fn check_next_header(skb: &Skb, ip: &ipv4::Header, headers: &vxlan::Headers) -> Result<(), Reason> {
     let Some(next) = skb.bytes::<8>(INNER_NEXT) else { return Err(Reason::PassWireProtocol) };
     let protocol = ipv4::protocol(ip);
     if !ipv4::has_ports(protocol, next) || protocol == ipv4::TCP && skb.bytes::<1>(INNER_NEXT + 13).is_none()
     {
         return Err(Reason::PassWireProtocol);
     }
-    if protocol == ipv4::UDP && next[6] | next[7] == 0 && vxlan::udp_checksum(headers) != 0 {
+    if vxlan::udp_checksum(headers) != 0 && !skb.is_checksum_verified() {
         return Err(Reason::PassWireChecksum);
     }
     Ok(())

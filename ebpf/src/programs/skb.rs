@@ -6,9 +6,10 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
-        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+        __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_CSUM_LEVEL_QUERY, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+        BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+        bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
         bpf_csum_level, bpf_get_hash_recalc, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
@@ -164,6 +165,15 @@ impl Skb {
             error if error as i32 == -EINVAL => grow(GROW) == 0,
             _ => false,
         }
+    }
+
+    /// Whether the kernel would take the checksum of the outermost UDP or TCP header for right without a look: NIC or
+    /// GRO have verified it (`CHECKSUM_UNNECESSARY`). GRO has that of every segment of an aggregate, too, and what a
+    /// sender on this machine hands over in one piece has no checksum yet (`CHECKSUM_PARTIAL`).
+    #[inline(always)]
+    pub(super) fn is_checksum_verified(&self) -> bool {
+        // SAFETY: the context is valid; the query changes nothing. (Linux 5.8)
+        self.gso_size() != 0 || unsafe { bpf_csum_level(self.raw, BPF_CSUM_LEVEL_QUERY as u64) >= 0 }
     }
 
     /// Takes the outer headers off. Failing, it has changed nothing.

@@ -6,13 +6,14 @@ use ipnet::Ipv4Net;
 use loden_tests::{
     cluster::{Cluster, Plan},
     container::Container,
-    counters::Share,
+    counters::{Counters, Share},
     flannel::{self, FlannelNode},
     netns::Netns,
+    nic,
     node::Node,
     process::wait_for,
     traffic::{
-        load,
+        load, ping,
         stream::{self, Until},
     },
 };
@@ -63,20 +64,25 @@ fn config(direct: bool) -> String {
     format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"vxlan","DirectRouting":{direct}}}}}"#)
 }
 
+/// Makes the flannel node and the cluster's nodes peers of each other.
+fn introduce(cluster: &Cluster, flannel: &FlannelNode, direct: bool) {
+    for node in &cluster.nodes {
+        wait_for("the route to the flannel node", Duration::from_secs(10), || {
+            node.has_route(flannel.subnet()).unwrap().then_some(())
+        })
+        .unwrap();
+        let (subnet, mac) = (node.subnet_env().unwrap().subnet, vtep_mac(cluster, node));
+        flannel.add_peer(subnet, node.address(), &mac, direct).unwrap();
+    }
+}
+
 /// Two nodes of each kind.
 fn assert_mixed_cluster_is_whole(direct: bool) {
     let plan = Plan { nodes: 2, config: config(direct), ..Plan::default() };
     let mut cluster = Cluster::start(&plan, &[]).unwrap();
     let mut flannels = [flannel_node(&cluster, 31, 231), flannel_node(&cluster, 32, 232)];
     for flannel in &flannels {
-        for node in &cluster.nodes {
-            wait_for("the route to the flannel node", Duration::from_secs(10), || {
-                node.has_route(flannel.subnet()).unwrap().then_some(())
-            })
-            .unwrap();
-            let (subnet, mac) = (node.subnet_env().unwrap().subnet, vtep_mac(&cluster, node));
-            flannel.add_peer(subnet, node.address(), &mac, direct).unwrap();
-        }
+        introduce(&cluster, flannel, direct);
         for other in flannels.iter().filter(|other| other.address() != flannel.address()) {
             flannel.add_peer(other.subnet(), other.address(), other.mac(), direct).unwrap();
         }
@@ -182,4 +188,24 @@ fn a_flannel_node_is_taken_over_in_place_and_handed_back() {
 #[test]
 fn a_flannel_node_with_direct_routing_is_taken_over_in_place_and_handed_back() {
     assert_taken_over_and_handed_back(true, "--gate=open");
+}
+
+#[test]
+fn segments_of_a_flannel_node_are_decapsulated_by_the_programs_once_their_checksums_are_verified() {
+    let mut cluster = Cluster::start(&Plan { nodes: 1, ..Plan::default() }, &["--gate=open"]).unwrap();
+    let mut flannel = flannel_node(&cluster, 31, 231);
+    introduce(&cluster, &flannel, false);
+    nic::segment_underlay(&cluster).unwrap();
+    nic::segment(flannel.netns(), "eth0").unwrap();
+    // On a wire checksums are there; a veth would leave them out.
+    flannel.netns().exec("ethtool -K eth0 tx off").unwrap();
+    let containers = [cluster.run_containers(1).unwrap().remove(0), flannel.run_container().unwrap()];
+    let node = &cluster.nodes[0];
+    ping(containers[1].netns(), containers[0].address(), 20).unwrap();
+    let before = Counters::read(node).unwrap();
+    assert_bulk_both_ways(&containers[0], &containers[1]);
+    let counted = Counters::read(node).unwrap().since(&before);
+    // Linux sends VXLAN with a checksum. Without GRO nobody would have looked at it before the programs.
+    assert!(counted.get("fast_decap") > 500, "{counted:?}");
+    assert!(counted.get("pass_wire_checksum") < counted.get("fast_decap") / 10, "{counted:?}");
 }

@@ -382,16 +382,17 @@ fn checksums() -> Vec<Case> {
         outer().udp_checksum(outer_checksum(&plain)).then(inner)
     };
     vec![
-        case("an outer checksum beside an inner one", &summed(inner_udp()))
-            .delivers(FastDecap, delivered(inner_udp())),
-        case("an outer checksum beside TCP's", &summed(inner_tcp(ACK)))
-            .delivers(FastDecap, delivered(inner_tcp(ACK))),
+        // Nobody has verified the checksum of a frame that a test makes.
+        case("an outer checksum beside an inner one", &summed(inner_udp())).passes(PassWireChecksum),
+        case("an outer checksum beside TCP's", &summed(inner_tcp(ACK))).passes(PassWireChecksum),
         case("an outer checksum over UDP that has none", &summed(inner_udp().udp_checksum(0)))
             .passes(PassWireChecksum),
-        case("the same with a low byte of zero", &summed(inner_udp().udp_checksum(0x0100)))
-            .delivers(FastDecap, delivered(inner_udp().udp_checksum(0x0100))),
-        case("the same with a high byte of zero", &summed(inner_udp().udp_checksum(0x0001)))
-            .delivers(FastDecap, delivered(inner_udp().udp_checksum(0x0001))),
+        case("an outer checksum with a low byte of zero", &outer().udp_checksum(0x0100).then(inner_udp()))
+            .passes(PassWireChecksum),
+        case("an outer checksum with a high byte of zero", &outer().udp_checksum(0x0001).then(inner_udp()))
+            .passes(PassWireChecksum),
+        case("no checksum at all", &outer().then(inner_udp().udp_checksum(0)))
+            .delivers(FastDecap, delivered(inner_udp().udp_checksum(0))),
     ]
 }
 

@@ -50,6 +50,8 @@ fn outer(stage: &Stage) -> Vec<Case> {
     let reversed = pieces.iter().rev().cloned().collect();
     let mut damaged = outer.bytes();
     damaged[10] ^= 1;
+    let mut wrong_sum = vxlan.packet_with_checksum();
+    wrong_sum.payload[7] ^= 1;
     let mut broadcast = stage.on_the_wire(&outer.bytes());
     broadcast[..6].fill(0xff);
     vec![
@@ -74,7 +76,11 @@ fn outer(stage: &Stage) -> Vec<Case> {
         raw(stage, "a wrong header checksum outside", &damaged).second("pass_wire_outer", 1),
         on_wire(stage, "a UDP checksum outside", &vxlan.packet_with_checksum())
             .arrives(1)
-            .second("fast_decap", 1),
+            .second("pass_wire_checksum", 1)
+            .second("fast_overlay", 1),
+        on_wire(stage, "a wrong UDP checksum outside", &wrong_sum)
+            .second("pass_wire_checksum", 1)
+            .second("fast_overlay", 0),
         Case::new("in a broadcast frame", vec![Frame::OnTheWire(broadcast)]).arrives(1),
         on_wire(stage, "a low source port", &Vxlan { ports: (1, 8472), ..vxlan.clone() }.packet())
             .arrives(1)
