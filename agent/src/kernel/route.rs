@@ -154,11 +154,21 @@ impl Kernel {
     ///
     /// As [`Self::route_get`].
     pub async fn route_to<F: Family>(&self, dst: F::Addr) -> Result<RouteTo<F>> {
+        self.route_from(None, dst).await
+    }
+
+    /// The same for packets with this source address, which must be the host's own: of several next hops the kernel
+    /// chooses one by both addresses (`fib_multipath_hash_policy` 0, the default).
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::route_get`].
+    pub async fn route_from<F: Family>(&self, source: Option<F::Addr>, dst: F::Addr) -> Result<RouteTo<F>> {
         let what = format!("looking for the route to {dst}");
         // The plain answer is the one path chosen; the route itself tells whether there was a choice.
         let (resolved, matched) = tokio::join!(
-            self.route_answer::<F>(&what, dst, RouteFlags::empty()),
-            self.route_answer::<F>(&what, dst, RouteFlags::FibMatch),
+            self.route_answer::<F>(&what, source, dst, RouteFlags::empty()),
+            self.route_answer::<F>(&what, source, dst, RouteFlags::FibMatch),
         );
         let resolved = resolved?;
         let several = |message: RouteMessage| {
@@ -189,10 +199,15 @@ impl Kernel {
     async fn route_answer<F: Family>(
         &self,
         what: &str,
+        source: Option<F::Addr>,
         dst: F::Addr,
         flags: RouteFlags,
     ) -> Result<RouteMessage> {
         let mut question = message::<F>();
+        if let Some(source) = source {
+            question.header.source_prefix_length = F::BITS;
+            question.attributes.push(RouteAttribute::Source(wire_address::<F>(source)));
+        }
         question.header.destination_prefix_length = F::BITS;
         question.header.flags = flags;
         question.attributes.push(RouteAttribute::Destination(wire_address::<F>(dst)));

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use super::Reconciler;
 use crate::{
     dataplane::{PeerPath, Underlay},
+    kernel::RouteTo,
     lease::Lease,
     overlay::OverlayPeer,
 };
@@ -18,9 +19,11 @@ impl Reconciler {
             None => [0; 6],
         };
         let underlay = self.way(public_ip).await;
-        // On the same link as we are, and it may be used without encapsulation.
+        // On the same link as we are, and it may be used without encapsulation. Only the uplink has the program that
+        // sees what the host has translated.
         let wants_direct = self.node.overlay.as_ref().is_none_or(|overlay| overlay.vxlan.direct_routing);
-        let direct = wants_direct && underlay.is_some_and(|underlay| underlay.next_hop == public_ip);
+        let on_link = |way: Underlay| way.next_hop == public_ip && way.uplink == self.node.uplink.ifindex;
+        let direct = wants_direct && underlay.is_some_and(on_link);
         let peer = OverlayPeer { subnet: lease.subnet, vtep: public_ip, vtep_mac, direct };
         let path = PeerPath { subnet: lease.subnet, vtep: public_ip, vtep_mac, direct, underlay };
         Some((peer, path))
@@ -35,21 +38,37 @@ impl Reconciler {
         way
     }
 
-    /// Asks the kernel. `None` where the fast path must leave the peer to it: no route, several next hops, or
-    /// another interface than the uplink.
+    /// Asks the kernel. `None` where the fast path must leave the peer to it: no route, or one by a link that is no
+    /// Ethernet.
+    ///
+    /// Of several next hops a peer has one, the kernel's own choice: its VXLAN device, too, keeps the one that it has
+    /// looked up until the routes change. (Linux 4.6, `dst_cache`)
     async fn resolve(&self, vtep: Ipv4Addr) -> Option<Underlay> {
-        let route = self.kernel.route_get(vtep).await.ok()?;
-        if route.local || route.multipath || route.ifindex != self.node.uplink.ifindex {
+        let own = &self.node.uplink;
+        let mut route = self.kernel.route_get(vtep).await.ok()?;
+        if route.multipath {
+            route = self.kernel.route_from(Some(own.public_ip), vtep).await.ok()?;
+        }
+        // A next hop with an IPv6 address (RFC 5549) is one that the peers' map cannot say.
+        if route.local || route.gateway6.is_some() {
             return None;
         }
+        let link_mtu = if route.ifindex == own.ifindex { own.mtu } else { self.other_uplink(&route).await? };
         let configured = self.node.overlay.as_ref().and_then(|overlay| overlay.vxlan.mtu);
-        let device_mtu = configured.map_or(self.node.uplink.mtu, u32::from);
-        let mtu = route.mtu.unwrap_or(u32::MAX).min(device_mtu).min(self.node.uplink.mtu);
+        let device_mtu = configured.map_or(own.mtu, u32::from);
+        let mtu = route.mtu.unwrap_or(u32::MAX).min(device_mtu).min(link_mtu);
         Some(Underlay {
             uplink: route.ifindex,
             next_hop: route.gateway.unwrap_or(vtep),
             source: self.node.uplink.public_ip,
             mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
         })
+    }
+
+    /// The MTU of a link besides the uplink that may carry encapsulated packets.
+    async fn other_uplink(&self, route: &RouteTo) -> Option<u32> {
+        let link = self.kernel.link_by_index(route.ifindex).await.ok()??;
+        let ethernet = link.mac.is_some() && !link.no_arp && !link.point_to_point && !link.loopback;
+        (link.up && ethernet && link.index != self.node.device()).then_some(link.mtu)
     }
 }

@@ -25,6 +25,11 @@ impl Reconciler {
                     self.ways.clear();
                     return Some(Work::Everything);
                 }
+                // The kernel does not tell of the routes that end with their link.
+                if self.ways.values().flatten().any(|way| way.uplink == link.index) {
+                    self.ways.clear();
+                    return Some(Work::Overlay);
+                }
                 Some(Work::Containers)
             }
             KernelEvent::Address(..) => {
