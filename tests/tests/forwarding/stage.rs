@@ -94,6 +94,21 @@ impl Stage {
         .unwrap();
     }
 
+    /// Waits until the flow of [`Self::datagram`] is fast at both nodes: the strict gate knows flows, not pods.
+    pub(crate) fn warm_up_flow(&self) {
+        self.ping();
+        let frame = self.sent_by_sender(&self.datagram(b"warm").bytes());
+        wait_for("the fast flow", PATIENCE, || {
+            let before = self.counters();
+            self.at_sender.send(&frame).unwrap();
+            self.at_destination.until("the datagram", PATIENCE, |frame| frame.ends_with(b"warm")).unwrap();
+            let after = self.counters();
+            let fast = |i: usize, name| after[i].since(&before[i]).get(name) > 0;
+            (fast(0, "fast_encap") && fast(1, "fast_decap")).then_some(())
+        })
+        .unwrap();
+    }
+
     pub(crate) fn ping(&self) {
         ping(self.sender.netns(), self.destination.address(), 1).unwrap();
     }
