@@ -91,13 +91,19 @@ pub(crate) fn wait_if_held() {
     }
 }
 
+/// How many times as long as usual things may take: `LODEN_SLOWNESS`, where the machine is an emulated one, or 1.
+fn slowness() -> u32 {
+    static SLOWNESS: OnceLock<u32> = OnceLock::new();
+    *SLOWNESS.get_or_init(|| std::env::var("LODEN_SLOWNESS").ok().and_then(|n| n.parse().ok()).unwrap_or(1))
+}
+
 /// Asks until there is an answer, every 20 ms.
 ///
 /// # Errors
 ///
-/// Where there is none within `limit`.
+/// Where there is none within `limit` (times `LODEN_SLOWNESS`, where that is set).
 pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), limit * slowness());
     loop {
         if let Some(answer) = ask() {
             return Ok(answer);

@@ -126,8 +126,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn on_kernels(chosen: &str, filter: Option<&str>) -> Result<()> {
     heading("building the agent, the programs and the tests");
-    // The whole workspace's features, as for the rings, and of its targets only what the guests run.
-    let messages = build::messages(&["build", "--workspace", "--bin", "loden", "--test", "cluster"])?;
+    // Optimised, unlike for the rings: the guests' emulated CPUs are slow. Of the targets only what the guests run.
+    let messages =
+        build::messages(&["build", "--release", "--workspace", "--bin", "loden", "--test", "cluster"])?;
     let agent = build::Agent::among(&messages)?;
     let suites = suites(&messages);
     let cluster =

@@ -20,6 +20,8 @@ ip link set lo up
 ulimit -n 65536
 sysctl -qw net.bridge.bridge-nf-call-iptables=1
 echo "guest: kernel $(uname -r)"
+# Emulated, everything takes longer.
+export LODEN_SLOWNESS=5
 # A test must not be able to hold the machine for ever. The last line is what the result is read from.
 timeout 1700 /loden/cluster --test-threads=1 --nocapture $(cat /loden/tests)
 echo "guest: tests ended with $?"
