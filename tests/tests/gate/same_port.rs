@@ -35,6 +35,19 @@ fn a_service_and_its_backend_are_reached_from_one_port(gate: &str) {
     }
 }
 
+/// Through the open gate the host does not know the direct connection, and cannot keep the first flow that it ever
+/// translates for this container off its tuple.
+#[test]
+fn a_first_service_flow_is_kept_apart_from_a_direct_one_by_the_strict_gate() {
+    let (cluster, containers) = cluster(2, 1, &[crate::STRICT]);
+    let (client, backend) = (&containers[0], &containers[1]);
+    let (front, straight) = (at(FRONT, 80), at(backend.address(), PORT));
+    let fronts = [Front::new(front, &[straight])];
+    service::publish(cluster.nodes[0].netns(), Tool::Iptables, &fronts).unwrap();
+    tcp(client, backend, 5000, [straight, front]);
+    udp(client, backend, 5000, [straight, front]);
+}
+
 fn tcp(client: &Container, backend: &Container, port: u16, to: [std::net::SocketAddrV4; 2]) {
     let listener = socket::listen(backend.host(), PORT).unwrap();
     let from = Some(at(client.address(), port));

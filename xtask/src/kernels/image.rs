@@ -22,6 +22,7 @@ const TOOLS: &[&str] = &[
     "bridge",
     "etcd",
     "etcdctl",
+    "ethtool",
     "ip",
     "iptables",
     "iptables-restore",
