@@ -35,6 +35,10 @@ const FORWARD: Chain =
 /// Puts flannel's masquerade rules in the place of ours, where ours are.
 pub(super) async fn hand_back_masquerade(network: Ipv4Net, subnet: Ipv4Net) -> Result<()> {
     let Some(ours) = masquerade::list().await? else { return Ok(()) };
+    // The table may be there only to keep pods' addresses where Docker masquerades, which flannel does not.
+    if !ours.contains("chain postrouting") {
+        return masquerade::remove().await;
+    }
     let random = if ours.contains("fully-random") { " --random-fully" } else { "" };
     let rules = [
         "-m mark --mark 0x4000/0x4000 {} -j RETURN".to_owned(),

@@ -236,6 +236,19 @@ fn what_is_handed_back_is_flannels_rules_in_the_place_of_ours_and_is_taken_over_
     assert!(!netns.exec("iptables -t nat -S").unwrap().contains("FLANNEL"));
 }
 
+#[test]
+fn a_node_that_does_not_masquerade_is_handed_back_without_masquerade_rules() {
+    let netns = Netns::create("fw").unwrap();
+    netns.exec("iptables -t nat -A POSTROUTING -s 10.5.1.0/24 ! -o docker0 -j MASQUERADE").unwrap();
+    ensure(&netns, &mut Firewall::new(FirewallSpec { masquerade: false, ..spec() }));
+    assert!(netns.exec("nft list tables").unwrap().contains("loden"), "containers keep their addresses");
+    let FirewallSpec { network, subnet, .. } = spec();
+    let errors = inside(&netns, async |_| Firewall::hand_back(network, subnet).await);
+    assert!(errors.is_empty(), "{errors:?}");
+    assert!(!netns.exec("iptables -t nat -S").unwrap().contains("FLANNEL"));
+    assert!(!netns.exec("nft list tables").unwrap().contains("loden"));
+}
+
 /// A host between a pod and an outside: `a` with its pod, and `b`, which is not in the overlay.
 struct Site {
     host: Netns,
