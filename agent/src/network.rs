@@ -14,7 +14,7 @@ use ipnet::Ipv4Net;
 use thiserror::Error;
 
 pub use self::backend::{Backend, DEFAULT_PORT, DEFAULT_VNI, Vxlan};
-pub(crate) use self::object::{Object, ObjectError};
+pub(crate) use self::object::{Object, ObjectError, excerpt, quoted};
 
 /// The smallest network that flannel takes: below it there are no four subnets with two hosts each.
 const LONGEST_NETWORK: u8 = 28;
@@ -113,7 +113,7 @@ fn network(object: &Object) -> Result<Ipv4Net, ConfigError> {
         ));
     };
     let network: Ipv4Net = text.parse().map_err(|_| {
-        ConfigError(format!(r#"Network {text:?} is not an IPv4 prefix such as "10.5.0.0/16""#))
+        ConfigError(format!(r#"Network {} is not an IPv4 prefix such as "10.5.0.0/16""#, quoted(text)))
     })?;
     if network.prefix_len() > LONGEST_NETWORK {
         return Err(ConfigError(format!(
@@ -161,7 +161,7 @@ impl Bounds {
     fn read(&self, object: &Object, key: &'static str) -> Result<Option<Ipv4Addr>, ConfigError> {
         let Some(text) = object.string(key)? else { return Ok(None) };
         let address: Ipv4Addr = text.parse().map_err(|_| {
-            ConfigError(format!(r#"{key} {text:?} is not an IPv4 address such as "{}""#, self.nth(1)))
+            ConfigError(format!(r#"{key} {} is not an IPv4 address such as "{}""#, quoted(text), self.nth(1)))
         })?;
         // Go's zero value, which flannel takes for "not set".
         if address.is_unspecified() && !self.network.contains(&address) {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::network::{DEFAULT_VNI, Object, ObjectError};
+use crate::network::{DEFAULT_VNI, Object, ObjectError, excerpt, quoted};
 
 /// Where a node is and how to reach it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -108,11 +108,11 @@ impl LeaseAttrs {
     /// Where the lease is of another backend, or its data is missing or wrong.
     pub fn vtep(&self) -> Result<VtepData, AttrsError> {
         if self.backend_type != "vxlan" {
-            return Err(AttrsError(format!("BackendType is {:?}, not \"vxlan\"", self.backend_type)));
+            return Err(AttrsError(format!("BackendType is {}, not \"vxlan\"", quoted(&self.backend_type))));
         }
         match &self.backend_data {
             Some(Value::Object(data)) => VtepData::read(&Object::new("BackendData.", data.clone())),
-            Some(other) => Err(AttrsError(format!("BackendData must be an object, not {other}"))),
+            Some(other) => Err(AttrsError(format!("BackendData must be an object, not {}", excerpt(other)))),
             None => Err(AttrsError("BackendData is missing".into())),
         }
     }
@@ -131,7 +131,8 @@ impl VtepData {
             object.string("VtepMAC")?.ok_or_else(|| AttrsError("BackendData.VtepMAC is missing".into()))?;
         let vtep_mac = parse_mac(text).ok_or_else(|| {
             AttrsError(format!(
-                "BackendData.VtepMAC {text:?} is no MAC address of one device such as \"c6:d2:32:6f:8f:44\""
+                "BackendData.VtepMAC {} is no MAC address of one device such as \"c6:d2:32:6f:8f:44\"",
+                quoted(text)
             ))
         })?;
         Ok(Self { vni: vni.unwrap_or(DEFAULT_VNI), vtep_mac })
@@ -143,14 +144,14 @@ fn public_ip(object: &Object) -> Result<Ipv4Addr, AttrsError> {
     text.parse()
         .ok()
         .filter(|ip: &Ipv4Addr| !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast())
-        .ok_or_else(|| AttrsError(format!("PublicIP {text:?} is not the IPv4 address of a host")))
+        .ok_or_else(|| AttrsError(format!("PublicIP {} is not the IPv4 address of a host", quoted(text))))
 }
 
 fn public_ipv6(object: &Object) -> Result<Option<Ipv6Addr>, AttrsError> {
     let Some(text) = object.string("PublicIPv6")? else { return Ok(None) };
     match text.parse() {
         Ok(ip) => Ok(Some(ip)),
-        Err(_) => Err(AttrsError(format!("PublicIPv6 {text:?} is not an IPv6 address"))),
+        Err(_) => Err(AttrsError(format!("PublicIPv6 {} is not an IPv6 address", quoted(text)))),
     }
 }
 

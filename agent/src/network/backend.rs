@@ -1,6 +1,6 @@
 //! The `Backend` object of the network config.
 
-use super::{ConfigError, Object};
+use super::{ConfigError, Object, quoted};
 
 /// The VNI that flannel takes where none is given.
 pub const DEFAULT_VNI: u32 = 1;
@@ -66,7 +66,8 @@ impl Backend {
             "host-gw" => Ok(Self::HostGw),
             "alloc" => Ok(Self::Alloc),
             other => Err(ConfigError(format!(
-                r#"Backend.Type {other:?} is not supported: use "vxlan", "host-gw" or "alloc", or leave Backend out for vxlan"#
+                r#"Backend.Type {} is not supported: use "vxlan", "host-gw" or "alloc", or leave Backend out for vxlan"#,
+                quoted(other)
             ))),
         }
     }

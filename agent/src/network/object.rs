@@ -82,11 +82,32 @@ impl Object {
     }
 }
 
+/// The longest that a value is shown in an error, in characters.
+const SHOWN: usize = 60;
+
 /// A value for an error: on one line, and not for ever.
-fn excerpt(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
+pub(crate) fn excerpt(value: &Value) -> String {
+    if let Value::String(text) = value {
+        return quoted(text);
     }
+    let text = value.to_string();
+    let mut shown: String = text.chars().take(SHOWN).flat_map(printable).collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// A text from outside for an error: in quotes, on one line, and not for ever.
+pub(crate) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
+/// JSON leaves DEL and the C1 controls as they are.
+fn printable(c: char) -> impl Iterator<Item = char> {
+    let (escaped, plain) = if c.is_control() { (Some(c.escape_default()), None) } else { (None, Some(c)) };
+    escaped.into_iter().flatten().chain(plain)
 }

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
 use ipnet::Ipv4Net;
 
 use super::record::{Record, Records, Told};
-use crate::{lease::Lease, network::Backend, subnet};
+use crate::{
+    lease::Lease,
+    network::{Backend, quoted},
+    subnet,
+};
 
 /// All that this node knows of the cluster's leases.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,7 +119,10 @@ impl PeerRules<'_> {
         }
         if attrs.backend_type != self.backend.lease_type() {
             let ours = self.backend.lease_type();
-            return Some(format!("its BackendType is {:?}, this cluster's is {ours:?}", attrs.backend_type));
+            return Some(format!(
+                "its BackendType is {}, this cluster's is {ours:?}",
+                quoted(&attrs.backend_type)
+            ));
         }
         match (self.backend, attrs.vtep()) {
             (Backend::Vxlan(_), Err(error)) => Some(error.to_string()),
