@@ -124,6 +124,8 @@ pub struct Dataplane {
     new_sightings: Option<RingBuf<MapData>>,
     /// What PEERS holds, by slot; read back from the map at start and on each tick.
     peers_held: BTreeMap<u32, Peer>,
+    /// What VTEPS holds.
+    vteps_held: BTreeMap<[u8; 4], u32>,
     /// What ENDPOINTS holds, by address, without the programs' own field.
     endpoints_held: BTreeMap<Ipv4Addr, Endpoint>,
 }

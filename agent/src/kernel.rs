@@ -17,9 +17,16 @@ mod ruleset;
 pub mod sysctl;
 mod vxlan;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use nix::errno::Errno;
 use rtnetlink::{
     Handle,
@@ -73,6 +80,14 @@ pub enum KernelError {
         /// What was asked, in words.
         what: String,
         /// The kernel's errno.
+        source: io::Error,
+    },
+    /// The kernel said that we may not.
+    #[error("{what}: {source}: this takes the capability CAP_NET_ADMIN")]
+    NotPermitted {
+        /// What was asked, in words.
+        what: String,
+        /// EPERM.
         source: io::Error,
     },
     /// The connection has ended: a bug or a dead runtime.
@@ -134,7 +149,9 @@ impl KernelError {
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Refused { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            Self::Refused { source, .. } | Self::NotPermitted { source, .. } => {
+                source.raw_os_error().map(Errno::from_raw)
+            }
             _ => None,
         }
     }
@@ -147,6 +164,7 @@ pub struct Kernel {
     handle: Handle,
     /// One socket carries one dump at a time; the kernel answers EBUSY to a second.
     dumping: Arc<Mutex<()>>,
+    requests: Arc<AtomicU64>,
     _connection: Arc<Connection>,
 }
 
@@ -172,7 +190,22 @@ impl Kernel {
         connection.set_forward_done(true);
         connection.set_forward_ack(true);
         let connection = Arc::new(Connection(tokio::spawn(connection).abort_handle()));
-        Ok(Self { handle, dumping: Arc::default(), _connection: connection })
+        Ok(Self { handle, dumping: Arc::default(), requests: Arc::default(), _connection: connection })
+    }
+
+    /// How many requests were made so far, dumps counted once.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Sends a request; `None` where the connection is closed.
+    fn request(
+        &self,
+        request: NetlinkMessage<RouteNetlinkMessage>,
+    ) -> Option<impl Stream<Item = NetlinkMessage<RouteNetlinkMessage>>> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.handle.clone().request(request).ok()
     }
 
     /// Lists objects; the kernel filters by what `message` says where it can.
@@ -198,7 +231,7 @@ impl Kernel {
         request: NetlinkMessage<RouteNetlinkMessage>,
     ) -> Result<Option<Vec<RouteNetlinkMessage>>> {
         let closed = || KernelError::Closed { what: what.to_owned() };
-        let mut answers = self.handle.clone().request(request).map_err(|_| closed())?;
+        let mut answers = self.request(request).ok_or_else(closed)?;
         let mut found = Vec::new();
         let mut interrupted = false;
         loop {
@@ -221,7 +254,7 @@ impl Kernel {
     async fn get(&self, what: &str, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage> {
         let closed = || KernelError::Closed { what: what.to_owned() };
         let request = with_flags(message, NLM_F_REQUEST);
-        let mut answers = self.handle.clone().request(request).map_err(|_| closed())?;
+        let mut answers = self.request(request).ok_or_else(closed)?;
         let answer = timeout(ANSWER_LIMIT, answers.next())
             .await
             .map_err(|_| KernelError::Silent { what: what.to_owned() })?
@@ -238,7 +271,7 @@ impl Kernel {
     async fn change(&self, what: impl Fn() -> String, message: RouteNetlinkMessage, how: How) -> Result<()> {
         let request = with_flags(message, NLM_F_REQUEST | NLM_F_ACK | how.flags());
         let closed = || KernelError::Closed { what: what() };
-        let mut answers = self.handle.clone().request(request).map_err(|_| closed())?;
+        let mut answers = self.request(request).ok_or_else(closed)?;
         loop {
             let answer = timeout(ANSWER_LIMIT, answers.next())
                 .await
@@ -285,7 +318,11 @@ fn with_flags(message: RouteNetlinkMessage, flags: u16) -> NetlinkMessage<RouteN
 }
 
 fn refused(what: &str, code: i32) -> KernelError {
-    KernelError::Refused { what: what.to_owned(), source: io::Error::from_raw_os_error(code.abs()) }
+    let (what, source) = (what.to_owned(), io::Error::from_raw_os_error(code.abs()));
+    if source.raw_os_error() == Some(Errno::EPERM as i32) {
+        return KernelError::NotPermitted { what, source };
+    }
+    KernelError::Refused { what, source }
 }
 
 /// A MAC address in the form in which it is written everywhere: lower case, colons.

@@ -14,7 +14,7 @@ mod wakers;
 mod work;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
     sync::Arc,
     time::Duration,
@@ -120,6 +120,8 @@ pub struct Reconciler {
     ways: HashMap<Ipv4Addr, Option<Underlay>>,
     /// What the last plan was for: the echo of its own changes is no work.
     expected: Option<Expected>,
+    /// Whether all of that was done.
+    programmed: bool,
     /// Peers that the kernel cannot be given, and why.
     refused: BTreeSet<String>,
     has_direct_peers: bool,
@@ -127,8 +129,8 @@ pub struct Reconciler {
     prefixes: Prefixes,
     bridges: Vec<Bridge>,
     endpoints: Endpoints,
-    /// What the last pass could not do.
-    failures: Vec<String>,
+    /// What could not be done, by the part of a pass that tried it last.
+    failures: BTreeMap<Work, Vec<String>>,
     /// Passes, and those of them that had to change something.
     passes: u64,
     repairs: u64,
@@ -178,11 +180,12 @@ impl Reconciler {
             new_sightings: None,
             ways: HashMap::new(),
             expected: None,
+            programmed: false,
             refused: BTreeSet::new(),
             has_direct_peers: false,
             prefixes: Prefixes::default(),
             bridges: Vec::new(),
-            failures: Vec::new(),
+            failures: BTreeMap::new(),
             passes: 0,
             repairs: 0,
         };
@@ -201,17 +204,17 @@ impl Reconciler {
         tick.tick().await;
         let mut work = Work::Everything;
         let mut wait = RETRY.0;
+        let mut retry = None;
         loop {
             self.pass(work).await;
             self.heartbeat.beat();
-            let retry = if self.failures.is_empty() {
-                wait = RETRY.0;
-                None
-            } else {
-                let at = Instant::now() + wait;
+            if self.failures.is_empty() {
+                (retry, wait) = (None, RETRY.0);
+            } else if work == Work::Everything || retry.is_none() {
+                // A smaller pass has not tried again what failed, and does not put it off.
+                retry = Some(Instant::now() + wait);
                 wait = (wait * 2).min(RETRY.1);
-                Some(at)
-            };
+            }
             match self.wait(&stop, &mut tick, retry).await? {
                 Some(next) => work = next,
                 None => return self.end().await,
@@ -249,7 +252,7 @@ impl Reconciler {
                 }
                 changed = self.keeper.cluster.changed() => {
                     if changed.is_err() { bail!("the lease's keeper has ended"); }
-                    Some(Work::Overlay)
+                    Some(Work::Peers)
                 }
                 event = self.events.next() => match event {
                     Some(event) => self.work_of(&event),

@@ -1,23 +1,29 @@
 //! A real etcd.
 
+mod gateway;
 mod members;
 mod tls;
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::Signal;
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::Signal,
+};
 use tempfile::TempDir;
 
 pub use self::{
+    gateway::{Gateway, Write},
     members::Members,
     tls::{Authority, Pair},
 };
@@ -241,7 +247,7 @@ impl Etcd {
     ///
     /// Where its metrics cannot be read; with TLS they cannot.
     pub fn calls(&self) -> Result<Vec<(String, u64)>> {
-        let mut stream = TcpStream::connect((self.address, self.client_port))?;
+        let mut stream = self.dial()?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
@@ -253,6 +259,19 @@ impl Etcd {
             Some((format!("{service}/{}", label("grpc_method")?), count as u64))
         });
         Ok(calls.filter(|(_, count)| *count > 0).collect())
+    }
+
+    /// A connection to its clients' port, made in its namespace.
+    fn dial(&self) -> Result<TcpStream> {
+        let connect = || Ok(TcpStream::connect((self.address, self.client_port))?);
+        let Some(netns) = &self.netns else { return connect() };
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(File::open(Path::new("/run/netns").join(netns))?, CloneFlags::CLONE_NEWNET)?;
+                connect()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     fn command(&self, program: &str) -> Command {

@@ -8,6 +8,7 @@ pub mod capture;
 pub mod cluster;
 pub mod container;
 pub mod counters;
+pub mod crowd;
 pub mod docker;
 pub mod etcd;
 pub mod flannel;

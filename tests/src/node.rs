@@ -221,6 +221,12 @@ impl Node {
         agent.wait(Duration::from_secs(10))
     }
 
+    /// The process id of its agent.
+    #[must_use]
+    pub fn agent_id(&self) -> Option<u32> {
+        self.agent.as_ref().map(Process::id)
+    }
+
     /// Waits for an agent to end by itself.
     ///
     /// # Errors

@@ -73,6 +73,15 @@ impl Agent {
         Self::among(&messages(&["build", "--package", "loden-agent"])?)
     }
 
+    /// Builds it as it is shipped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::build`].
+    pub(crate) fn build_release() -> Result<Self> {
+        Self::among(&messages(&["build", "--release", "--package", "loden-agent"])?)
+    }
+
     /// Finds it among the messages of a build that had the agent in it.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The jobs around the code: `cargo xtask setup | build-ebpf | demo | test | bench | lint`.
+//! The jobs around the code: `cargo xtask setup | build-ebpf | demo | scale | test | bench | lint`.
 //!
 //! Progress goes to standard error, results to standard output. Nothing here depends on the agent's crate:
 //! setup must run before that can compile.
@@ -11,6 +11,7 @@ mod interrupt;
 mod kernels;
 mod lint;
 mod progress;
+mod scale;
 mod setup;
 mod table;
 mod test;
@@ -35,6 +36,8 @@ enum Job {
     BuildEbpf,
     /// Three nodes, six containers, one etcd on this machine: show that they reach each other, and how fast
     Demo(demo::Options),
+    /// One node against thousands of peers, from the start to a hundred lease changes a second (release build)
+    Scale(scale::Options),
     /// Run the rings of tests
     Test(test::Options),
     /// Measure Loden beside flannel and beside the limit, all in one run on this machine
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Job::Setup => setup::run(),
         Job::BuildEbpf => setup::run().and_then(|()| ebpf::run()),
         Job::Demo(options) => demo::run(&options),
+        Job::Scale(options) => scale::run(&options),
         Job::Test(options) => setup::run().and_then(|()| test::run(&options)),
         Job::Bench(options) => bench::run(&options),
         Job::Traffic(end) => bench::generator::run(&end),

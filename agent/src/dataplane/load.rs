@@ -143,6 +143,7 @@ impl Dataplane {
             guard_mode: GuardMode::default(),
             _packet_log: packet_log,
             peers_held: BTreeMap::new(),
+            vteps_held: BTreeMap::new(),
             endpoints_held: BTreeMap::new(),
         };
         dataplane.read_back()?;

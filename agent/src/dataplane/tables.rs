@@ -30,6 +30,7 @@ impl Dataplane {
                 self.peers_held.insert(slot as u32, peer);
             }
         }
+        self.vteps_held = self.vteps.iter().collect::<Result<_, MapError>>().map_err(at(map::VTEPS))?;
         self.endpoints_held = BTreeMap::new();
         let first = u32::from(self.settings.subnet.network());
         for (offset, endpoint) in self.endpoints.iter().enumerate() {
@@ -103,15 +104,20 @@ impl Dataplane {
     }
 
     fn set_vteps(&mut self, wanted: &BTreeMap<[u8; 4], u32>, remove: bool) -> Result<(), DataplaneError> {
-        let held: BTreeMap<[u8; 4], u32> =
-            self.vteps.iter().collect::<Result<_, MapError>>().map_err(at(map::VTEPS))?;
         for (vtep, subnets) in wanted {
-            if held.get(vtep) != Some(subnets) {
+            if self.vteps_held.get(vtep) != Some(subnets) {
                 self.vteps.insert(vtep, subnets, 0).map_err(at(map::VTEPS))?;
+                self.vteps_held.insert(*vtep, *subnets);
             }
         }
-        for vtep in held.keys().filter(|vtep| remove && !wanted.contains_key(*vtep)) {
-            self.vteps.remove(vtep).map_err(at(map::VTEPS))?;
+        let stale = self.vteps_held.keys().filter(|vtep| remove && !wanted.contains_key(*vtep));
+        for vtep in stale.copied().collect::<Vec<_>>() {
+            match self.vteps.remove(&vtep) {
+                // Somebody was quicker.
+                Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(at(map::VTEPS))?,
+            }
+            self.vteps_held.remove(&vtep);
         }
         Ok(())
     }

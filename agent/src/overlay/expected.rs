@@ -1,12 +1,12 @@
 //! Which of the kernel's events are nothing but the echo of what was programmed.
 
 use super::{
-    Desired,
+    Actual, Desired,
     plan::{Target, own_fdb, own_neighbour, own_route, target},
 };
 use crate::{
     family::{Family, V4, V6},
-    kernel::{Change, FdbEntry, Ipv6Event, KernelEvent, Neighbour, Route},
+    kernel::{Change, FdbEntry, Ipv6Event, KernelEvent, Neighbour, NeighbourState, Route},
 };
 
 /// What the last plan was made for, kept to judge events by: every change that a plan makes comes back as an
@@ -53,6 +53,34 @@ impl<F: Family> Expected<F> {
     pub fn of(desired: Desired<F>) -> Self {
         let target = target(&desired);
         Self { desired, target }
+    }
+
+    /// The actual state where all of it was carried out and nothing has changed since.
+    #[must_use]
+    pub fn actual(&self) -> Actual<F> {
+        let (device, target) = (self.desired.device, &self.target);
+        let neighbour = |(&address, &mac): (&F::Addr, &[u8; 6])| Neighbour {
+            ifindex: device,
+            address,
+            mac: Some(mac),
+            state: NeighbourState::Permanent,
+        };
+        let entry = |(&mac, &dst): (&[u8; 6], &F::Addr)| FdbEntry {
+            ifindex: device,
+            mac,
+            dst: Some(dst),
+            master: None,
+            own: true,
+            permanent: true,
+            fixed: false,
+            ext_learned: false,
+            vlan: None,
+        };
+        Actual {
+            routes: target.routes.values().cloned().collect(),
+            neighbours: target.neighbours.iter().map(neighbour).collect(),
+            fdb: target.fdb.iter().map(entry).collect(),
+        }
     }
 
     fn route(&self, change: Change, route: &Route<F>) -> bool {

@@ -268,6 +268,16 @@ fn no_step_misleads<F: World>(first: &Desired<F>, second: &Desired<F>) -> Result
     Ok(())
 }
 
+/// Where nobody else has a hand in it, what was programmed tells as much as what the kernel says.
+fn memory_serves_as_well<F: World>(first: &Desired<F>, second: &Desired<F>) -> Result<(), TestCaseError> {
+    let mut model = Model::empty();
+    model.apply(&plan(first, &model.actual()));
+    let remembered = Expected::of(first.clone()).actual();
+    prop_assert_eq!(plan(second, &remembered).ops, plan(second, &model.actual()).ops);
+    prop_assert_eq!(plan(first, &remembered).ops, vec![]);
+    Ok(())
+}
+
 /// A peer whose lease is wrong harms nobody: the others get what they would get without it.
 fn all_are_served_or_refused<F: World>(desired: &Desired<F>) -> Result<(), TestCaseError> {
     let target = target(desired);
@@ -299,6 +309,14 @@ proptest! {
     ) {
         no_step_misleads(&desired(v4.0), &desired(v4.1))?;
         no_step_misleads(&desired(v6.0), &desired(v6.1))?;
+    }
+
+    #[test]
+    fn a_plan_from_memory_is_the_plan_from_the_kernel(
+        v4 in (peers::<V4>(), peers()), v6 in (peers::<V6>(), peers()),
+    ) {
+        memory_serves_as_well(&desired(v4.0), &desired(v4.1))?;
+        memory_serves_as_well(&desired(v6.0), &desired(v6.1))?;
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::Result;
 
-use super::Reconciler;
+use super::{Reconciler, Work};
 use crate::{
     config::Xdp,
     dataplane::{Hook, Program},
@@ -45,7 +45,7 @@ impl Reconciler {
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
         let errors = dataplane.set_hooks(&hooks);
         self.prove_endpoints()?;
-        self.failures.extend(errors.iter().map(|error| format!("hooks: {error}")));
+        self.fail(Work::Containers, errors.iter().map(|error| format!("hooks: {error}")));
         Ok(!changes.is_empty())
     }
 

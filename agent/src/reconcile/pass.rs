@@ -22,20 +22,26 @@ impl Reconciler {
     /// the loop come back.
     pub(super) async fn pass(&mut self, work: Work) {
         let cluster = self.cluster();
-        let earlier = std::mem::take(&mut self.failures);
+        let earlier = self.failures.clone();
         let mut changed = false;
         let work = if self.follow_subnet(&cluster) { Work::Everything } else { work };
         if work == Work::Everything {
-            changed |= self.step("node", Self::node).await;
+            changed |= self.step(Work::Everything, "node", Self::node).await;
         }
-        if work >= Work::Overlay {
-            changed |= self.step("peers", async |this: &mut Self| this.peers(&cluster).await).await;
+        if work >= Work::Peers {
+            let peers = async |this: &mut Self| this.peers(&cluster, work).await;
+            changed |= self.step(Work::Overlay, "peers", peers).await;
         }
-        changed |= self.step("containers", Self::containers).await;
+        changed |= self.step(Work::Containers, "containers", Self::containers).await;
         self.passes += 1;
         self.repairs += u64::from(changed);
-        for failure in self.failures.iter().filter(|failure| !earlier.contains(failure)) {
-            tracing::warn!("{failure}");
+        for (part, failures) in &self.failures {
+            let known = earlier.get(part);
+            for failure in
+                failures.iter().filter(|failure| !known.is_some_and(|known| known.contains(failure)))
+            {
+                tracing::warn!("{failure}");
+            }
         }
         self.say_what_is_ready(&cluster);
     }
@@ -48,18 +54,34 @@ impl Reconciler {
         self.readiness.set(run::LEASE, lease);
         let peers = if cluster.is_listed() { Ok(()) } else { Err("not listed yet".to_owned()) };
         self.readiness.set(run::PEERS, peers);
-        let clean = if self.failures.is_empty() { Ok(()) } else { Err(self.failures.join("; ")) };
+        let failures: Vec<&str> = self.failures.values().flatten().map(String::as_str).collect();
+        let clean = if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) };
         self.readiness.set(run::DATAPATH, clean);
     }
 
-    /// Runs one part; says whether it changed anything.
-    async fn step(&mut self, what: &str, part: impl AsyncFnOnce(&mut Self) -> Result<bool>) -> bool {
-        match part(self).await {
+    /// Runs one part; says whether it changed anything. Its failures take the place of those that it had last time;
+    /// those of parts that this pass leaves out stay, as nobody has looked again.
+    async fn step(
+        &mut self,
+        part: Work,
+        what: &str,
+        run: impl AsyncFnOnce(&mut Self) -> Result<bool>,
+    ) -> bool {
+        self.failures.remove(&part);
+        match run(self).await {
             Ok(changed) => changed,
             Err(error) => {
-                self.failures.push(format!("{what}: {error:#}"));
+                self.fail(part, [format!("{what}: {error:#}")]);
                 true
             }
+        }
+    }
+
+    /// Notes what a part of the pass could not do.
+    pub(super) fn fail(&mut self, part: Work, failures: impl IntoIterator<Item = String>) {
+        let mut failures = failures.into_iter().peekable();
+        if failures.peek().is_some() {
+            self.failures.entry(part).or_default().extend(failures);
         }
     }
 
@@ -173,7 +195,7 @@ impl Reconciler {
         }
         if self.maps_know_peers && wanted.fits_maps_of(dataplane.settings()) {
             let errors = dataplane.exchange(&wanted)?;
-            self.failures.extend(errors.iter().map(|error| format!("hooks: {error}")));
+            self.fail(Work::Everything, errors.iter().map(|error| format!("hooks: {error}")));
         } else {
             self.path = Path::Ebpf(Box::new(super::load(&self.node, &wanted)?));
             self.maps_know_peers = false;
@@ -195,7 +217,7 @@ impl Reconciler {
 
     /// The peers: first off the fast path, then in the kernel, then on the fast path, so that the fast path never
     /// knows a peer that the kernel does not.
-    async fn peers(&mut self, cluster: &Cluster) -> Result<bool> {
+    async fn peers(&mut self, cluster: &Cluster, work: Work) -> Result<bool> {
         if self.node.network.backend == Backend::Alloc {
             // It leaves the routes to somebody else, and nothing comes from a peer.
             self.maps_know_peers = true;
@@ -208,13 +230,14 @@ impl Reconciler {
         let mut peers = BTreeMap::new();
         let mut paths: Vec<PeerPath> = Vec::new();
         let mut refused = BTreeSet::new();
+        self.find_ways(cluster.peers.values().map(|lease| lease.attrs.public_ip)).await;
         for lease in cluster.peers.values() {
             if let Some(address) = self.prefixes.address_in(lease.subnet) {
                 // Its route would cut this host off from its own network, or from its own containers.
                 refused.insert(format!("peer {} is left out: this host has {address}", lease.subnet));
                 continue;
             }
-            if let Some((peer, path)) = self.paths(lease).await {
+            if let Some((peer, path)) = self.paths(lease) {
                 peers.insert(lease.subnet, peer);
                 paths.push(path);
             }
@@ -232,10 +255,17 @@ impl Reconciler {
             uplink: self.node.uplink.ifindex,
             peers,
         };
-        let plan = overlay::plan(&desired, &self.kernel.overlay_actual(desired.device).await?);
+        let actual = match &self.expected {
+            // Whatever contradicts it, the kernel tells, and asks for more than this.
+            Some(expected) if self.programmed && work == Work::Peers => expected.actual(),
+            _ => self.kernel.overlay_actual(desired.device).await?,
+        };
+        let plan = overlay::plan(&desired, &actual);
         changed |= !plan.is_empty();
         self.tell_of_refused(&plan, refused);
-        self.failures.extend(self.kernel.apply(&plan).await.iter().map(ToString::to_string));
+        let errors = self.kernel.apply(&plan).await;
+        self.programmed = errors.is_empty();
+        self.fail(Work::Overlay, errors.iter().map(ToString::to_string));
         self.expected = Some(Expected::of(desired));
         if let Some(dataplane) = self.dataplane() {
             let changes = dataplane.set_peers(&paths)?;

@@ -61,6 +61,7 @@ impl Reconciler {
             "etcd": { "connected": cluster.connected, "revision": cluster.revision },
             "passes": self.passes,
             "repairs": self.repairs,
+            "kernel_requests": self.kernel.requests(),
         })
     }
 

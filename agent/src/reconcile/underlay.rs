@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use futures::{StreamExt as _, stream};
+
 use super::Reconciler;
 use crate::{
     dataplane::{PeerPath, Underlay},
@@ -10,15 +12,19 @@ use crate::{
     overlay::OverlayPeer,
 };
 
+/// How many questions are under way at once.
+const UNDER_WAY: usize = 256;
+
 impl Reconciler {
-    /// A lease as the kernel's overlay needs it and as the fast path needs it. `None` for a lease without VTEP.
-    pub(super) async fn paths(&mut self, lease: &Lease) -> Option<(OverlayPeer, PeerPath)> {
+    /// A lease as the kernel's overlay needs it and as the fast path needs it, by the ways that are known. `None`
+    /// for a lease without VTEP.
+    pub(super) fn paths(&self, lease: &Lease) -> Option<(OverlayPeer, PeerPath)> {
         let public_ip = lease.attrs.public_ip;
         let vtep_mac = match &self.node.overlay {
             Some(_) => lease.attrs.vtep().ok()?.vtep_mac,
             None => [0; 6],
         };
-        let underlay = self.way(public_ip).await;
+        let underlay = self.ways.get(&public_ip).copied().flatten();
         // On the same link as we are, and it may be used without encapsulation. Only the uplink has the program that
         // sees what the host has translated.
         let wants_direct = self.node.overlay.as_ref().is_none_or(|overlay| overlay.vxlan.direct_routing);
@@ -29,13 +35,12 @@ impl Reconciler {
         Some((peer, path))
     }
 
-    async fn way(&mut self, vtep: Ipv4Addr) -> Option<Underlay> {
-        if let Some(way) = self.ways.get(&vtep) {
-            return *way;
-        }
-        let way = self.resolve(vtep).await;
-        self.ways.insert(vtep, way);
-        way
+    /// Finds the ways to these VTEPs that are not known yet, many at once.
+    pub(super) async fn find_ways(&mut self, vteps: impl Iterator<Item = Ipv4Addr>) {
+        let unknown: Vec<Ipv4Addr> = vteps.filter(|vtep| !self.ways.contains_key(vtep)).collect();
+        let ways = stream::iter(unknown).map(async |vtep| (vtep, self.resolve(vtep).await));
+        let found: Vec<_> = ways.buffered(UNDER_WAY).collect().await;
+        self.ways.extend(found);
     }
 
     /// Asks the kernel. `None` where the fast path must leave the peer to it: no route, or one by a link that is no

@@ -8,13 +8,21 @@ use crate::kernel::{KernelEvent, ROUTE_PROTOCOL};
 pub(super) enum Work {
     /// Bridges, endpoints and hooks.
     Containers,
-    /// Peers, on the VXLAN device and in the maps.
+    /// Peers, by what has changed among them: what was programmed for the others is still there.
+    Peers,
+    /// Peers, on the VXLAN device and in the maps; the kernel is read back.
     Overlay,
     /// Device, addresses, rules, sysctls, files; the maps are read back.
     Everything,
 }
 
 impl Reconciler {
+    /// Another link, address or route may mean another way to a VTEP.
+    fn forget_ways(&mut self, event: &KernelEvent) {
+        tracing::debug!(?event, ways = self.ways.len(), "the ways to the peers are looked up again");
+        self.ways.clear();
+    }
+
     /// What an event asks for; `None` for what does not concern us.
     pub(super) fn work_of(&mut self, event: &KernelEvent) -> Option<Work> {
         let device = self.node.device();
@@ -22,7 +30,10 @@ impl Reconciler {
             KernelEvent::Link(_, link) => {
                 let ours = link.index == device || link.index == self.node.uplink.ifindex;
                 if ours || self.node.overlay.as_ref().is_some_and(|overlay| link.name == overlay.spec.name) {
-                    self.ways.clear();
+                    if link.index != device {
+                        // No way to a VTEP leads through the overlay itself.
+                        self.forget_ways(event);
+                    }
                     return Some(Work::Everything);
                 }
                 // The kernel does not tell of the routes that end with their link.
@@ -32,8 +43,10 @@ impl Reconciler {
                 }
                 Some(Work::Containers)
             }
-            KernelEvent::Address(..) => {
-                self.ways.clear();
+            KernelEvent::Address(_, address) => {
+                if address.ifindex != device {
+                    self.forget_ways(event);
+                }
                 Some(Work::Everything)
             }
             KernelEvent::Route(..) | KernelEvent::Neighbour(..) | KernelEvent::Fdb(..)
@@ -43,14 +56,14 @@ impl Reconciler {
             }
             // Another default route may mean another uplink.
             KernelEvent::Route(_, route) if route.dst.prefix_len() == 0 => {
-                self.ways.clear();
+                self.forget_ways(event);
                 Some(Work::Everything)
             }
             // Another route may lead to a VTEP now; one on our device or of ours leads to pods.
             KernelEvent::Route(_, route) => {
                 let ours = route.protocol == ROUTE_PROTOCOL || route.ifindex == Some(device);
                 (!ours).then(|| {
-                    self.ways.clear();
+                    self.forget_ways(event);
                     Work::Overlay
                 })
             }
@@ -62,7 +75,7 @@ impl Reconciler {
             // Nothing of ours has an IPv6 address.
             KernelEvent::Ipv6(_) => None,
             KernelEvent::Overrun => {
-                self.ways.clear();
+                self.forget_ways(event);
                 Some(Work::Everything)
             }
         }

@@ -1,0 +1,179 @@
+//! Etcd, the agent, a peer, or the network between them is away for longer than anybody expected.
+
+use std::{thread, time::Duration};
+
+use loden_tests::{
+    cluster::{Cluster, Plan},
+    node::Node,
+    process::wait_for,
+    traffic::{load, ping},
+};
+
+use crate::{SHORT_TTL, assert_fast, assert_reach, key, wait_ready};
+
+/// Whether a node's kernel and maps know a peer: route, neighbour, FDB entry, slot.
+fn knows(node: &Node, peer: &Peer) -> [bool; 4] {
+    let show = |line: &str| node.netns().exec(line).unwrap();
+    let base = peer.subnet.network();
+    let slot = base.octets()[2];
+    let map = node.bpffs().join("v1/PEERS");
+    let value = show(&format!("bpftool -j map lookup pinned {} key {slot} 0 0 0", map.display()));
+    let value: serde_json::Value = serde_json::from_str(&value).unwrap();
+    let filled = value["value"].as_array().unwrap().iter().any(|byte| byte != "0x00");
+    [
+        node.has_route(peer.subnet).unwrap(),
+        show("ip neigh show dev flannel.1").contains(&peer.mac),
+        show("bridge fdb show dev flannel.1").contains(&peer.mac),
+        filled,
+    ]
+}
+
+struct Peer {
+    subnet: ipnet::Ipv4Net,
+    mac: String,
+}
+
+impl Peer {
+    fn of(node: &Node) -> Self {
+        Self {
+            subnet: node.subnet_env().unwrap().subnet.trunc(),
+            mac: node.status().unwrap()["device"]["mac"].as_str().unwrap().to_owned(),
+        }
+    }
+}
+
+fn wait_until_forgotten(node: &Node, peer: &Peer, limit: u64) {
+    wait_for("the peer to be forgotten", Duration::from_secs(limit), || {
+        (knows(node, peer) == [false; 4]).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {:?}", knows(node, peer)));
+}
+
+#[test]
+fn etcd_gone_for_many_missed_keepalives_changes_nothing_on_the_nodes() {
+    let plan = Plan { nodes: 2, ..Plan::default() };
+    let mut cluster = Cluster::start(&plan, &[SHORT_TTL]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    let (a, b) = (&containers[0], &containers[1]);
+    ping(a.netns(), b.address(), 10).unwrap();
+    let subnets = |cluster: &Cluster| -> Vec<_> {
+        cluster.nodes.iter().map(|node| node.subnet_env().unwrap()).collect()
+    };
+    let before = subnets(&cluster);
+    let lines = cluster.nodes[0].log().lines().count();
+    cluster.etcd_mut().kill();
+    // Three times the TTL: some nine keepalives in a row that nobody answers.
+    let ((), report) = load::during(a.host(), b.host(), 10, || {
+        thread::sleep(Duration::from_secs(16));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((report.lost, report.repeated), (0, 0), "{report:?}");
+    assert_fast(&cluster.nodes, a, b);
+    for node in &cluster.nodes {
+        assert_eq!(node.status().unwrap()["etcd"]["connected"], false);
+    }
+    let said = cluster.nodes[0].log().lines().count() - lines;
+    assert!((1..=20).contains(&said), "{said} lines for one outage:\n{}", cluster.nodes[0].log());
+    cluster.etcd_mut().restart().unwrap();
+    for node in &cluster.nodes {
+        wait_for("etcd to be watched again", Duration::from_secs(15), || {
+            (node.status().ok()?["etcd"]["connected"] == true).then_some(())
+        })
+        .unwrap();
+        wait_ready(node, 10);
+    }
+    assert_eq!(subnets(&cluster), before);
+    assert_eq!(cluster.leases().unwrap().len(), 2);
+    assert_fast(&cluster.nodes, a, b);
+}
+
+#[test]
+fn an_agent_that_was_gone_for_long_finds_its_lease_and_who_came_and_left_meanwhile() {
+    let mut cluster = Cluster::start(&Plan { nodes: 3, ..Plan::default() }, &[]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    let (a, b) = (&containers[0], &containers[1]);
+    ping(a.netns(), b.address(), 10).unwrap();
+    let leaver = Peer::of(&cluster.nodes[2]);
+    let subnet = cluster.nodes[0].subnet_env().unwrap();
+    assert_eq!(knows(&cluster.nodes[0], &leaver), [true; 4]);
+    cluster.nodes[0].kill_agent();
+    // An hour is the smallest part of what etcd goes on waiting for.
+    let lease = cluster.etcd().ctl(&["get", "-w", "json", &key(&cluster.nodes[0])]).unwrap();
+    let lease: serde_json::Value = serde_json::from_str(&lease).unwrap();
+    let id = format!("{:x}", lease["kvs"][0]["lease"].as_u64().unwrap());
+    let left = cluster.etcd().ctl(&["lease", "timetolive", "-w", "json", &id]).unwrap();
+    let left: serde_json::Value = serde_json::from_str(&left).unwrap();
+    assert!(left["ttl"].as_i64().unwrap() > 23 * 3600, "{left}");
+    // Meanwhile one leaves and one comes.
+    cluster.nodes[2].stop_agent().unwrap();
+    cluster.etcd().ctl(&["del", &key(&cluster.nodes[2])]).unwrap();
+    let newcomer = cluster.add_node().unwrap();
+    newcomer.start_agent(&[]).unwrap();
+    newcomer.make_bridge().unwrap();
+    let newcomer = newcomer.run_container(2).unwrap();
+    let ((), report) = load::during(a.host(), b.host(), 10, || cluster.nodes[0].start_agent(&[])).unwrap();
+    assert_eq!((report.lost, report.repeated), (0, 0), "{report:?}");
+    assert_eq!(cluster.nodes[0].subnet_env().unwrap(), subnet);
+    wait_until_forgotten(&cluster.nodes[0], &leaver, 2);
+    assert_reach(a, &newcomer);
+    assert_fast(&cluster.nodes[..2], a, b);
+}
+
+#[test]
+fn a_peer_whose_lease_expires_is_forgotten_and_comes_back_with_its_subnet() {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[SHORT_TTL]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    let (a, b) = (&containers[0], &containers[1]);
+    ping(a.netns(), b.address(), 10).unwrap();
+    let peer = Peer::of(&cluster.nodes[1]);
+    cluster.nodes[1].kill_agent();
+    // Alive by its TTL, it is still reached.
+    assert_reach(a, b);
+    wait_until_forgotten(&cluster.nodes[0], &peer, 12);
+    assert_eq!(cluster.leases().unwrap().len(), 1);
+    assert!(ping(a.netns(), b.address(), 1).is_err(), "no way leads there any more");
+    let status = cluster.nodes[0].status().unwrap();
+    assert_eq!(status["ready"], true, "a lost peer is not this node's trouble: {status:#}");
+    cluster.nodes[1].start_agent(&[SHORT_TTL]).unwrap();
+    assert_eq!(cluster.nodes[1].subnet_env().unwrap().subnet.trunc(), peer.subnet);
+    cluster.wait_for_routes().unwrap();
+    assert_fast(&cluster.nodes, a, b);
+}
+
+#[test]
+fn a_partition_heals_whether_shorter_or_longer_than_the_leases() {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[SHORT_TTL]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    let (a, b) = (&containers[0], &containers[1]);
+    ping(a.netns(), b.address(), 10).unwrap();
+    // The switch's port of the first node.
+    let port = |state: &str| cluster.underlay().netns().ip(&format!("link set port11 {state}")).map(drop);
+    let ((), report) = load::during(a.host(), b.host(), 10, || {
+        thread::sleep(Duration::from_secs(1));
+        port("down")?;
+        thread::sleep(Duration::from_secs(2));
+        port("up")?;
+        thread::sleep(Duration::from_secs(4));
+        Ok(())
+    })
+    .expect("connections last through a short partition");
+    assert!(report.lost > 0, "the partition was none: {report:?}");
+    let peers = [Peer::of(&cluster.nodes[0]), Peer::of(&cluster.nodes[1])];
+    port("down").unwrap();
+    wait_until_forgotten(&cluster.nodes[1], &peers[0], 15);
+    // Who is cut off cannot know who has left.
+    assert_eq!(knows(&cluster.nodes[0], &peers[1]), [true; 4]);
+    port("up").unwrap();
+    wait_for("both to know each other again", Duration::from_secs(20), || {
+        let both = knows(&cluster.nodes[0], &peers[1]) == [true; 4]
+            && knows(&cluster.nodes[1], &peers[0]) == [true; 4];
+        both.then_some(())
+    })
+    .unwrap();
+    for (node, peer) in cluster.nodes.iter().zip(&peers) {
+        wait_ready(node, 15);
+        assert_eq!(node.subnet_env().unwrap().subnet.trunc(), peer.subnet, "the same subnet");
+    }
+    assert_fast(&cluster.nodes, a, b);
+}

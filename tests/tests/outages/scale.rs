@@ -1,0 +1,66 @@
+//! A large cluster in small: what the agent asks of etcd and of the kernel does not grow faster than the cluster,
+//! and a change costs what has changed.
+
+use std::time::{Duration, Instant};
+
+use loden_tests::{
+    cluster::{Cluster, Plan},
+    crowd::{self, Crowd},
+    etcd::Gateway,
+    node::Node,
+    process::wait_for,
+};
+
+use crate::wait_ready;
+
+const PEERS: u32 = 1000;
+
+/// How often the agent has asked the kernel something (netlink) so far.
+fn kernel_requests(node: &Node) -> u64 {
+    node.status().unwrap()["kernel_requests"].as_u64().unwrap()
+}
+
+fn etcd_calls(cluster: &Cluster) -> u64 {
+    cluster.etcd().calls().unwrap().iter().map(|(_, count)| count).sum()
+}
+
+#[test]
+fn a_thousand_peers_are_programmed_with_few_requests_and_a_change_with_fewer() {
+    let plan = Plan { nodes: 1, config: crowd::CONFIG.to_owned(), ..Plan::default() };
+    let mut cluster = Cluster::create(&plan).unwrap();
+    let mut crowd = Crowd::gather(Gateway::connect(cluster.etcd()).unwrap(), PEERS).unwrap();
+    let before = etcd_calls(&cluster);
+    let start = Instant::now();
+    cluster.nodes[0].start_agent(&[]).unwrap();
+    println!("ready after {:?}", start.elapsed());
+    let node = &cluster.nodes[0];
+    let count = |line: &str| node.netns().exec(line).unwrap().lines().count();
+    assert_eq!(count("ip route show dev flannel.1"), PEERS as usize);
+    assert_eq!(count("ip neigh show dev flannel.1 nud permanent"), PEERS as usize);
+    assert_eq!(count("bridge fdb show dev flannel.1"), PEERS as usize);
+    let (calls, requests) = (etcd_calls(&cluster) - before, kernel_requests(node));
+    println!("{calls} calls to etcd, {requests} requests to the kernel");
+    assert!(calls < 20, "one listing, not one call a peer: {calls}");
+    // For each the way there (two questions), an FDB entry, a neighbour and a route.
+    assert!(requests < 5 * u64::from(PEERS) + 100, "{requests}");
+
+    // One change at a time: three requests each, and the few that every pass makes.
+    for n in 0..20 {
+        let mac = crowd.change(n, 1).unwrap();
+        wait_for("the change", Duration::from_secs(2), || {
+            (crowd::mac_at(node, n).ok()? == mac).then_some(())
+        })
+        .unwrap();
+    }
+    let changes = kernel_requests(node) - requests;
+    println!("{changes} requests for 20 changes");
+    assert!(changes < 20 * 12, "{changes}");
+    for n in 0..20 {
+        crowd.leave(n).unwrap();
+    }
+    wait_for("20 peers to be gone", Duration::from_secs(5), || {
+        (count("ip route show dev flannel.1") == PEERS as usize - 20).then_some(())
+    })
+    .unwrap();
+    wait_ready(node, 5);
+}
