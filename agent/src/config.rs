@@ -58,6 +58,10 @@ pub struct Config {
     pub bpffs_dir: PathBuf,
     /// Where Prometheus metrics are served.
     pub metrics_addr: Option<SocketAddr>,
+    /// Most peers, and most endpoints, that have metrics of their own.
+    pub metrics_max_each: usize,
+    /// Where the web page is served: loopback.
+    pub web_addr: Option<SocketAddr>,
     /// What is logged, and how.
     pub log: LogConfig,
     /// What the operator should know about these settings, a line each; to be logged once logging works.
@@ -104,10 +108,21 @@ impl Config {
             run_dir: args.run_dir,
             bpffs_dir: args.bpffs_dir,
             metrics_addr: args.metrics_addr,
+            metrics_max_each: args.metrics_max_each,
+            web_addr: args.web_addr.map(loopback).transpose()?,
             log: LogConfig { format: args.log_format, verbosity: args.verbosity, directives: args.log },
             warnings,
         })
     }
+}
+
+/// The web page shows the cluster to whoever asks, and nobody has to say who they are.
+fn loopback(address: SocketAddr) -> Result<SocketAddr, ConfigError> {
+    if address.ip().is_loopback() {
+        return Ok(address);
+    }
+    let right = "must be a loopback address, such as 127.0.0.1:8080; reach it from elsewhere through ssh -L";
+    Err(ConfigError::new("web-addr", address, right))
 }
 
 /// flannel's default for `--subnet-lease-renew-margin`, in minutes.

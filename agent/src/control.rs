@@ -48,12 +48,32 @@ impl Request {
 /// Requests as they come in, each with the way back.
 pub type Requests = mpsc::Receiver<(Request, oneshot::Sender<Value>)>;
 
+/// Asks the loop from inside the agent. Clones ask the same one.
+#[derive(Clone, Debug)]
+pub struct Asker(mpsc::Sender<(Request, oneshot::Sender<Value>)>);
+
+impl Asker {
+    /// Asks, and waits for the answer for a limited time: before the loop runs, nobody answers.
+    ///
+    /// # Errors
+    ///
+    /// Where the agent starts still, or ends.
+    pub async fn ask(&self, request: Request) -> Result<Value> {
+        let asking = async {
+            let (back, answer) = oneshot::channel();
+            self.0.send((request, back)).await.context("the agent is ending")?;
+            answer.await.context("the agent is ending")
+        };
+        timeout(PATIENCE / 2, asking).await.context("the agent is not up yet")?
+    }
+}
+
 /// Listens on the socket; a task serves it until the receiver is dropped.
 ///
 /// # Errors
 ///
 /// Where the socket cannot be made.
-pub fn listen(run_dir: &Path) -> Result<Requests> {
+pub fn listen(run_dir: &Path) -> Result<(Requests, Asker)> {
     let path = socket(run_dir);
     match fs::remove_file(&path) {
         // Left by an agent that was killed: the lock says that none runs.
@@ -65,6 +85,7 @@ pub fn listen(run_dir: &Path) -> Result<Requests> {
         .with_context(|| format!("the control socket {} cannot be made", path.display()))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     let (sender, requests) = mpsc::channel(16);
+    let asker = Asker(sender.clone());
     tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
@@ -76,7 +97,7 @@ pub fn listen(run_dir: &Path) -> Result<Requests> {
             });
         }
     });
-    Ok(requests)
+    Ok((requests, asker))
 }
 
 async fn serve(

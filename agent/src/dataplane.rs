@@ -12,6 +12,7 @@ mod hooks;
 mod load;
 mod packet_log;
 mod pins;
+mod report;
 mod tables;
 mod traffic;
 
@@ -24,7 +25,7 @@ use aya::{
 };
 use ipnet::Ipv4Net;
 use loden_ebpf::{
-    abi::{Counter, Endpoint, EndpointTraffic, Peer, Sighting, SightingKey, Traffic},
+    abi::{Counter, Endpoint, EndpointTraffic, Flow, FlowKey, Peer, Sighting, SightingKey, Traffic},
     reason::Reason,
 };
 
@@ -32,6 +33,7 @@ pub use self::{
     hooks::{Direction, GuardMode, Hook, Program},
     load::{Settings, VxlanSettings},
     pins::{Pins, detach_all},
+    report::Loaded,
     traffic::{Counted, slow_reasons},
 };
 
@@ -116,6 +118,7 @@ pub struct Dataplane {
     peers: Array<MapData, Peer>,
     vteps: HashMap<MapData, [u8; 4], u32>,
     endpoints: Array<MapData, Endpoint>,
+    flows: HashMap<MapData, FlowKey, Flow>,
     epoch: Array<MapData, u32>,
     counters: PerCpuArray<MapData, Counter>,
     peer_traffic: PerCpuArray<MapData, Traffic>,

@@ -95,23 +95,39 @@ pub async fn serve(
     readiness: Readiness,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    serve_guarded(GuardedListener::new(listener), readiness, stop).await
+    serve_routes(listener, routes(readiness), stop).await
+}
+
+/// The routes `/healthz` and `/readyz`.
+pub fn routes(readiness: Readiness) -> Router {
+    Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(readiness)
+}
+
+/// Serves routes on a socket that listens already, until `stop`: to few clients at a time, and to none for long.
+///
+/// # Errors
+///
+/// If the socket fails.
+pub async fn serve_routes(
+    listener: TcpListener,
+    routes: Router,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    serve_guarded(GuardedListener::new(listener), routes, stop).await
 }
 
 async fn serve_guarded(
     listener: GuardedListener,
-    readiness: Readiness,
+    routes: Router,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let routes =
-        Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(readiness);
     let served = axum::serve(listener, routes).with_graceful_shutdown(stop.clone().cancelled_owned());
     let overdue = async {
         stop.cancelled().await;
         tokio::time::sleep(FAREWELL).await;
     };
     tokio::select! {
-        result = served => result.context("serving /healthz failed"),
+        result = served => result.context("serving HTTP failed"),
         () = overdue => Ok(()),
     }
 }

@@ -11,6 +11,7 @@ pub mod conntrack;
 mod event;
 mod link;
 mod neighbour;
+mod netns;
 mod peers;
 mod route;
 mod ruleset;

@@ -18,8 +18,10 @@
 //! | [`docker_opts`] | dockerd's options from `subnet.env` |
 //! | [`run`], [`reconcile`] | the start, and the loop that brings all of them together |
 //! | [`control`], [`status`], [`cleanup`] | the control socket, what it tells, and undoing everything |
+//! | [`activity`], [`metrics`], [`web`] | when who was heard of; `/metrics`; the web page |
 //! | [`state`] | what there is to undo |
 
+pub mod activity;
 pub mod cleanup;
 pub mod cli;
 pub mod config;
@@ -33,6 +35,7 @@ pub mod health;
 pub mod host;
 pub mod kernel;
 pub mod lease;
+pub mod metrics;
 pub mod network;
 pub mod overlay;
 pub mod reconcile;
@@ -45,3 +48,4 @@ pub mod subnet;
 pub mod subnet_file;
 pub mod telemetry;
 pub mod uplink;
+pub mod web;

@@ -25,7 +25,7 @@ use aya::maps::{MapData, RingBuf};
 use ipnet::Ipv4Net;
 use tokio::{
     io::unix::AsyncFd,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +35,7 @@ use self::{
     work::Work,
 };
 use crate::{
+    activity::Activity,
     config::Config,
     control,
     dataplane::{Dataplane, Underlay},
@@ -48,11 +49,14 @@ use crate::{
     registry::{Cluster, Keeper},
     service::Heartbeat,
     state::State,
+    status::document::Reconcile,
     uplink::Uplink,
 };
 
 /// The longest time for which somebody's change stays unnoticed where the kernel does not tell of it.
 const TICK: Duration = Duration::from_secs(30);
+/// How exactly it is known when a peer or an endpoint was last heard of.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long the host's rules may go on changing before ours are looked at.
 const RULES_SETTLE: Duration = Duration::from_secs(1);
 /// How long events are gathered before a pass: containers come with a dozen of them.
@@ -132,8 +136,11 @@ pub struct Reconciler {
     /// What could not be done, by the part of a pass that tried it last.
     failures: BTreeMap<Work, Vec<String>>,
     /// Passes, and those of them that had to change something.
-    passes: u64,
+    tally: Reconcile,
     repairs: u64,
+    /// When peers and endpoints were last heard of.
+    peer_activity: Activity<Ipv4Net>,
+    endpoint_activity: Activity<Ipv4Addr>,
 }
 
 impl Reconciler {
@@ -186,8 +193,10 @@ impl Reconciler {
             prefixes: Prefixes::default(),
             bridges: Vec::new(),
             failures: BTreeMap::new(),
-            passes: 0,
+            tally: Reconcile::default(),
             repairs: 0,
+            peer_activity: Activity::default(),
+            endpoint_activity: Activity::default(),
         };
         reconciler.listen_for_sightings()?;
         Ok(reconciler)
@@ -199,6 +208,8 @@ impl Reconciler {
     ///
     /// Where the kernel's event socket cannot be had any more.
     pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.tick().await;
@@ -215,7 +226,7 @@ impl Reconciler {
                 retry = Some(Instant::now() + wait);
                 wait = (wait * 2).min(RETRY.1);
             }
-            match self.wait(&stop, &mut tick, retry).await? {
+            match self.wait(&stop, &mut tick, &mut looks, retry).await? {
                 Some(next) => work = next,
                 None => return self.end().await,
             }
@@ -235,7 +246,8 @@ impl Reconciler {
     async fn wait(
         &mut self,
         stop: &CancellationToken,
-        tick: &mut tokio::time::Interval,
+        tick: &mut Interval,
+        looks: &mut Interval,
         retry: Option<Instant>,
     ) -> Result<Option<Work>> {
         let mut work: Option<Work> = None;
@@ -269,6 +281,10 @@ impl Reconciler {
                 () = sleep_until(self.rules_due.unwrap_or_else(Instant::now)), if self.rules_due.is_some() => {
                     self.rules_due = None;
                     Some(Work::Everything)
+                }
+                _ = looks.tick() => {
+                    self.note_activity(std::time::Instant::now());
+                    None
                 }
                 _ = tick.tick() => Some(Work::Everything),
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() && work.is_none() => Some(Work::Everything),

@@ -11,6 +11,7 @@ mod endpoint;
 mod keeper;
 mod record;
 mod standing;
+mod stats;
 mod store;
 
 use std::{
@@ -25,8 +26,9 @@ pub use self::{
     claim::{Claim, ClaimError},
     cluster::{Cluster, ConfigState, Own},
     keeper::Keeper,
+    stats::EtcdHealth,
 };
-use self::{connection::Connection, endpoint::Endpoint, record::Told};
+use self::{connection::Connection, endpoint::Endpoint, record::Told, stats::Stats};
 use crate::network::{ConfigError, NetworkConfig};
 
 /// Where etcd is and who we are to it.
@@ -108,6 +110,7 @@ pub struct Registry {
     connection: Arc<Connection>,
     prefix: Arc<str>,
     told: Arc<Mutex<Told>>,
+    stats: Arc<Stats>,
 }
 
 impl Registry {
@@ -120,7 +123,7 @@ impl Registry {
     pub async fn connect(options: EtcdOptions) -> Result<Self, RegistryError> {
         let prefix = prefix(&options.prefix)?.into();
         let connection = Arc::new(Connection::new(options).await?);
-        Ok(Self { connection, prefix, told: Arc::default() })
+        Ok(Self { stats: Arc::clone(&connection.stats), connection, prefix, told: Arc::default() })
     }
 
     /// Reads the network config.
@@ -140,6 +143,19 @@ impl Registry {
     #[must_use]
     pub fn keep(self, config: NetworkConfig, claim: Claim, lease: crate::lease::Lease) -> Keeper {
         Keeper::start(self, config, claim, lease)
+    }
+
+    /// How etcd is heard.
+    pub(crate) fn health(&self) -> EtcdHealth {
+        let (endpoints, member) = self.connection.endpoints();
+        EtcdHealth {
+            endpoints,
+            member,
+            requests: self.stats.requests.get(),
+            errors: self.stats.errors.get(),
+            renewals: self.stats.renewals.get(),
+            broken_watches: self.stats.broken_watches.get(),
+        }
     }
 
     /// The key of the network config.

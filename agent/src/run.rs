@@ -6,6 +6,7 @@
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use axum::Router;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     net::TcpListener,
@@ -15,17 +16,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, EtcdConfig},
-    control,
+    control::{self, Asker},
     health::{self, Readiness},
     host,
     kernel::{Kernel, VxlanSpec},
     lease::{LeaseAttrs, VtepData},
+    metrics,
     network::{Backend, NetworkConfig, Vxlan},
     reconcile::{Node, Overlay, Reconciler},
     registry::{Claim, EtcdOptions, Registry},
     service::{Heartbeat, ServiceManager},
     subnet_file,
     uplink::Uplink,
+    web,
 };
 
 /// How often the network config is asked for while there is none, as flannel does.
@@ -54,13 +57,10 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let stop = stop_on_signals()?;
     let _lock = lock(&config.run_dir)?;
-    let control = control::listen(&config.run_dir)?;
+    let (control, asker) = control::listen(&config.run_dir)?;
     let readiness = Readiness::new(&CONDITIONS);
-    if let Some(address) = config.healthz {
-        serve_health(address, readiness.clone(), stop.clone()).await?;
-    }
-    if config.metrics_addr.is_some() {
-        tracing::warn!("--metrics-addr is accepted and without effect: there are no metrics yet");
+    for (address, flags, routes) in pages(&config, &readiness, &asker) {
+        serve(address, flags, routes, stop.clone()).await?;
     }
     let manager = ServiceManager::find(&|name| std::env::var(name).ok(), std::process::id());
     let heartbeat = Heartbeat::default();
@@ -137,14 +137,34 @@ async fn report(
     manager.stopping();
 }
 
+/// What is served where. Metrics come with the health endpoints, and may share their address.
+fn pages(config: &Config, readiness: &Readiness, asker: &Asker) -> Vec<(SocketAddr, &'static str, Router)> {
+    let mut pages = Vec::new();
+    let metrics = || metrics::routes(asker.clone(), config.metrics_max_each);
+    if let Some(address) = config.metrics_addr {
+        pages.push((address, "--metrics-addr", health::routes(readiness.clone()).merge(metrics())));
+    }
+    if let Some(address) = config.healthz.filter(|address| config.metrics_addr != Some(*address)) {
+        pages.push((address, "--healthz-ip, --healthz-port", health::routes(readiness.clone())));
+    }
+    if let Some(address) = config.web_addr {
+        pages.push((address, "--web-addr", web::routes(asker.clone())));
+    }
+    pages
+}
+
 /// Binds before anything else happens, so that a taken port is told of at once.
-async fn serve_health(address: SocketAddr, readiness: Readiness, stop: CancellationToken) -> Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot serve /healthz on {address} (--healthz-ip, --healthz-port)"))?;
+async fn serve(
+    address: SocketAddr,
+    flags: &'static str,
+    routes: Router,
+    stop: CancellationToken,
+) -> Result<()> {
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({flags})"))?;
     tokio::spawn(async move {
-        if let Err(error) = health::serve(listener, readiness, stop).await {
-            tracing::error!("/healthz and /readyz are no longer served: {error:#}");
+        if let Err(error) = health::serve_routes(listener, routes, stop).await {
+            tracing::error!("{address} ({flags}) is no longer served: {error:#}");
         }
     });
     Ok(())

@@ -1,11 +1,23 @@
-//! `loden status`: what the running agent says of this node.
+//! `loden status`: what the running agent says of this node, once or live.
 
-use std::path::PathBuf;
+pub mod document;
+mod names;
+pub mod rates;
+mod view;
 
-use anyhow::Result;
-use serde_json::Value;
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    time::Duration,
+};
 
+use anyhow::{Context as _, Result};
+
+use self::document::Status;
 use crate::control::{self, Request};
+
+/// How often the live view asks.
+const EVERY: Duration = Duration::from_secs(2);
 
 /// The flags of `loden status`.
 #[derive(Debug, clap::Args)]
@@ -13,6 +25,9 @@ pub struct StatusArgs {
     /// Print everything, as one JSON document
     #[arg(long)]
     pub json: bool,
+    /// Go on, with rates instead of totals, until interrupted; with --json a document a line
+    #[arg(long)]
+    pub watch: bool,
     /// Directory of the agent's control socket
     #[arg(long, default_value = "/run/loden", value_name = "DIR")]
     pub run_dir: PathBuf,
@@ -27,56 +42,53 @@ pub struct StatusArgs {
 ///
 /// Where no agent answers.
 pub async fn run(args: &StatusArgs) -> Result<()> {
-    let status = control::ask(&args.run_dir, Request::Status).await?;
+    if args.watch {
+        return watch(args).await;
+    }
+    let status = ask(args).await?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
-        print!("{}", human(&status));
+        print!("{}", view::text(&status, None));
     }
     Ok(())
 }
 
-fn human(status: &Value) -> String {
-    let text = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".into(),
-        other => other.to_string(),
-    };
-    let mut out = String::new();
-    let mut line = |name: &str, value: String| out.push_str(&format!("{name:<10} {value}\n"));
-    line("ready", text(&status["ready"]));
-    for (condition, reason) in status["not_ready"].as_object().into_iter().flatten() {
-        line("  because", format!("{condition}: {}", text(reason)));
-    }
-    line("subnet", format!("{} ({})", text(&status["lease"]["subnet"]), text(&status["lease"]["state"])));
-    let (uplink, device) = (&status["uplink"], &status["device"]);
-    line("uplink", format!("{} {}", text(&uplink["interface"]), text(&uplink["public_ip"])));
-    line("device", format!("{} mtu {}", text(&device["name"]), text(&device["mtu"])));
-    line("datapath", format!("{}, gate {}", text(&status["datapath"]), text(&status["gate"])));
-    if !status["datapath_reason"].is_null() {
-        line("  because", text(&status["datapath_reason"]));
-    }
-    line(
-        "etcd",
-        format!(
-            "connected {}, revision {}",
-            text(&status["etcd"]["connected"]),
-            text(&status["etcd"]["revision"])
-        ),
-    );
-    for peer in status["peers"].as_array().into_iter().flatten() {
-        line("peer", format!("{:<18} {}", text(&peer["subnet"]), text(&peer["public_ip"])));
-    }
-    for endpoint in status["endpoints"].as_array().into_iter().flatten() {
-        line(
-            "endpoint",
-            format!("{:<18} ifindex {}", text(&endpoint["address"]), text(&endpoint["ifindex"])),
-        );
-    }
-    for (reason, packets) in status["counters"].as_object().into_iter().flatten() {
-        if packets.as_u64() != Some(0) {
-            line("packets", format!("{reason:<26} {packets}"));
+async fn ask(args: &StatusArgs) -> Result<Status> {
+    let answer = control::ask(&args.run_dir, Request::Status).await?;
+    let mut status =
+        serde_json::from_value(answer).context("the agent answers something else than a status")?;
+    names::add(&mut status).await;
+    Ok(status)
+}
+
+/// Draws over what was drawn before, so that nothing flickers; an agent that is away for a while is waited for.
+async fn watch(args: &StatusArgs) -> Result<()> {
+    // Also for who looks at once: without an earlier document there are no rates.
+    let mut earlier = ask(args).await?;
+    let screen = std::io::stdout().is_terminal() && !args.json;
+    loop {
+        tokio::time::sleep(EVERY).await;
+        let answer = ask(args).await;
+        let text = match &answer {
+            Ok(status) if args.json => serde_json::to_string(status)?,
+            Ok(status) => view::text(status, Some(&earlier)),
+            Err(error) if args.json => serde_json::json!({ "error": format!("{error:#}") }).to_string(),
+            Err(error) => format!("{error:#}\n"),
+        };
+        let mut out = std::io::stdout().lock();
+        let written = if screen {
+            // ECMA-48: cursor home; after each line erase its rest, at the end the rest of the screen.
+            write!(out, "\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+        } else {
+            writeln!(out, "{text}")
+        };
+        // Whoever read it has gone.
+        if written.and_then(|()| out.flush()).is_err() {
+            return Ok(());
+        }
+        if let Ok(status) = answer {
+            earlier = status;
         }
     }
-    out
 }

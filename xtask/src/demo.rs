@@ -4,8 +4,9 @@ mod compare;
 mod keep;
 mod reach;
 mod report;
+mod screenshot;
 
-use std::{mem, process, time::Duration};
+use std::{mem, path::PathBuf, process, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -44,6 +45,9 @@ pub(crate) struct Options {
     /// Print the result as JSON on standard output
     #[arg(long)]
     json: bool,
+    /// Save a picture of the first node's web page, a PNG, taken while there is traffic
+    #[arg(long, value_name = "FILE")]
+    screenshot: Option<PathBuf>,
     /// How many times the fast path and the kernel's are measured in turn
     #[arg(long, default_value_t = 5)]
     rounds: u32,
@@ -92,7 +96,13 @@ fn show(options: &Options) -> Result<()> {
     let before = host::Host::now()?;
     heading("three nodes, six containers");
     let plan = Plan { binary: Some(agent.binary.clone()), ..Plan::default() };
-    let mut cluster = start(&plan)?;
+    // For the picture, and for whoever looks around in a kept cluster.
+    let args: &[&str] = if options.screenshot.is_some() || options.keep {
+        &["--web-addr", screenshot::WEB_ADDR]
+    } else {
+        &[]
+    };
+    let mut cluster = start(&plan, args)?;
     let containers = cluster.run_containers(EACH)?;
     let findings = examine(&mut cluster, &containers, options);
     if options.keep {
@@ -115,13 +125,13 @@ fn show(options: &Options) -> Result<()> {
 }
 
 /// Brings nodes, etcd, agents and bridges up.
-fn start(plan: &Plan) -> Result<Cluster> {
+fn start(plan: &Plan, args: &[&str]) -> Result<Cluster> {
     let step = Step::start("underlay, etcd and nodes");
     let mut cluster = Cluster::create(plan)?;
     step.done(format!("etcd at {}", cluster.etcd().endpoint()));
     for node in &mut cluster.nodes {
         let step = Step::start(format!("{}: agent at {}", node.name(), node.address()));
-        node.start_agent(&[])?;
+        node.start_agent(args)?;
         node.make_bridge()?;
         step.done(format!("subnet {}", node.subnet_env()?.subnet.trunc()));
     }
@@ -135,6 +145,9 @@ fn examine(cluster: &mut Cluster, containers: &[Container], options: &Options) -
     let leases = cluster.leases()?;
     let reach = reach::all(containers);
     let bulk = bulk(cluster, containers, options)?;
+    if let Some(file) = &options.screenshot {
+        screenshot::take(cluster, containers, file)?;
+    }
     let nodes = cluster.nodes.iter().map(report::NodeFacts::of).collect::<Result<_>>()?;
     let comparison = compare::run(cluster, containers, options)?;
     Ok(Findings { nodes, leases, reach, bulk, comparison })

@@ -95,6 +95,14 @@ pub struct AgentArgs {
     #[arg(long, value_name = "IP:PORT", value_parser = flag_value::socket_address, help_heading = LODEN)]
     pub metrics_addr: Option<SocketAddr>,
 
+    /// Most peers, and most endpoints, that have metrics of their own; the others are summed up
+    #[arg(long, value_name = "N", default_value_t = 500, help_heading = LODEN)]
+    pub metrics_max_each: usize,
+
+    /// Loopback address and port to serve the web page on
+    #[arg(long, value_name = "IP:PORT", value_parser = flag_value::socket_address, help_heading = LODEN)]
+    pub web_addr: Option<SocketAddr>,
+
     /// How long the subnet stays this node's after the agent has last been heard of
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = flag_value::lease_ttl,
           help_heading = LODEN)]

@@ -126,6 +126,7 @@ impl Dataplane {
             peers: Array::try_from(take(map::PEERS)?).map_err(error(map::PEERS))?,
             vteps: HashMap::try_from(take(map::VTEPS)?).map_err(error(map::VTEPS))?,
             endpoints: Array::try_from(take(map::ENDPOINTS)?).map_err(error(map::ENDPOINTS))?,
+            flows: HashMap::try_from(take(map::FLOWS)?).map_err(error(map::FLOWS))?,
             epoch: Array::try_from(take(map::EPOCH)?).map_err(error(map::EPOCH))?,
             counters: PerCpuArray::try_from(take(map::COUNTERS)?).map_err(error(map::COUNTERS))?,
             peer_traffic: PerCpuArray::try_from(take(map::PEER_TRAFFIC)?)

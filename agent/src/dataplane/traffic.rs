@@ -112,7 +112,7 @@ impl Dataplane {
     }
 }
 
-fn subnet(peer: &Peer) -> Ipv4Net {
+pub(super) fn subnet(peer: &Peer) -> Ipv4Net {
     // The agent wrote the length; what somebody else made of it is not worth a failure here.
     Ipv4Net::new(peer.subnet.into(), peer.prefix_len.min(32)).unwrap_or_default()
 }

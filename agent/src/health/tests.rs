@@ -107,7 +107,7 @@ async fn silent_clients_are_cut_off_and_leave_room_for_others() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let guarded = GuardedListener::with_limits(listener, 2, LIFETIME);
-    tokio::spawn(serve_guarded(guarded, Readiness::new(&[]), CancellationToken::new()));
+    tokio::spawn(serve_guarded(guarded, routes(Readiness::new(&[])), CancellationToken::new()));
     let before = Instant::now();
     let mut silent = Vec::new();
     for _ in 0..2 {

@@ -22,6 +22,7 @@ impl Reconciler {
     /// the loop come back.
     pub(super) async fn pass(&mut self, work: Work) {
         let cluster = self.cluster();
+        let start = std::time::Instant::now();
         let earlier = self.failures.clone();
         let mut changed = false;
         let work = if self.follow_subnet(&cluster) { Work::Everything } else { work };
@@ -33,7 +34,7 @@ impl Reconciler {
             changed |= self.step(Work::Overlay, "peers", peers).await;
         }
         changed |= self.step(Work::Containers, "containers", Self::containers).await;
-        self.passes += 1;
+        self.tally.ran(start.elapsed(), !self.failures.is_empty());
         self.repairs += u64::from(changed);
         for (part, failures) in &self.failures {
             let known = earlier.get(part);
@@ -69,7 +70,12 @@ impl Reconciler {
     ) -> bool {
         self.failures.remove(&part);
         match run(self).await {
-            Ok(changed) => changed,
+            Ok(changed) => {
+                if changed {
+                    *self.tally.repairs.entry(what.to_owned()).or_default() += 1;
+                }
+                changed
+            }
             Err(error) => {
                 self.fail(part, [format!("{what}: {error:#}")]);
                 true

@@ -1,126 +1,242 @@
-//! What the loop says about the node.
+//! What the loop says about the node: [`Status`], from what it knows and what the kernel counts.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    time::{Duration, Instant, SystemTime},
+};
 
-use ipnet::Ipv4Net;
-use loden_ebpf::abi::{Counter, Traffic};
-use serde_json::{Value, json};
+use loden_ebpf::abi;
+use serde_json::Value;
 
 use super::{Path, Reconciler};
 use crate::{
     control::Request,
-    dataplane::{Counted, slow_reasons},
+    dataplane::{Counted, Dataplane, slow_reasons},
     registry::{Cluster, Own},
+    status::document::{
+        Amount, Device, Endpoint, Etcd, Lease, Map, Peer, Program, Reconcile, Status, Traffic, Uplink, Ways,
+    },
 };
 
 impl Reconciler {
-    pub(super) fn answer(&self, request: Request) -> Value {
+    pub(super) fn answer(&mut self, request: Request) -> Value {
         match request {
-            Request::Status => self.status(),
+            Request::Status => {
+                let now = Instant::now();
+                self.note_activity(now);
+                serde_json::to_value(self.status(now))
+                    .unwrap_or_else(|error| Value::String(error.to_string()))
+            }
         }
     }
 
-    fn status(&self) -> Value {
+    /// Looks who was heard of since the last look.
+    pub(super) fn note_activity(&mut self, now: Instant) {
         let cluster = self.cluster();
-        let counters = self.counters();
-        let traffic = self.peer_traffic();
-        let missing: BTreeMap<_, _> = self.readiness.missing().into_iter().collect();
-        json!({
-            "ready": missing.is_empty(),
-            "not_ready": missing,
-            "lease": lease(&cluster),
-            "network": self.node.network.network,
-            "uplink": {
-                "interface": self.node.uplink.name,
-                "address": self.node.uplink.address,
-                "public_ip": self.node.uplink.public_ip,
-                "mtu": self.node.uplink.mtu,
+        let traffic =
+            self.dataplane().and_then(|dataplane| dataplane.peer_traffic().ok()).unwrap_or_default();
+        let received = |traffic: &abi::Traffic| traffic.received_fast.packets + traffic.received_slow.packets;
+        let peers =
+            cluster.peers.keys().map(|subnet| (*subnet, traffic.each.get(subnet).map_or(0, received)));
+        self.peer_activity.note(peers, now);
+        let traffic =
+            self.dataplane().and_then(|dataplane| dataplane.endpoint_traffic().ok()).unwrap_or_default();
+        let sent = |traffic: &abi::EndpointTraffic| {
+            traffic.traffic.sent_fast.packets + traffic.traffic.sent_slow.packets
+        };
+        let endpoints = traffic.each.iter().map(|(address, traffic)| (*address, sent(traffic)));
+        self.endpoint_activity.note(endpoints, now);
+    }
+
+    fn status(&self, now: Instant) -> Status {
+        let cluster = self.cluster();
+        let not_ready: BTreeMap<String, String> =
+            self.readiness.missing().into_iter().map(|(name, reason)| (name.to_owned(), reason)).collect();
+        let uplink = &self.node.uplink;
+        let mut status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            timestamp: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0.0, |d| d.as_secs_f64()),
+            ready: not_ready.is_empty(),
+            not_ready,
+            lease: self.lease(&cluster, now),
+            network: self.node.network.network.to_string(),
+            uplink: Uplink {
+                interface: uplink.name.clone(),
+                address: uplink.address.to_string(),
+                public_ip: uplink.public_ip.to_string(),
+                mtu: uplink.mtu,
             },
-            "backend": self.node.network.backend.lease_type(),
-            "device": self.node.overlay.as_ref().map(|overlay| json!({
-                "name": overlay.spec.name,
-                "mac": mac(overlay.device.mac),
-                "mtu": overlay.device.mtu,
-                "vni": overlay.vxlan.vni,
-                "port": overlay.vxlan.port,
-            })),
-            "pod_mtu": self.node.pod_mtu(),
-            "datapath": self.path.name(),
-            "datapath_reason": match &self.path { Path::Kernel(reason) => Some(reason), Path::Ebpf(_) => None },
-            "gate": format!("{:?}", self.node.config.gate).to_lowercase(),
-            "counters": counters.0,
-            "bytes": counters.1,
-            "peers": cluster.peers.values().map(|lease| json!({
-                "subnet": lease.subnet,
-                "public_ip": lease.attrs.public_ip,
-                "vtep_mac": lease.attrs.vtep().ok().map(|vtep| mac(vtep.vtep_mac)),
-                "traffic": traffic.each.get(&lease.subnet).map(traffic_json),
-            })).collect::<Vec<_>>(),
-            "refused": self.refused,
-            "endpoints": self.endpoints_report(),
-            "etcd": { "connected": cluster.connected, "revision": cluster.revision },
-            "passes": self.passes,
-            "repairs": self.repairs,
-            "kernel_requests": self.kernel.requests(),
+            backend: self.node.network.backend.lease_type().to_owned(),
+            device: self.node.overlay.as_ref().map(|overlay| Device {
+                name: overlay.spec.name.clone(),
+                mac: mac(overlay.device.mac),
+                mtu: overlay.device.mtu,
+                vni: overlay.vxlan.vni,
+                port: overlay.vxlan.port,
+            }),
+            pod_mtu: self.node.pod_mtu(),
+            datapath: self.path.name().to_owned(),
+            gate: format!("{:?}", self.node.config.gate).to_lowercase(),
+            refused: self.refused.iter().cloned().collect(),
+            etcd: self.etcd(&cluster, now),
+            reconcile: self.tally.clone(),
+            passes: self.tally.runs,
+            repairs: self.repairs,
+            kernel_requests: self.kernel.requests(),
+            ..Status::default()
+        };
+        match &self.path {
+            Path::Kernel(reason) => {
+                status.datapath_reason = Some(reason.clone());
+                self.report_peers(&mut status, &cluster, None, now);
+            }
+            Path::Ebpf(dataplane) => {
+                self.report_peers(&mut status, &cluster, Some(dataplane), now);
+                self.report_endpoints(&mut status, dataplane, now);
+                count(&mut status, dataplane);
+            }
+        }
+        status
+    }
+
+    fn lease(&self, cluster: &Cluster, now: Instant) -> Lease {
+        match &cluster.own {
+            Own::Held(lease) => {
+                let renewed = cluster.renewed.filter(|_| lease.etcd_lease.is_some());
+                let age = renewed.map(|renewed| now.saturating_duration_since(renewed));
+                let left = age.map(|age| self.node.config.lease_ttl.saturating_sub(age));
+                Lease {
+                    state: "held".into(),
+                    subnet: lease.subnet.to_string(),
+                    etcd_lease: lease.etcd_lease,
+                    renewed_seconds: age.map(|age| age.as_secs_f64()),
+                    expires_seconds: left.map(|left| left.as_secs_f64()),
+                    ..Lease::default()
+                }
+            }
+            Own::Lost { subnet, reason } => Lease {
+                state: "lost".into(),
+                subnet: subnet.to_string(),
+                reason: Some(reason.clone()),
+                ..Lease::default()
+            },
+        }
+    }
+
+    fn etcd(&self, cluster: &Cluster, now: Instant) -> Etcd {
+        let health = self.keeper.etcd_health();
+        let unheard = cluster.unheard.filter(|_| !cluster.connected);
+        Etcd {
+            endpoints: health.endpoints,
+            member: health.member,
+            connected: cluster.connected,
+            revision: cluster.revision,
+            lag_seconds: unheard.map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f64()),
+            requests: health.requests,
+            errors: health.errors,
+            renewals: health.renewals,
+            broken_watches: health.broken_watches,
+        }
+    }
+
+    fn report_peers(
+        &self,
+        status: &mut Status,
+        cluster: &Cluster,
+        dataplane: Option<&Dataplane>,
+        now: Instant,
+    ) {
+        let counted = dataplane.and_then(|dataplane| dataplane.peer_traffic().ok()).unwrap_or_default();
+        let Counted { each, others } = counted;
+        status.other_peers = traffic(&others);
+        let direct = dataplane.map(Dataplane::direct_peers);
+        let seconds = |duration: Duration| duration.as_secs_f64();
+        let peer = |lease: &crate::lease::Lease| {
+            let traffic = each.get(&lease.subnet).map(traffic);
+            Peer {
+                subnet: lease.subnet.to_string(),
+                public_ip: lease.attrs.public_ip.to_string(),
+                vtep_mac: lease.attrs.vtep().ok().map(|vtep| mac(vtep.vtep_mac)),
+                direct: direct.as_ref().map(|direct| direct.contains(&lease.subnet)),
+                known_seconds: self.peer_activity.known(&lease.subnet, now).map_or(0.0, seconds),
+                last_seen_seconds: self.peer_activity.last_seen(&lease.subnet, now).map(seconds),
+                fast_share: traffic.as_ref().and_then(Traffic::fast_share),
+                traffic,
+            }
+        };
+        status.peers = cluster.peers.values().map(peer).collect();
+    }
+
+    fn report_endpoints(&self, status: &mut Status, dataplane: &Dataplane, now: Instant) {
+        let Counted { each, others } = dataplane.endpoint_traffic().unwrap_or_default();
+        status.other_endpoints = traffic(&others.traffic);
+        let endpoint = |endpoint: &abi::Endpoint| {
+            let address = Ipv4Addr::from(endpoint.address);
+            let counted = each.get(&address);
+            let traffic = counted.map(|counted| traffic(&counted.traffic));
+            Endpoint {
+                address: address.to_string(),
+                ifindex: endpoint.ifindex,
+                mac: mac(endpoint.mac),
+                gated: endpoint.gated == abi::TRANSLATED,
+                last_seen_seconds: self.endpoint_activity.last_seen(&address, now).map(|d| d.as_secs_f64()),
+                fast_share: traffic.as_ref().and_then(Traffic::fast_share),
+                traffic,
+                slow: counted
+                    .into_iter()
+                    .flat_map(slow_reasons)
+                    .map(|(r, n)| (r.name().to_owned(), n))
+                    .collect(),
+                ..Endpoint::default()
+            }
+        };
+        status.endpoints = dataplane.endpoints().unwrap_or_default().iter().map(endpoint).collect();
+    }
+}
+
+/// What the programs and maps say of themselves. What cannot be read is left out: the status is for finding out why.
+fn count(status: &mut Status, dataplane: &Dataplane) {
+    for (reason, counter) in dataplane.counters().unwrap_or_default() {
+        status.counters.insert(reason.name().to_owned(), counter.packets);
+        status.bytes.insert(reason.name().to_owned(), counter.bytes);
+    }
+    let programs = dataplane.loaded().into_iter();
+    status.programs = programs
+        .map(|loaded| Program {
+            name: loaded.program.name().to_owned(),
+            id: loaded.id,
+            tag: format!("{:016x}", loaded.tag),
+            interfaces: loaded.interfaces,
         })
-    }
-
-    /// Packets and bytes by reason; empty without programs.
-    fn counters(&self) -> (Value, Value) {
-        let Path::Ebpf(dataplane) = &self.path else { return (json!({}), json!({})) };
-        match dataplane.counters() {
-            Ok(counters) => (
-                counters.iter().map(|(reason, c)| (reason.name().to_owned(), json!(c.packets))).collect(),
-                counters.iter().map(|(reason, c)| (reason.name().to_owned(), json!(c.bytes))).collect(),
-            ),
-            Err(error) => (json!({ "error": error.to_string() }), json!({})),
-        }
-    }
-
-    fn peer_traffic(&self) -> Counted<Ipv4Net, Traffic> {
-        let Path::Ebpf(dataplane) = &self.path else { return Counted::default() };
-        dataplane.peer_traffic().unwrap_or_default()
-    }
-
-    fn endpoints_report(&self) -> Vec<Value> {
-        let Path::Ebpf(dataplane) = &self.path else { return Vec::new() };
-        let endpoints = dataplane.endpoints().unwrap_or_default();
-        let traffic = dataplane.endpoint_traffic().unwrap_or_default();
-        endpoints
-            .iter()
-            .map(|endpoint| {
-                json!({
-                    "address": Ipv4Addr::from(endpoint.address),
-                    "ifindex": endpoint.ifindex,
-                    "mac": mac(endpoint.mac),
-                    "gated": endpoint.gated == loden_ebpf::abi::TRANSLATED,
-                    "traffic": traffic.each.get(&Ipv4Addr::from(endpoint.address)).map(|each| traffic_json(&each.traffic)),
-                    "slow": traffic.each.get(&Ipv4Addr::from(endpoint.address)).map(|each| {
-                        slow_reasons(each).into_iter().map(|(reason, packets)| (reason.name(), packets)).collect::<BTreeMap<_, _>>()
-                    }),
-                })
-            })
-            .collect()
-    }
+        .collect();
+    let maps = dataplane.fill().into_iter();
+    status.maps = maps
+        .map(|(name, entries, max_entries)| Map { name: name.to_owned(), entries, max_entries })
+        .collect();
 }
 
-fn lease(cluster: &Cluster) -> Value {
-    match &cluster.own {
-        Own::Held(lease) => {
-            json!({ "state": "held", "subnet": lease.subnet, "etcd_lease": lease.etcd_lease })
-        }
-        Own::Lost { subnet, reason } => json!({ "state": "lost", "subnet": subnet, "reason": reason }),
+fn traffic(traffic: &abi::Traffic) -> Traffic {
+    let amount = |counter: &abi::Counter| Amount { packets: counter.packets, bytes: counter.bytes };
+    let ways = |fast, slow| Ways { fast: amount(fast), slow: amount(slow) };
+    Traffic {
+        sent: ways(&traffic.sent_fast, &traffic.sent_slow),
+        received: ways(&traffic.received_fast, &traffic.received_slow),
     }
-}
-
-fn traffic_json(traffic: &Traffic) -> Value {
-    let counter = |counter: &Counter| json!({ "packets": counter.packets, "bytes": counter.bytes });
-    json!({
-        "sent": { "fast": counter(&traffic.sent_fast), "slow": counter(&traffic.sent_slow) },
-        "received": { "fast": counter(&traffic.received_fast), "slow": counter(&traffic.received_slow) },
-    })
 }
 
 fn mac(mac: [u8; 6]) -> String {
     crate::kernel::mac_text(mac)
+}
+
+impl Reconcile {
+    /// Counts a run.
+    pub(super) fn ran(&mut self, took: Duration, failed: bool) {
+        self.runs += 1;
+        self.failed += u64::from(failed);
+        self.last_seconds = took.as_secs_f64();
+        self.seconds += self.last_seconds;
+    }
 }

@@ -23,6 +23,8 @@ pub struct Cluster {
     pub revision: i64,
     /// Whether etcd is being watched. While it is not, all else here is as it last was, and stays in force.
     pub connected: bool,
+    /// Since when it is not.
+    pub unheard: Option<Instant>,
     /// When etcd last confirmed the lease; `None` for a reservation, which needs none.
     pub renewed: Option<Instant>,
     /// Whether the network config in etcd is still the one that this agent runs with.

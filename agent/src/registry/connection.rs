@@ -10,7 +10,7 @@ use std::{
     fmt::Write as _,
     future::Future,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use rand::seq::SliceRandom as _;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::{Endpoint, EtcdOptions, RegistryError};
+use super::{Endpoint, EtcdOptions, RegistryError, stats::Stats};
 
 /// For the TCP connection and the TLS handshake.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
@@ -35,6 +35,7 @@ pub(super) struct Connection {
     options: EtcdOptions,
     endpoints: Vec<Endpoint>,
     current: Mutex<Current>,
+    pub(super) stats: Arc<Stats>,
 }
 
 /// The endpoint in use (an index, counted on without end) and its client once there is one.
@@ -63,12 +64,35 @@ impl Connection {
         }
         // So that a cluster's nodes spread over etcd's members.
         endpoints.shuffle(&mut rand::rng());
-        Ok(Self { options, endpoints, current: Mutex::new(Current { turn: 0, client: None }) })
+        Ok(Self {
+            options,
+            endpoints,
+            current: Mutex::new(Current { turn: 0, client: None }),
+            stats: Arc::default(),
+        })
     }
 
     /// Makes a request, at one endpoint after the other until one answers. The closure may run several times: a
     /// request that writes must tell by its answer whether an earlier try has succeeded.
     pub(super) async fn call<T, F, R>(&self, what: &'static str, request: F) -> Result<T, RegistryError>
+    where
+        F: Fn(Client) -> R,
+        R: Future<Output = Result<T, EtcdError>>,
+    {
+        self.stats.requests.add();
+        self.try_each(what, request).await.inspect_err(|_| self.stats.errors.add())
+    }
+
+    /// All endpoints, and the one in use where there is one.
+    pub(super) fn endpoints(&self) -> (Vec<String>, Option<String>) {
+        let mut urls: Vec<String> = self.endpoints.iter().map(|endpoint| endpoint.url().to_owned()).collect();
+        let (turn, client) = self.current();
+        let member = client.map(|_| urls[turn % urls.len()].clone());
+        urls.sort();
+        (urls, member)
+    }
+
+    async fn try_each<T, F, R>(&self, what: &'static str, request: F) -> Result<T, RegistryError>
     where
         F: Fn(Client) -> R,
         R: Future<Output = Result<T, EtcdError>>,

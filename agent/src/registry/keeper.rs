@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use self::round::{Broken, Ended};
 use super::{
-    Claim, Cluster, ConfigState, Own, Registry, RegistryError,
+    Claim, Cluster, ConfigState, EtcdHealth, Own, Registry, RegistryError,
     cluster::PeerRules,
     record::{Records, Told},
 };
@@ -44,6 +44,7 @@ pub struct Keeper {
     pub cluster: watch::Receiver<Arc<Cluster>>,
     commands: mpsc::UnboundedSender<Command>,
     task: JoinHandle<()>,
+    registry: Registry,
 }
 
 #[derive(Debug)]
@@ -56,8 +57,14 @@ enum Command {
 impl Keeper {
     pub(super) fn start(registry: Registry, config: NetworkConfig, claim: Claim, lease: Lease) -> Self {
         let (commands, receiver) = mpsc::unbounded_channel();
-        let (task, cluster) = Task::new(registry, config, claim, lease, receiver);
-        Self { cluster, commands, task: tokio::spawn(task.run()) }
+        let (task, cluster) = Task::new(registry.clone(), config, claim, lease, receiver);
+        Self { cluster, commands, task: tokio::spawn(task.run()), registry }
+    }
+
+    /// How etcd is heard.
+    #[must_use]
+    pub fn etcd_health(&self) -> EtcdHealth {
+        self.registry.health()
     }
 
     /// Publishes the lease with another value (a new VTEP MAC, a new public IP), on the same subnet.
@@ -117,6 +124,8 @@ struct Task {
     revision: i64,
     cluster_id: u64,
     connected: bool,
+    /// Since when the watch is down.
+    unheard: Option<Instant>,
     told_of_peers: Told,
 }
 
@@ -135,6 +144,7 @@ impl Task {
             peers: std::collections::BTreeMap::new(),
             revision: 0,
             connected: false,
+            unheard: Some(now.into_std()),
             renewed: renewed.map(Instant::into_std),
             config: ConfigState::Current,
         }));
@@ -157,6 +167,7 @@ impl Task {
             revision: 0,
             cluster_id: 0,
             connected: false,
+            unheard: Some(now),
             told_of_peers: Told::default(),
         };
         (task, cluster)
@@ -180,6 +191,10 @@ impl Task {
                 waits = backoff.build();
             }
             outage.tell(&broken);
+            self.registry.stats.broken_watches.add();
+            if self.connected || self.unheard.is_none() {
+                self.unheard = Some(Instant::now());
+            }
             self.connected = false;
             self.publish();
             if self.pause(waits.next().unwrap_or(WAIT.1)).await.is_some() {
@@ -249,6 +264,7 @@ impl Task {
             peers,
             revision: self.revision,
             connected: self.connected,
+            unheard: self.unheard.filter(|_| !self.connected).map(Instant::into_std),
             renewed: self.renewed.map(Instant::into_std),
             config: self.config_state.clone(),
         };

@@ -77,6 +77,7 @@ impl Task {
         let Some(id) = self.own.etcd_lease.filter(|_| self.alive) else { return Ok(true) };
         self.alive = self.registry.keep_alive(id).await?;
         if self.alive {
+            self.registry.stats.renewals.add();
             self.renewed = Some(Instant::now());
             self.renew_at = Instant::now() + renew_every(&self.claim);
         } else {

@@ -1,0 +1,96 @@
+//! `loden status` as people and scripts use it.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+    time::Duration,
+};
+
+use loden_tests::{
+    process::wait_for,
+    traffic::stream::{self, Until},
+};
+use serde_json::Value;
+
+use crate::served;
+
+#[test]
+fn the_status_names_the_container_tells_who_was_seen_and_what_was_slow() {
+    let (cluster, containers) = served();
+    let node = &cluster.nodes[0];
+    let seen = || {
+        node.status().unwrap()["peers"].as_array().unwrap().iter().any(|p| !p["last_seen_seconds"].is_null())
+    };
+    // Counters are looked at every five seconds, and what was there before the first look has no date.
+    wait_for("a peer that was seen", Duration::from_secs(20), || {
+        loden_tests::traffic::ping(containers[0].netns(), containers[1].address(), 1).unwrap();
+        seen().then_some(())
+    })
+    .unwrap();
+    let status = node.status().unwrap();
+    let endpoint = &status["endpoints"][0];
+    assert_eq!(endpoint["name"], containers[0].netns().name(), "{endpoint}");
+    assert_eq!(endpoint["interface"], "veth1");
+    assert!(endpoint["slow"]["pass_pod_gate"].as_u64().unwrap() >= 1, "{endpoint}");
+    assert!(endpoint["last_seen_seconds"].as_f64().unwrap() < 20.0, "{endpoint}");
+    assert_eq!(status["peers"][0]["direct"], false);
+    let lease = &status["lease"];
+    assert!(lease["expires_seconds"].as_f64().unwrap() > 86_000.0, "{lease}");
+    let etcd = &status["etcd"];
+    assert_eq!((&etcd["connected"], &etcd["lag_seconds"]), (&true.into(), &0.0.into()), "{etcd}");
+    assert_eq!(etcd["member"], etcd["endpoints"][0], "{etcd}");
+    let map = |name: &str| -> Value {
+        let maps = status["maps"].as_array().unwrap();
+        maps.iter().find(|map| map["name"] == name).unwrap().clone()
+    };
+    assert_eq!((&map("PEERS")["entries"], &map("ENDPOINTS")["entries"]), (&2.into(), &1.into()));
+    assert!(map("FLOWS")["entries"].as_u64().unwrap() >= 1);
+    let programs = status["programs"].as_array().unwrap();
+    let from_pod = programs.iter().find(|program| program["name"] == "from_pod").unwrap();
+    assert!(from_pod["id"].as_u64().unwrap() > 0 && from_pod["interfaces"] == 1, "{from_pod}");
+    let text = node.loden(&["status"]).unwrap();
+    for part in
+        ["ready      yes", "held, renewed", "followed, revision", "from_pod", containers[0].netns().name()]
+    {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+}
+
+#[test]
+fn etcd_that_is_gone_shows_as_lag() {
+    let (mut cluster, _containers) = served();
+    cluster.etcd_mut().kill();
+    let node = &cluster.nodes[0];
+    wait_for("the lag to show", Duration::from_secs(20), || {
+        let etcd = node.status().unwrap()["etcd"].clone();
+        let lags = etcd["lag_seconds"].as_f64().unwrap() > 1.0;
+        (lags && etcd["connected"] == false && etcd["broken_watches"].as_u64().unwrap() > 0).then_some(())
+    })
+    .unwrap();
+    assert!(node.loden(&["status"]).unwrap().contains("NOT followed for"));
+}
+
+#[test]
+fn the_live_view_shows_rates() {
+    let (cluster, containers) = served();
+    let node = &cluster.nodes[0];
+    let binary = loden_tests::node::binary().unwrap().display().to_string();
+    let mut command = node.netns().command(&binary);
+    command.args(["status", "--watch", "--run-dir"]).arg(node.run_directory()).stdout(Stdio::piped());
+    let mut watch = command.spawn().unwrap();
+    let lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let traffic =
+        || stream::run(containers[0].host(), containers[1].host(), None, Until::Time(Duration::from_secs(6)));
+    let line = std::thread::scope(|scope| {
+        let traffic = scope.spawn(traffic);
+        let peer = cluster.nodes[1].address().to_string();
+        let line =
+            lines.map(Result::unwrap).find(|line| line.contains(&peer) && line.contains(" %")).unwrap();
+        traffic.join().unwrap().unwrap();
+        line
+    });
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    let share: f64 = line.split(" %").next().unwrap().split_whitespace().last().unwrap().parse().unwrap();
+    assert!(share > 95.0, "{line}");
+}
