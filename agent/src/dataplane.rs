@@ -11,6 +11,7 @@ mod features;
 mod hooks;
 mod load;
 mod packet_log;
+mod pinned;
 mod pins;
 mod report;
 mod tables;
@@ -32,6 +33,7 @@ use loden_ebpf::{
 pub use self::{
     hooks::{Direction, GuardMode, Hook, Program},
     load::{Settings, VxlanSettings},
+    pinned::{OF_A_POD, PinnedDataplane, forget_pod},
     pins::{Pins, detach_all},
     report::Loaded,
     traffic::{Counted, slow_reasons},

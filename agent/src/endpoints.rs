@@ -1,5 +1,5 @@
 //! Which local pod sits behind which veth: found from the bridge that carries the own subnet, as its kernel would
-//! find it, and from what the programs saw.
+//! find it, and from what the programs saw; and from what `loden-cni` has noted on the veths of routed pods.
 //!
 //! The kernel delivers to a pod by its neighbour table (address to MAC) and the bridge's FDB (MAC to port); an
 //! endpoint is the two of them joined. Both forget a silent pod after minutes, so what was found once stays until
@@ -13,9 +13,16 @@ use std::{
 use ipnet::Ipv4Net;
 use loden_ebpf::abi::Endpoint;
 
+use crate::{
+    cni::record::Record,
+    kernel::{Link, LinkKind},
+};
+
 /// A bridge with an address in the own subnet, such as docker0 or cni0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bridge {
+    /// Its interface index.
+    pub index: u32,
     /// Its MAC: the pods' gateway.
     pub mac: [u8; 6],
     /// Its own addresses.
@@ -26,6 +33,36 @@ pub struct Bridge {
     pub neighbours: BTreeMap<Ipv4Addr, Option<[u8; 6]>>,
     /// Ports by the MAC learned there.
     pub fdb: BTreeMap<[u8; 6], u32>,
+}
+
+/// A pod on a veth of its own, without a bridge, as its veth's alias tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routed {
+    /// Interface index of the host's end.
+    pub port: u32,
+    /// Its MAC: the pod's gateway.
+    pub gateway_mac: [u8; 6],
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// MAC of the pod's own interface.
+    pub mac: [u8; 6],
+}
+
+impl Routed {
+    /// Reads it from a link; `None` for every other link.
+    #[must_use]
+    pub fn of(link: &Link) -> Option<Self> {
+        if link.kind != LinkKind::Veth || link.master.is_some() || link.peer_in_other_netns.is_none() {
+            return None;
+        }
+        let Record { address, mac, .. } = Record::parse(link.alias.as_deref()?)?;
+        Some(Self { port: link.index, gateway_mac: link.mac?, address, mac })
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        let Self { port, gateway_mac, address, mac } = *self;
+        Endpoint { address: address.octets(), ifindex: port, mac, gateway_mac, gated: 0, traffic: 0 }
+    }
 }
 
 /// A packet that a pod's veth sent from an address that is not its endpoint yet.
@@ -42,9 +79,16 @@ pub struct Seen {
 /// Endpoints by their address.
 pub type Endpoints = BTreeMap<Ipv4Addr, Endpoint>;
 
-/// Finds the endpoints of the subnet behind these bridges. Earlier ones are kept where nothing contradicts them.
+/// Finds the endpoints of the subnet: routed ones, and those behind these bridges. Earlier ones are kept where nothing
+/// contradicts them.
 #[must_use]
-pub fn discover(subnet: Ipv4Net, bridges: &[Bridge], seen: &[Seen], earlier: &Endpoints) -> Endpoints {
+pub fn discover(
+    subnet: Ipv4Net,
+    bridges: &[Bridge],
+    routed: &[Routed],
+    seen: &[Seen],
+    earlier: &Endpoints,
+) -> Endpoints {
     let mut found = Endpoints::new();
     for bridge in bridges {
         let is_pod = |address: &Ipv4Addr| subnet.contains(address) && !bridge.addresses.contains(address);
@@ -65,6 +109,9 @@ pub fn discover(subnet: Ipv4Net, bridges: &[Bridge], seen: &[Seen], earlier: &En
             }
         }
     }
+    // Last: the host's route to one address counts before that to the whole subnet.
+    let own = routed.iter().filter(|pod| subnet.contains(&pod.address));
+    found.extend(own.map(|pod| (pod.address, pod.endpoint())));
     found
 }
 
@@ -120,6 +167,7 @@ mod tests {
 
     fn bridge() -> Bridge {
         Bridge {
+            index: 3,
             mac: GATEWAY,
             addresses: [address(1)].into(),
             ports: [7, 8].into(),
@@ -129,7 +177,7 @@ mod tests {
     }
 
     fn discover(bridge: Bridge, seen: &[Seen], earlier: &Endpoints) -> Endpoints {
-        super::discover(SUBNET.parse().unwrap(), &[bridge], seen, earlier)
+        super::discover(SUBNET.parse().unwrap(), &[bridge], &[], seen, earlier)
     }
 
     fn at(port: u32, mac: [u8; 6]) -> Endpoint {
@@ -211,5 +259,52 @@ mod tests {
         quiet.neighbours.clear();
         let seen = Seen { port: 8, address: address(2), mac: POD };
         assert!(discover(quiet, &[seen], &Endpoints::new()).is_empty());
+    }
+
+    const ALIAS: &str = "loden-cni 10.5.1.2 02:00:00:00:00:11 n eth0 c";
+
+    fn veth() -> Link {
+        Link {
+            index: 9,
+            name: "pod1".into(),
+            mac: Some(GATEWAY),
+            mtu: 1450,
+            up: true,
+            carrier: true,
+            running: true,
+            master: None,
+            peer: Some(2),
+            peer_in_other_netns: Some(0),
+            kind: LinkKind::Veth,
+            loopback: false,
+            point_to_point: false,
+            no_arp: false,
+            alias: Some(ALIAS.into()),
+        }
+    }
+
+    #[test]
+    fn a_routed_pod_is_what_its_veth_tells_and_counts_before_one_on_a_bridge() {
+        let routed = Routed::of(&veth()).unwrap();
+        let found = super::discover(SUBNET.parse().unwrap(), &[bridge()], &[routed], &[], &Endpoints::new());
+        assert_eq!(found, [(address(2), at(9, OTHER))].into());
+        let elsewhere = Routed { address: Ipv4Addr::new(10, 5, 2, 2), ..routed };
+        let found = super::discover(SUBNET.parse().unwrap(), &[], &[elsewhere], &[], &Endpoints::new());
+        assert!(found.is_empty(), "another subnet's");
+    }
+
+    #[test]
+    fn no_other_link_is_a_routed_pod() {
+        let others = [
+            Link { alias: None, ..veth() },
+            Link { alias: Some("uplink".into()), ..veth() },
+            Link { master: Some(3), ..veth() },
+            Link { peer_in_other_netns: None, ..veth() },
+            Link { kind: LinkKind::Physical, ..veth() },
+            Link { mac: None, ..veth() },
+        ];
+        for link in others {
+            assert_eq!(Routed::of(&link), None, "{link:?}");
+        }
     }
 }

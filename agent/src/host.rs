@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     config::Config,
-    kernel::{AddressScope, Kernel, Link, LinkKind, ROUTE_PROTOCOL, Route, TABLE_MAIN},
+    kernel::{AddressScope, Kernel, Link, LinkKind, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, Route, TABLE_MAIN},
     reconcile::Overlay,
     uplink::{self, Candidate, CandidateAddress, Uplink},
 };
@@ -92,7 +92,7 @@ pub(crate) async fn prefixes(kernel: &Kernel, overlay: Option<&Overlay>) -> Resu
     let routes = kernel.routes().await?;
     let of_routes = routes
         .iter()
-        .filter(|route| route.protocol != ROUTE_PROTOCOL && !is_special(route))
+        .filter(|route| ![ROUTE_PROTOCOL, POD_ROUTE_PROTOCOL].contains(&route.protocol) && !is_special(route))
         .map(|route| (route.ifindex.unwrap_or(0), route.dst));
     let own = addresses.iter().filter(|a| !is_overlay(a.ifindex)).map(|a| a.address).collect();
     let mut prefixes = Prefixes { addresses: own, ..Prefixes::default() };

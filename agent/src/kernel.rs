@@ -16,6 +16,7 @@ mod peers;
 mod route;
 mod ruleset;
 pub mod sysctl;
+mod veth;
 mod vxlan;
 
 use std::{
@@ -45,7 +46,6 @@ use tokio::{
 
 use crate::family::Family;
 
-pub(crate) use self::route::PROTOCOL_BOOT;
 pub use self::{
     address::{Address, AddressScope},
     event::{Change, Events, Ipv6Event, KernelEvent},
@@ -54,8 +54,10 @@ pub use self::{
     peers::{OpError, Removed},
     route::{ROUTE_PROTOCOL, Route, RouteKind, RouteTo, TABLE_MAIN, default_metric},
     ruleset::RulesetEvents,
+    veth::{POD_ROUTE_PROTOCOL, VethSpec, default_route, pod_route},
     vxlan::{DEFAULT_PORT, VxlanDevice, VxlanSpec, overhead},
 };
+pub(crate) use self::{route::PROTOCOL_BOOT, vxlan::random_mac};
 
 /// What all functions here return.
 pub type Result<T, E = KernelError> = std::result::Result<T, E>;

@@ -20,10 +20,12 @@
 //! | [`control`], [`status`], [`cleanup`] | the control socket, what it tells, and undoing everything |
 //! | [`activity`], [`metrics`], [`web`] | when who was heard of; `/metrics`; the web page |
 //! | [`state`] | what there is to undo |
+//! | [`cni`] | the CNI plugin `loden-cni`, which needs no running agent |
 
 pub mod activity;
 pub mod cleanup;
 pub mod cli;
+pub mod cni;
 pub mod config;
 pub mod control;
 pub mod dataplane;

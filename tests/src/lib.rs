@@ -6,6 +6,7 @@
 pub mod bpffs;
 pub mod capture;
 pub mod cluster;
+pub mod cni;
 pub mod container;
 pub mod counters;
 pub mod crowd;

@@ -92,7 +92,7 @@ impl Agent {
         let binary = messages
             .iter()
             .filter(|message| message["manifest_path"].as_str().map(Path::new) == Some(&manifest))
-            .filter(|message| message["profile"]["test"] == false)
+            .filter(|message| message["profile"]["test"] == false && message["target"]["name"] == "loden")
             .find_map(|message| message["executable"].as_str())
             .context("cargo did not name the binary loden")?;
         // This kind of message has the package, but not its manifest.

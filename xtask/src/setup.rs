@@ -50,6 +50,9 @@ const FOR_KERNELS: &[(&str, &str, &str)] = &[
 /// The protobuf definitions that protoc itself brings; without them the etcd client does not build.
 const PROTO_INCLUDE: (&str, &str) = ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev");
 
+/// The standard CNI plugins, which stand outside of PATH.
+const CNI_PLUGINS: (&str, &str) = ("/usr/lib/cni/host-local", "containernetworking-plugins");
+
 /// Installs what is missing. Quick where nothing is.
 ///
 /// # Errors
@@ -62,6 +65,8 @@ pub(crate) fn run() -> Result<()> {
     if !Path::new(file).exists() && (!on_path("protoc") || Path::new("/usr/bin/protoc").exists()) {
         more.push(package);
     }
+    let (file, package) = CNI_PLUGINS;
+    more.extend((!Path::new(file).exists()).then_some(package));
     packages(PROGRAMS, more)?;
     rust_src()?;
     bpf_linker()

@@ -1,10 +1,10 @@
 //! Attaching: one program per hook, swapped in place when it is there already.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, io, path::Path, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::programs::{
-    LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
     links::{FdLink, PinnedLink},
     tc::{SchedClassifierLink, TcAttachOptions},
 };
@@ -225,36 +225,11 @@ impl Dataplane {
     }
 
     fn attach(&mut self, hook: Hook, interface: &str) -> Result<Attached> {
-        let pin = self.pins.link(&hook);
-        let Some(side) = hook.program.direction().tc() else { return self.attach_guard(&pin, interface) };
-        let record = self.pins.filter(&hook);
-        let found = self.pins.find_link(&hook);
-        let classifier = self.program(hook.program)?;
-        if let Some(found) = found {
-            match swap(classifier, &found) {
-                Ok(()) => {
-                    self.pins.take_over(&found, &hook)?;
-                    return Ok(Attached::Tcx);
-                }
-                // The pin is of a link whose interface is gone; its number belongs to another one now.
-                Err(error) => {
-                    tracing::debug!(pin = %found.display(), "a stale link is replaced: {error:#}");
-                    Pins::remove(&found)?;
-                }
-            }
+        if hook.program.direction().tc().is_none() {
+            return self.attach_guard(&self.pins.link(&hook), interface);
         }
-        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-        match classifier.attach_with_options(interface, side, first) {
-            Ok(id) => {
-                let link: FdLink = classifier.take_link(id)?.try_into()?;
-                link.pin(&pin).with_context(|| format!("pinning the link at {}", pin.display()))?;
-                Ok(Attached::Tcx)
-            }
-            Err(tcx) if clsact::is_no_tcx(&tcx) => clsact::attach(classifier, &record, interface, side)
-                .context("by a filter, as this kernel has no TCX")
-                .map(|()| Attached::Clsact),
-            Err(tcx) => Err(tcx.into()),
-        }
+        let pins = self.pins.clone();
+        attach_classifier(self.program(hook.program)?, &pins, hook, interface)
     }
 
     /// How the guard is attached from the next [`Self::set_hooks`] on.
@@ -264,7 +239,7 @@ impl Dataplane {
 
     /// An earlier guard is taken off first, as a link cannot change its mode; the TC program behind it checks the
     /// same meanwhile.
-    fn attach_guard(&mut self, pin: &std::path::Path, interface: &str) -> Result<Attached> {
+    fn attach_guard(&mut self, pin: &Path, interface: &str) -> Result<Attached> {
         Pins::remove(pin)?;
         let mode = match self.guard_mode {
             GuardMode::WhereNative | GuardMode::Native => XdpMode::Driver,
@@ -305,8 +280,72 @@ impl Dataplane {
     }
 }
 
+/// Attaches a program of TC, in the place of the one that is attached there already.
+pub(super) fn attach_classifier(
+    classifier: &mut SchedClassifier,
+    pins: &Pins,
+    hook: Hook,
+    interface: &str,
+) -> Result<Attached> {
+    let side = hook.program.direction().tc().context("the guard is no filter")?;
+    let pin = pins.link(&hook);
+    if let Some(found) = pins.find_link(&hook) {
+        match swap(classifier, &found) {
+            Ok(()) => {
+                pins.take_over(&found, &hook)?;
+                return Ok(Attached::Tcx);
+            }
+            // The pin is of a link whose interface is gone; its number belongs to another one now.
+            Err(error) => {
+                tracing::debug!(pin = %found.display(), "a stale link is replaced: {error:#}");
+                Pins::remove(&found)?;
+            }
+        }
+    }
+    let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+    match classifier.attach_with_options(interface, side, first) {
+        Ok(id) => {
+            let link: FdLink = classifier.take_link(id)?.try_into()?;
+            match link.pin(&pin) {
+                Ok(_) => Ok(Attached::Tcx),
+                // Agent and CNI plugin may both be at it, with programs of two loads. Whoever comes second takes the
+                // other's link, and its own goes with its descriptor.
+                Err(_) if pin.exists() => swap(classifier, &pin).map(|()| Attached::Tcx),
+                Err(error) => Err(error).with_context(|| format!("pinning the link at {}", pin.display())),
+            }
+        }
+        // The same, with the very same program: the pin follows at once.
+        Err(tcx) if is_attached(&tcx) && appears(&pin) => swap(classifier, &pin).map(|()| Attached::Tcx),
+        Err(tcx) if clsact::is_no_tcx(&tcx) => {
+            clsact::attach(classifier, &pins.filter(&hook), interface, side)
+                .context("by a filter, as this kernel has no TCX")
+                .map(|()| Attached::Clsact)
+        }
+        Err(tcx) => Err(tcx.into()),
+    }
+}
+
+/// Whether an attachment failed because the program is attached there already.
+fn is_attached(error: &ProgramError) -> bool {
+    match error {
+        ProgramError::SyscallError(error) => error.io_error.kind() == io::ErrorKind::AlreadyExists,
+        _ => false,
+    }
+}
+
+/// Waits a moment for a pin that another process is about to make.
+fn appears(pin: &Path) -> bool {
+    (0..50).any(|_| {
+        let there = pin.exists();
+        if !there {
+            thread::sleep(Duration::from_millis(2));
+        }
+        there
+    })
+}
+
 /// Puts our program into a pinned link, atomically (`BPF_LINK_UPDATE`).
-fn swap(classifier: &mut SchedClassifier, pin: &std::path::Path) -> Result<()> {
+fn swap(classifier: &mut SchedClassifier, pin: &Path) -> Result<()> {
     let link = FdLink::from(PinnedLink::from_pin(pin)?);
     let id = classifier.attach_to_link(SchedClassifierLink::try_from(link)?)?;
     // The pin holds the link; our descriptor of it may go without detaching anything.

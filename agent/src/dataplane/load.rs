@@ -17,6 +17,7 @@ use loden_ebpf::{
 use super::{
     Dataplane, DataplaneError, Direction, GuardMode, Program, features,
     packet_log::PacketLog,
+    pinned,
     pins::{PINNED_MAPS, Pins},
     traffic,
 };
@@ -111,6 +112,7 @@ impl Dataplane {
     pub(super) fn with_pins(settings: &Settings, pins: Pins) -> Result<Self, DataplaneError> {
         remove_misfits(&pins, settings)?;
         let mut ebpf = load(settings, &pins)?;
+        pinned::pin_programs(&mut ebpf, &pins, settings.subnet)?;
         let packet_log = settings
             .log_packets
             .then(|| PacketLog::open(&mut ebpf))

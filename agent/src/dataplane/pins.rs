@@ -6,13 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnet::Ipv4Net;
 use loden_ebpf::abi::{ABI_VERSION, map};
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::{DataplaneError, Hook, clsact};
+use super::{DataplaneError, Hook, Program, clsact};
 
 /// The maps that outlive the agent. The ring buffer does not: what it carried is in SIGHTINGS too.
 pub(super) const PINNED_MAPS: [&str; 9] = [
@@ -28,7 +29,8 @@ pub(super) const PINNED_MAPS: [&str; 9] = [
 ];
 
 /// The pins of one agent: `<bpffs-dir>/v1/<MAP>`, `<bpffs-dir>/v1/links/<program>-<ifindex>`, and, where the kernel
-/// has no TCX, records of filters: `<bpffs-dir>/v1/filters/<program>-<ifindex>`.
+/// has no TCX, records of filters: `<bpffs-dir>/v1/filters/<program>-<ifindex>`. The programs of pods' veths, for the
+/// CNI plugin: `<bpffs-dir>/v1/programs/<subnet>/<program>`, the subnet as `10-5-1-0_24`: bpffs allows no dots.
 ///
 /// Agents of another ABI version have a directory of their own beside it. Their maps are never read; their links
 /// are taken over with the new programs in them, so that a change of version leaves no hook empty.
@@ -96,6 +98,36 @@ impl Pins {
         self.filters().join(hook.pin_name())
     }
 
+    /// The pin of a program that was loaded for this subnet.
+    #[must_use]
+    pub(super) fn program(&self, subnet: Ipv4Net, program: Program) -> PathBuf {
+        self.programs_for(subnet).join(program.name())
+    }
+
+    /// The directory of the programs that were loaded for this subnet.
+    #[must_use]
+    pub(super) fn programs_for(&self, subnet: Ipv4Net) -> PathBuf {
+        let subnet = format!("{}_{}", subnet.network().to_string().replace('.', "-"), subnet.prefix_len());
+        self.programs().join(subnet)
+    }
+
+    /// The subnets for which programs are pinned: one, but for the moment of a change.
+    #[must_use]
+    pub(super) fn program_subnets(&self) -> Vec<Ipv4Net> {
+        let Ok(entries) = fs::read_dir(self.programs()) else { return Vec::new() };
+        let subnet = |name: &str| name.replace('-', ".").replace('_', "/").parse().ok();
+        entries.flatten().filter_map(|entry| subnet(entry.file_name().to_str()?)).collect()
+    }
+
+    /// Removes the programs that are pinned for a subnet.
+    pub(super) fn remove_programs(&self, subnet: Ipv4Net) -> Vec<DataplaneError> {
+        remove_pins(&self.programs_for(subnet))
+    }
+
+    fn programs(&self) -> PathBuf {
+        self.root.join("programs")
+    }
+
     /// The directory of the links' pins.
     #[must_use]
     pub fn links(&self) -> PathBuf {
@@ -156,9 +188,9 @@ impl Pins {
             };
             errors.extend(gone.err());
         }
-        for directory in [self.links(), self.filters(), self.root.clone()] {
-            errors.extend(pins_in(&directory).iter().filter_map(|pin| Self::remove(pin).err()));
-            errors.extend(remove_directory(&directory).err());
+        errors.extend(self.program_subnets().into_iter().flat_map(|subnet| self.remove_programs(subnet)));
+        for directory in [self.links(), self.filters(), self.programs(), self.root.clone()] {
+            errors.extend(remove_pins(&directory));
         }
         errors
     }
@@ -181,6 +213,13 @@ impl Pins {
 fn hooks_in(directory: &Path) -> Vec<Hook> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     entries.flatten().filter_map(|entry| Hook::from_pin(entry.file_name().to_str()?)).collect()
+}
+
+/// Removes the pins in a directory, and then the directory. Goes on past failures.
+fn remove_pins(directory: &Path) -> Vec<DataplaneError> {
+    let mut errors: Vec<_> = pins_in(directory).iter().filter_map(|pin| Pins::remove(pin).err()).collect();
+    errors.extend(remove_directory(directory).err());
+    errors
 }
 
 /// The files of a directory, not the directories.

@@ -279,7 +279,7 @@ impl Dataplane {
     }
 }
 
-fn at(map: &'static str) -> impl FnOnce(MapError) -> DataplaneError {
+pub(super) fn at(map: &'static str) -> impl FnOnce(MapError) -> DataplaneError {
     move |source| DataplaneError::Map { map, source }
 }
 

@@ -1,4 +1,5 @@
-//! What the kernel tells of its own accord: changes of links, addresses, routes, neighbours and FDB entries.
+//! What the kernel tells of its own accord: changes of links, addresses, routes, neighbours, FDB entries and
+//! queueing disciplines.
 //!
 //! An event is a reason to look, never the truth itself: the socket's buffer is finite, and what does not fit
 //! is lost. The loss is told ([`KernelEvent::Overrun`]); whoever listens must then list everything again. It
@@ -58,6 +59,8 @@ pub enum KernelEvent {
     Neighbour(Change, Neighbour),
     /// Of an FDB entry of a bridge, or of a VXLAN device with an IPv4 underlay.
     Fdb(Change, FdbEntry),
+    /// Of a queueing discipline: [`Kernel::queueing_links`] may answer otherwise now.
+    Queueing,
     /// Of something of IPv6.
     Ipv6(Ipv6Event),
     /// Events were lost: everything must be read anew.
@@ -101,6 +104,7 @@ impl Kernel {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv6Route,
             MulticastGroup::Neigh,
+            MulticastGroup::Tc,
         ];
         let (mut connection, _, messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(KernelError::Connect)?;
@@ -174,6 +178,7 @@ fn parse(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<KernelEvent> {
             let v4 = route::parse(&message).map(|route| KernelEvent::Route(change, route));
             v4.or_else(|| route::parse(&message).map(|it| KernelEvent::Ipv6(Ipv6Event::Route(change, it))))
         }
+        Message::NewQueueDiscipline(_) | Message::DelQueueDiscipline(_) => Some(KernelEvent::Queueing),
         Message::NewNeighbour(message) | Message::DelNeighbour(message) => {
             let v6 = KernelEvent::Ipv6;
             neighbour::parse(&message)

@@ -45,6 +45,8 @@ pub struct Link {
     pub point_to_point: bool,
     /// Does no ARP (`IFF_NOARP`).
     pub no_arp: bool,
+    /// What people and programs have noted on it.
+    pub alias: Option<String>,
 }
 
 /// The sort of a network device.
@@ -225,6 +227,7 @@ pub(super) fn parse(message: &LinkMessage) -> Option<Link> {
         loopback: flags.contains(LinkFlags::Loopback),
         point_to_point: flags.contains(LinkFlags::Pointopoint),
         no_arp: flags.contains(LinkFlags::Noarp),
+        alias: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -235,6 +238,7 @@ pub(super) fn parse(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::Link(peer) => link.peer = (*peer != 0).then_some(*peer),
             LinkAttribute::LinkNetNsId(id) => link.peer_in_other_netns = Some(*id),
             LinkAttribute::LinkInfo(info) => link.kind = kind(info),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             _ => {}
         }
     }

@@ -11,7 +11,8 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 use rtnetlink::packet_route::{RouteNetlinkMessage, link::InfoVxlan};
 
-use self::attributes::{creation, difference, learning, random_mac, vxlan_info, wanted_port};
+pub(crate) use self::attributes::random_mac;
+use self::attributes::{creation, difference, learning, vxlan_info, wanted_port};
 use super::{
     How, Kernel, KernelError, Link, LinkKind, Result, VxlanAttrs,
     link::{check_name, for_index},

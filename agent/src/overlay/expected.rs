@@ -28,7 +28,10 @@ impl Expected {
             KernelEvent::Neighbour(change, neighbour) => self.neighbour(*change, neighbour),
             KernelEvent::Fdb(change, entry) => self.fdb(*change, entry),
             KernelEvent::Overrun => true,
-            KernelEvent::Link(..) | KernelEvent::Address(..) | KernelEvent::Ipv6(_) => false,
+            KernelEvent::Link(..)
+            | KernelEvent::Address(..)
+            | KernelEvent::Queueing
+            | KernelEvent::Ipv6(_) => false,
         }
     }
 }

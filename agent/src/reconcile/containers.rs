@@ -8,8 +8,8 @@ use super::{Reconciler, Work};
 use crate::{
     config::Xdp,
     dataplane::{Hook, Program},
-    endpoints::{self, Bridge, Seen},
-    kernel::{Address, FdbOf, Link, LinkKind},
+    endpoints::{self, Bridge, Routed, Seen},
+    kernel::{Address, FdbOf, Link, LinkKind, sysctl},
 };
 
 impl Reconciler {
@@ -18,7 +18,13 @@ impl Reconciler {
         let links = self.kernel.links().await?;
         let addresses = self.kernel.addresses().await?;
         self.bridges = self.read_bridges(&links, &addresses).await?;
-        let hooks = self.hooks(&links);
+        let queueing = self.kernel.queueing_links().await?;
+        // What is shaped on its veth must come by there.
+        let is_free = |port: u32| !queueing.contains(&port);
+        let mut routed: Vec<Routed> = links.iter().filter_map(Routed::of).collect();
+        let hooks = self.hooks(&links, &routed);
+        self.answer_for_routed(&links, &routed);
+        routed.retain(|pod| is_free(pod.port));
         let subnet = self.node.subnet;
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
         let seen: Vec<Seen> = dataplane
@@ -30,7 +36,8 @@ impl Reconciler {
                 mac: sighting.mac,
             })
             .collect();
-        self.endpoints = endpoints::discover(subnet, &self.bridges, &seen, &self.endpoints);
+        self.endpoints = endpoints::discover(subnet, &self.bridges, &routed, &seen, &self.endpoints);
+        self.endpoints.retain(|_, endpoint| is_free(endpoint.ifindex));
         let wanted = self.endpoints.clone();
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
         let changes = dataplane.set_endpoints(&wanted)?;
@@ -67,6 +74,7 @@ impl Reconciler {
                 .collect();
             let fdb = self.kernel.fdb(FdbOf::Bridge(link.index)).await?;
             bridges.push(Bridge {
+                index: link.index,
                 mac,
                 addresses: own.into_iter().collect(),
                 ports: ports(links, link.index).map(|port| port.index).collect(),
@@ -78,13 +86,30 @@ impl Reconciler {
         Ok(bridges)
     }
 
+    /// Pods on a bridge believe the whole subnet to be on their link: where some of it is not, the bridge answers
+    /// for them (proxy ARP).
+    fn answer_for_routed(&mut self, links: &[Link], routed: &[Routed]) {
+        if routed.is_empty() {
+            return;
+        }
+        let bridges =
+            links.iter().filter(|link| self.bridges.iter().any(|bridge| bridge.index == link.index));
+        let answer = |link: &Link| sysctl::set(&format!("net/ipv4/conf/{}/proxy_arp", link.name), "1");
+        let errors: Vec<String> =
+            bridges.filter_map(|link| answer(link).err()).map(|error| error.to_string()).collect();
+        self.fail(Work::Containers, errors);
+    }
+
     /// Where our programs should run. Those that note what goes into the host stack come before those that look
     /// at what comes out, so that nothing seems to come from nowhere.
-    fn hooks(&self, links: &[Link]) -> Vec<(Hook, String)> {
+    fn hooks(&self, links: &[Link], routed: &[Routed]) -> Vec<(Hook, String)> {
         let on = |program, link: &Link| (Hook { program, ifindex: link.index }, link.name.clone());
         let pods: Vec<&Link> = links
             .iter()
-            .filter(|link| self.bridges.iter().any(|bridge| bridge.ports.contains(&link.index)))
+            .filter(|link| {
+                self.bridges.iter().any(|bridge| bridge.ports.contains(&link.index))
+                    || routed.iter().any(|pod| pod.port == link.index)
+            })
             .collect();
         let find = |index: u32| links.iter().find(move |link| link.index == index);
         let uplink = find(self.node.uplink.ifindex);

@@ -1,7 +1,7 @@
 //! How much a pass has to look at, and what an event asks for.
 
 use super::Reconciler;
-use crate::kernel::{KernelEvent, ROUTE_PROTOCOL};
+use crate::kernel::{KernelEvent, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 
 /// The parts of a pass, each with those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +54,9 @@ impl Reconciler {
             {
                 Some(Work::Overlay)
             }
+            KernelEvent::Queueing => Some(Work::Containers),
+            // To a pod of this node; its veth tells the rest.
+            KernelEvent::Route(_, route) if route.protocol == POD_ROUTE_PROTOCOL => Some(Work::Containers),
             // Another default route may mean another uplink.
             KernelEvent::Route(_, route) if route.dst.prefix_len() == 0 => {
                 self.forget_ways(event);

@@ -11,7 +11,7 @@ use loden_ebpf::{
 };
 
 use super::{
-    Verdict, gate, globals, lookup, maps,
+    Verdict, from_wire, gate, globals, lookup, maps,
     skb::Skb,
     traffic::{self, Load},
 };
@@ -28,7 +28,10 @@ const INNER_IP: usize = IP + vxlan::ENCAP_LEN;
 /// Where a packet may go past the host.
 enum Way {
     Peer(&'static Peer),
+    /// In the same segment.
     Local(&'static Endpoint),
+    /// Behind another gateway: this host is the router between them.
+    Routed(&'static Endpoint),
 }
 
 /// A packet that may be fast: where to, and whose it is.
@@ -45,9 +48,12 @@ pub(super) fn run(skb: &mut Skb) -> Verdict {
     };
     let load = Load::of(skb, IP);
     match way {
-        Way::Local(to) => {
+        Way::Local(to) | Way::Routed(to) => {
             traffic::sent(None, Some(from), traffic::Way::Fast, load);
             traffic::received(None, Some(to), traffic::Way::Fast, load);
+            if matches!(way, Way::Routed(_)) {
+                return from_wire::deliver(skb, to, None, Reason::FastLocal);
+            }
             Verdict::Redirect(Reason::FastLocal, skb.redirect_peer(to.ifindex))
         }
         Way::Peer(peer) if peer.direct == 1 => {
@@ -116,7 +122,8 @@ fn decide(skb: &mut Skb) -> Result<Departure, Verdict> {
 }
 
 /// To another pod of this node. On a bridge both are in one segment: the frame goes over as it is, if it is meant
-/// for that pod's MAC; through the gateway, the host routes it.
+/// for that pod's MAC. Where each has a gateway of its own, the packet goes over as a router passes it on. From one
+/// pod to another of the same bridge through the gateway is the host's matter.
 #[inline(always)]
 fn local(
     skb: &Skb,
@@ -130,16 +137,24 @@ fn local(
         other => return Err(foreign_source(skb, frame, ipv4::source(ip), other.is_some())),
     };
     let Some((key, tcp_flags)) = flow_key(skb, ip) else { return Err(local_slow(skb, from, to)) };
-    let one_frame = ethernet::destination(frame) == to.mac
+    let next_hop = ethernet::destination(frame);
+    let one_segment = to.gateway_mac == from.gateway_mac;
+    let may_cross = if one_segment {
+        next_hop == to.mac
+    } else {
+        next_hop == from.gateway_mac && ipv4::ttl(ip) > 1 && ipv4::has_right_checksum(ip)
+    };
+    let may_cross = may_cross
         && to.ifindex != from.ifindex
         && !skb.has_vlan()
         && ipv4::is_plain(ip)
         && !ipv4::is_fragment(ip)
         && u32::from(ipv4::total_len(ip)) + ETH as u32 == skb.len();
     let gated = gate::is_gated(from) || gate::is_gated(to);
-    if one_frame && (!gated || matches!(gate::ask(&key, Direction::Outbound, tcp_flags), gate::Answer::Fast))
+    if may_cross && (!gated || matches!(gate::ask(&key, Direction::Outbound, tcp_flags), gate::Answer::Fast))
     {
-        return Ok(Departure { way: Way::Local(to), from });
+        let way = if one_segment { Way::Local(to) } else { Way::Routed(to) };
+        return Ok(Departure { way, from });
     }
     gate::enter(skb, IP, &key, Direction::Outbound);
     Err(local_slow(skb, from, to))

@@ -11,7 +11,7 @@ fn what_a_pod_sends_is_encapsulated_or_passed_on_unchanged() {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    [fast(), direct(), local(), ttl(), ecn(), addresses(), sightings(), not_plain(), lengths()]
+    [fast(), direct(), local(), routed(), ttl(), ecn(), addresses(), sightings(), not_plain(), lengths()]
         .into_iter()
         .flatten()
         .collect()
@@ -102,6 +102,34 @@ fn local() -> Vec<Case> {
         case("local: neither end known", &unknown.clone().from([10, 5, 1, 78].into()))
             .passes(PassPodForeignSource)
             .then(|rig| assert_eq!(rig.dataplane.take_sightings().unwrap().len(), 1)),
+    ]
+}
+
+/// To a pod beside it that has another gateway: the host is a router between them, and so is the program.
+fn routed() -> Vec<Case> {
+    let goes = |what, packet: Packet| {
+        let packet = packet.to(ROUTED_POD);
+        case(what, &packet)
+            .mark(5)
+            .delivers(FastLocal, packet.clone().macs(ROUTED_POD_MAC, OTHER_GATEWAY_MAC).ttl(63))
+    };
+    let stays = |what, packet: Packet| case(what, &packet.to(ROUTED_POD)).mark(5).passes(PassPodLocal);
+    vec![
+        goes("routed: TCP", sent_tcp(ACK)),
+        goes("routed: SYN", sent_tcp(SYN)),
+        goes("routed: UDP", sent_udp()),
+        goes("routed: echo", sent_echo(8)),
+        goes("routed: a GSO packet", sent_tcp(ACK)).gso(30),
+        stays("routed: TTL 1 ends here", sent_udp().ttl(1)),
+        stays("routed: a wrong header checksum", sent_udp().checksum_error(0x1234)),
+        stays("routed: options", sent_udp().options(&[1; 4])),
+        stays("routed: first fragment", sent_udp().fragment(MF)),
+        stays("routed: SCTP", sent_udp().protocol(SCTP)),
+        stays("routed: not qualified", sent_udp()).strict(),
+        stays("routed: SYN, strict", sent_tcp(SYN)).strict(),
+        stays("routed: past the gateway, by the pod's own MAC", sent_udp().macs(ROUTED_POD_MAC, POD_MAC)),
+        case("routed: from the other's own address", &sent_udp().to(ROUTED_POD).from(ROUTED_POD))
+            .drops(DropForgedPodSource),
     ]
 }
 

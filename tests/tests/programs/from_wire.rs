@@ -43,7 +43,7 @@ fn arriving(what: &str, inner: Packet) -> Case {
 
 fn fast() -> Vec<Case> {
     let whole = |what, inner: Packet| arriving(what, inner.clone()).delivers(FastDecap, delivered(inner));
-    let to_other = inner_udp().to(OTHER_POD);
+    let to_other = inner_udp().to(ROUTED_POD);
     vec![
         whole("TCP data", inner_tcp(ACK)),
         whole("TCP SYN for an endpoint that is not gated", inner_tcp(SYN)),
@@ -56,7 +56,7 @@ fn fast() -> Vec<Case> {
         arriving("a wrong inner header checksum is the kernel's to drop", inner_udp().checksum_error(0x1234))
             .passes(PassWireInnerPacket),
         arriving("another pod gets it with its own MACs", to_other.clone())
-            .delivers(FastDecap, to_other.macs(OTHER_POD_MAC, OTHER_GATEWAY_MAC).ttl(62)),
+            .delivers(FastDecap, to_other.macs(ROUTED_POD_MAC, OTHER_GATEWAY_MAC).ttl(62)),
         arriving("the mark is the host's and comes off", inner_udp())
             .mark(0xbeef)
             .delivers(FastDecap, delivered(inner_udp())),

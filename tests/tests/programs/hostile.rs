@@ -39,9 +39,10 @@ impl Chance {
     }
 }
 
-const ADDRESSES: [std::net::Ipv4Addr; 14] = [
+const ADDRESSES: [std::net::Ipv4Addr; 15] = [
     POD,
     OTHER_POD,
+    ROUTED_POD,
     UNKNOWN_POD,
     REMOTE,
     KERNEL_REMOTE,
@@ -67,6 +68,7 @@ fn good_frames(program: Program) -> Vec<Vec<u8>> {
             sent_udp().to(WIDE_REMOTE),
             sent_udp().to(DIRECT_REMOTE),
             sent_udp().to(OTHER_POD).macs(OTHER_POD_MAC, POD_MAC),
+            sent_udp().to(ROUTED_POD),
             sent_ip().udp(LOCAL_PORT, REMOTE_PORT).payload(usize::from(PEER_MTU) - 78),
         ],
         FromWire => vec![

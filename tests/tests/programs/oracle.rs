@@ -105,7 +105,8 @@ fn is_own(address: Ipv4Addr) -> bool {
 fn pod_macs(pod: Ipv4Addr) -> Option<(Mac, Mac)> {
     match pod {
         POD => Some((POD_MAC, GATEWAY_MAC)),
-        OTHER_POD => Some((OTHER_POD_MAC, OTHER_GATEWAY_MAC)),
+        OTHER_POD => Some((OTHER_POD_MAC, GATEWAY_MAC)),
+        ROUTED_POD => Some((ROUTED_POD_MAC, OTHER_GATEWAY_MAC)),
         _ => None,
     }
 }
@@ -156,6 +157,14 @@ fn from_pod(frame: &[u8], strict: bool) -> Option<Allowed> {
     }
     if ip.ttl < 2 || !is_intact(frame, 14) {
         return None;
+    }
+    if ip.destination == ROUTED_POD {
+        gate(frame, 14, &ip, true, strict)?;
+        let mut over = is_ethernet_to(frame, 0, GATEWAY_MAC).then(|| frame.to_vec())?;
+        over[0..6].copy_from_slice(&ROUTED_POD_MAC);
+        over[6..12].copy_from_slice(&OTHER_GATEWAY_MAC);
+        over[22] -= 1;
+        return Some(Allowed { frame: Sent::As(over), ip: (14, 14) });
     }
     let (vtep, direct) = peer_of(ip.destination).filter(|(vtep, _)| *vtep != KERNEL_PEER_VTEP)?;
     let fits = frame.len() - 14 + if direct { 0 } else { 50 } <= usize::from(PEER_MTU);
@@ -255,7 +264,7 @@ fn delivered(
 /// Whether there is a reason to drop the frame: a forged source, or VXLAN for us from somebody who is no peer.
 pub(crate) fn may_drop(program: Program, frame: &[u8]) -> bool {
     match program {
-        FromPod => address(frame, 26) == Some(OTHER_POD),
+        FromPod => address(frame, 26).is_some_and(|source| [OTHER_POD, ROUTED_POD].contains(&source)),
         FromWire => {
             let sender = address(frame, 26);
             let is_udp_for_us = frame.get(23) == Some(&UDP) && address(frame, 30) == Some(VTEP);

@@ -30,6 +30,8 @@ pub(crate) const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 66);
 /// The endpoint of most rows, and the one beside it.
 pub(crate) const POD: Ipv4Addr = Ipv4Addr::new(10, 5, 1, 2);
 pub(crate) const OTHER_POD: Ipv4Addr = Ipv4Addr::new(10, 5, 1, 3);
+/// A pod with a gateway of its own: the two above share one, as on a bridge.
+pub(crate) const ROUTED_POD: Ipv4Addr = Ipv4Addr::new(10, 5, 1, 4);
 /// An address of the own subnet that no endpoint has.
 pub(crate) const UNKNOWN_POD: Ipv4Addr = Ipv4Addr::new(10, 5, 1, 77);
 /// A pod of the peer; one of the peer that only the kernel reaches; one of the peer whose subnet is four slots wide.
@@ -45,6 +47,7 @@ pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 pub(crate) const POD_MAC: Mac = [2, 0, 0, 0, 1, 2];
 pub(crate) const GATEWAY_MAC: Mac = [2, 0, 0, 0, 1, 1];
 pub(crate) const OTHER_POD_MAC: Mac = [2, 0, 0, 0, 2, 2];
+pub(crate) const ROUTED_POD_MAC: Mac = [2, 0, 0, 0, 3, 2];
 pub(crate) const OTHER_GATEWAY_MAC: Mac = [2, 0, 0, 0, 2, 1];
 pub(crate) const VTEP_MAC: Mac = [2, 0, 0, 0, 0x77, 11];
 pub(crate) const PEER_VTEP_MAC: Mac = [2, 0, 0, 0, 0x77, 12];
@@ -335,6 +338,7 @@ fn endpoints(lab: &Lab) -> BTreeMap<Ipv4Addr, Endpoint> {
     };
     BTreeMap::from([
         endpoint(POD, lab.pod, POD_MAC, GATEWAY_MAC),
-        endpoint(OTHER_POD, lab.other_pod, OTHER_POD_MAC, OTHER_GATEWAY_MAC),
+        endpoint(OTHER_POD, lab.other_pod, OTHER_POD_MAC, GATEWAY_MAC),
+        endpoint(ROUTED_POD, lab.other_pod, ROUTED_POD_MAC, OTHER_GATEWAY_MAC),
     ])
 }

@@ -74,7 +74,7 @@ pub(super) fn learning(link: &Link) -> bool {
 }
 
 /// A random unicast address with the locally administered bit (IEEE 802).
-pub(super) fn random_mac() -> [u8; 6] {
+pub(crate) fn random_mac() -> [u8; 6] {
     let mut mac: [u8; 6] = rand::random();
     mac[0] = mac[0] & 0xfe | 0x02;
     mac
@@ -122,6 +122,7 @@ mod tests {
             loopback: false,
             point_to_point: false,
             no_arp: false,
+            alias: None,
         }
     }
 

@@ -1,0 +1,120 @@
+//! CHECK: what is missing or changed of a routed pod, each by its name.
+
+use std::path::Path;
+
+use super::{
+    error::Result,
+    record::Record,
+    request::Attachment,
+    result::{Attached, GATEWAY},
+    sandbox::Sandbox,
+    wiring,
+};
+use crate::{
+    dataplane::{OF_A_POD, PinnedDataplane},
+    kernel::{Kernel, Link, Neighbour, NeighbourState, Route, default_route, mac_text, pod_route},
+};
+
+/// Compares everything with what ADD made.
+///
+/// # Errors
+///
+/// Where the kernel or the namespace cannot be read.
+pub async fn damages(
+    kernel: &Kernel,
+    bpffs_dir: &Path,
+    sandbox: &Sandbox,
+    attached: &Attached,
+    attachment: &Attachment,
+    is_limited: bool,
+) -> Result<Vec<String>> {
+    let Attached { host, address, mac, host_mac, .. } = attached;
+    let Some(link) = kernel.link_by_name(host).await? else {
+        return Ok(vec![format!("the veth {host} on the host is gone")]);
+    };
+    let mut damages = of_link(&link, host, *host_mac);
+    let record = link.alias.as_deref().and_then(Record::parse);
+    if record.is_none_or(|it| (it.address, it.mac, &it.attachment) != (*address, *mac, attachment)) {
+        damages.push(format!("the alias of {host} does not tell of this container any more"));
+    }
+    damages.extend(of_routes(&kernel.routes().await?, &pod_route(*address, link.index), host));
+    damages.extend(of_neighbours(&kernel.neighbours(link.index).await?, *address, *mac, host));
+    let (wanted, interface) = (attached.clone(), attachment.interface.clone());
+    damages.extend(sandbox.inside(async move |kernel| in_pod(kernel, &wanted, &interface).await)?);
+    let is_shaped = is_limited || kernel.queueing_links().await?.contains(&link.index);
+    damages.extend(of_fast_path(bpffs_dir, attached, link.index, is_shaped)?);
+    Ok(damages)
+}
+
+async fn in_pod(kernel: &Kernel, attached: &Attached, interface: &str) -> Result<Vec<String>> {
+    let Some(link) = kernel.link_by_name(interface).await? else {
+        return Ok(vec![format!("the interface {interface} is gone from the container")]);
+    };
+    let mut damages = of_link(&link, interface, attached.mac);
+    let has = kernel
+        .addresses()
+        .await?
+        .into_iter()
+        .any(|it| (it.ifindex, it.address, it.prefix_len) == (link.index, attached.address, 32));
+    damages.extend((!has).then(|| format!("the address {}/32 is gone from {interface}", attached.address)));
+    damages.extend(of_routes(&kernel.routes().await?, &default_route(GATEWAY, link.index), interface));
+    damages.extend(of_neighbours(
+        &kernel.neighbours(link.index).await?,
+        GATEWAY,
+        attached.host_mac,
+        interface,
+    ));
+    Ok(damages)
+}
+
+fn of_link(link: &Link, name: &str, mac: [u8; 6]) -> Vec<String> {
+    let mut damages = Vec::new();
+    if !link.up {
+        damages.push(format!("{name} is down"));
+    }
+    if link.mac != Some(mac) {
+        let found = link.mac.map_or_else(|| "none".to_owned(), mac_text);
+        damages.push(format!("the MAC of {name} is {found}, not {}", mac_text(mac)));
+    }
+    damages
+}
+
+fn of_routes(routes: &[Route], wanted: &Route, by: &str) -> Option<String> {
+    let has = routes.iter().any(|it| {
+        (it.dst, it.gateway, it.ifindex, it.kind) == (wanted.dst, wanted.gateway, wanted.ifindex, wanted.kind)
+    });
+    (!has).then(|| format!("the route to {} by {by} is gone", wanted.dst))
+}
+
+fn of_neighbours(found: &[Neighbour], address: std::net::Ipv4Addr, mac: [u8; 6], on: &str) -> Option<String> {
+    let right = |it: &&Neighbour| it.address == address && it.state == NeighbourState::Permanent;
+    match found.iter().find(right).and_then(|it| it.mac) {
+        Some(there) if there == mac => None,
+        Some(there) => {
+            Some(format!("the neighbour {address} on {on} is {}, not {}", mac_text(there), mac_text(mac)))
+        }
+        None => Some(format!("the permanent neighbour {address} on {on} is gone")),
+    }
+}
+
+/// Nothing is wanted where no agent has left programs for the pod's subnet.
+fn of_fast_path(bpffs_dir: &Path, attached: &Attached, ifindex: u32, is_shaped: bool) -> Result<Vec<String>> {
+    let opened = PinnedDataplane::open(bpffs_dir)?;
+    let Some(dataplane) = opened.filter(|it| it.subnet().contains(&attached.address)) else {
+        return Ok(Vec::new());
+    };
+    let host = &attached.host;
+    let missing = OF_A_POD.iter().filter(|program| !dataplane.is_attached(**program, ifindex));
+    let mut damages: Vec<String> =
+        missing.map(|program| format!("the program {} is gone from {host}", program.name())).collect();
+    let wanted = wiring::endpoint(attached, ifindex);
+    match dataplane.endpoint(attached.address)? {
+        Some(there)
+            if (there.ifindex, there.mac, there.gateway_mac) == (ifindex, wanted.mac, wanted.gateway_mac) => {
+        }
+        None if is_shaped => {}
+        Some(_) => damages.push(format!("the map ENDPOINTS has another pod at {}", attached.address)),
+        None => damages.push(format!("the map ENDPOINTS has nothing at {}", attached.address)),
+    }
+    Ok(damages)
+}

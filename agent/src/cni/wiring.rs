@@ -1,0 +1,161 @@
+//! A routed pod in the kernel: a veth, a route and a neighbour at each end, and no bridge.
+//!
+//! The pod has its address as a /32 and sends everything to [`GATEWAY`], which a permanent neighbour entry says to be
+//! the host's end. The host has a route to the address by the veth and a permanent neighbour for it. So nobody asks
+//! anything by ARP, and a pod sees no frame that is not its own.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use loden_ebpf::abi::Endpoint;
+
+use super::{
+    error::{CniError, Result, code},
+    record::Record,
+    result::{Attached, GATEWAY},
+    sandbox::Sandbox,
+};
+use crate::{
+    dataplane::{DataplaneError, PinnedDataplane, forget_pod},
+    family::V4,
+    kernel::{
+        Kernel, KernelError, Link, LinkKind, VethSpec, default_route, pod_route,
+        sysctl::{self, SysctlError},
+    },
+};
+
+/// Makes the veth and everything on it. What fails leaves it half made: the caller takes it off.
+///
+/// # Errors
+///
+/// Code 103 where the interface's name or the address is taken, 100 for what else the kernel refuses.
+pub async fn wire(kernel: &Kernel, sandbox: &Sandbox, attached: &Attached, record: &Record) -> Result<u32> {
+    let Attached { host, host_mac, mac, address, mtu } = attached;
+    let interface = &record.attachment.interface;
+    let spec = VethSpec {
+        name: host.clone(),
+        mac: *host_mac,
+        peer_name: interface.clone(),
+        peer_mac: *mac,
+        mtu: *mtu,
+    };
+    kernel.create_veth(&spec, std::os::fd::AsFd::as_fd(sandbox)).await.map_err(|error| {
+        if error.is_taken() {
+            let path = sandbox.path().display();
+            return CniError::new(code::TAKEN, format_args!("CNI_IFNAME={interface} is in {path} already"));
+        }
+        error.into()
+    })?;
+    let index = index_of(kernel, host).await?;
+    // First of all, so that whoever finds the veth knows whose it is.
+    kernel.set_alias(index, &record.alias()).await?;
+    harden(host)?;
+    kernel.set_up(index).await?;
+    let (address, host_mac, interface) = (*address, *host_mac, interface.clone());
+    sandbox.inside(async move |kernel| configure_pod(kernel, &interface, address, host_mac).await)?;
+    kernel.set_neighbour(index, address, *mac).await?;
+    kernel.create_route(&pod_route(address, index)).await.map_err(|error| {
+        if error.is_taken() {
+            let error = format!("the address {address} is routed to another interface of this host already");
+            return CniError::new(code::TAKEN, error).details(
+                "networks that share a subnet must share their name, \
+                by which host-local keeps its addresses apart",
+            );
+        }
+        error.into()
+    })?;
+    Ok(index)
+}
+
+async fn index_of(kernel: &Kernel, name: &str) -> Result<u32, KernelError> {
+    let link = kernel.link_by_name(name).await?;
+    link.map(|link| link.index).ok_or_else(|| KernelError::NoLink(name.to_owned()))
+}
+
+/// A pod speaks only for itself also where the programs do not look, and is no router of the host's.
+fn harden(host: &str) -> Result<()> {
+    for (name, value) in [("ipv4/conf/IF/rp_filter", "1"), ("ipv6/conf/IF/accept_ra", "0")] {
+        match sysctl::set(&format!("net/{}", name.replace("IF", host)), value) {
+            // A kernel without IPv6.
+            Err(SysctlError::Absent { .. }) if name.starts_with("ipv6") => {}
+            done => done.map_err(KernelError::from)?,
+        }
+    }
+    Ok(())
+}
+
+async fn configure_pod(kernel: &Kernel, interface: &str, address: Ipv4Addr, host_mac: [u8; 6]) -> Result<()> {
+    let index = index_of(kernel, interface).await?;
+    kernel.add_address::<V4>(index, address, 32).await?;
+    kernel.set_up(index).await?;
+    kernel.set_neighbour(index, GATEWAY, host_mac).await?;
+    Ok(kernel.create_route(&default_route(GATEWAY, index)).await?)
+}
+
+/// Pods on a bridge believe the whole subnet to be on their link: the bridge answers for those that are not.
+///
+/// # Errors
+///
+/// As the kernel says.
+pub async fn answer_on_bridges(kernel: &Kernel, subnet: Ipv4Net) -> Result<(), KernelError> {
+    let links = kernel.links().await?;
+    let addresses = kernel.addresses().await?;
+    let carries = |link: &&Link| {
+        link.kind == LinkKind::Bridge
+            && addresses.iter().any(|a| a.ifindex == link.index && subnet.contains(&a.address))
+    };
+    for bridge in links.iter().filter(carries) {
+        sysctl::set(&format!("net/ipv4/conf/{}/proxy_arp", bridge.name), "1")?;
+    }
+    Ok(())
+}
+
+/// What the programs know of such a pod.
+#[must_use]
+pub fn endpoint(attached: &Attached, ifindex: u32) -> Endpoint {
+    Endpoint {
+        address: attached.address.octets(),
+        ifindex,
+        mac: attached.mac,
+        gateway_mac: attached.host_mac,
+        gated: 0,
+        traffic: 0,
+    }
+}
+
+/// Takes a pod off: first off the fast path, then off the network; route and neighbours go with the veth. The
+/// fast path's troubles are told and do not keep the pod: the agent puts right what is left of it.
+///
+/// # Errors
+///
+/// As the kernel says.
+pub async fn take_off(
+    kernel: &Kernel,
+    bpffs_dir: &std::path::Path,
+    link: &Link,
+    record: Option<&Record>,
+) -> Result<()> {
+    let off = |error: DataplaneError| eprintln!("loden-cni: {error}");
+    if let Some(record) = record {
+        forget_endpoint(bpffs_dir, record.address, link.index).unwrap_or_else(off);
+    }
+    kernel.delete_link(link.index).await?;
+    forget_pod(bpffs_dir, link.index).unwrap_or_else(off);
+    Ok(())
+}
+
+/// Takes an endpoint off the fast path.
+///
+/// # Errors
+///
+/// As the kernel says.
+pub fn forget_endpoint(
+    bpffs_dir: &std::path::Path,
+    address: Ipv4Addr,
+    ifindex: u32,
+) -> Result<(), DataplaneError> {
+    match PinnedDataplane::open(bpffs_dir)? {
+        Some(mut dataplane) => dataplane.remove_endpoint(address, ifindex),
+        None => Ok(()),
+    }
+}
