@@ -7,6 +7,7 @@ pub(crate) mod generator;
 mod goal;
 mod measure;
 mod mode;
+mod programs;
 mod report;
 mod results;
 mod stage;
@@ -50,6 +51,9 @@ pub(crate) struct Options {
     /// Only these variants
     #[arg(long, value_enum, value_delimiter = ',')]
     variant: Vec<Variant>,
+    /// Instead: how long each program runs, by the kernel's statistics
+    #[arg(long)]
+    programs: bool,
     /// How many times everything is measured
     #[arg(long)]
     rounds: Option<u32>,
@@ -158,6 +162,12 @@ fn measured(options: &Options) -> Result<()> {
     heading("nodes");
     let stage = Stage::create(&program.modes, &agent.binary)?;
     heading("measuring");
+    if options.programs {
+        for &variant in &program.variants {
+            println!("{}\n{}", variant.title(), programs::run_times(&stage, &program, variant)?);
+        }
+        return Ok(());
+    }
     let mut results = Results { sections: Vec::new(), millis: program.millis, rounds: program.rounds };
     for &variant in &program.variants {
         results.sections.push(section(&stage, &program, variant)?);
