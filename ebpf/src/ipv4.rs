@@ -97,13 +97,7 @@ pub fn destination(header: &Header) -> u32 {
 #[inline(always)]
 #[must_use]
 pub fn has_right_checksum(header: &Header) -> bool {
-    let mut sum = 0;
-    let mut at = 0;
-    while at < LEN {
-        sum += u32::from(u16::from_be_bytes([header[at], header[at + 1]]));
-        at += 2;
-    }
-    checksum::finish(sum) == 0
+    checksum::covers(header)
 }
 
 /// Takes one hop off, as a router does, and keeps the checksum right. The TTL must be above 1.

@@ -78,8 +78,11 @@ impl Outer {
         out[28..32].copy_from_slice(&FLAG_VNI.to_be_bytes());
         out[32..36].copy_from_slice(&(self.vni << 8).to_be_bytes());
 
-        out[36..42].copy_from_slice(&self.peer_mac);
-        out[42..48].copy_from_slice(&self.own_mac);
+        // Byte by byte, which the compiler merges; as slices the addresses would go through the stack.
+        let [p0, p1, p2, p3, p4, p5] = self.peer_mac;
+        let [o0, o1, o2, o3, o4, o5] = self.own_mac;
+        [out[36], out[37], out[38], out[39], out[40], out[41]] = [p0, p1, p2, p3, p4, p5];
+        [out[42], out[43], out[44], out[45], out[46], out[47]] = [o0, o1, o2, o3, o4, o5];
         out[48..50].copy_from_slice(&ethernet::IPV4.to_be_bytes());
     }
 }

@@ -298,7 +298,7 @@ fn encapsulate(skb: &mut Skb, peer: &Peer, hash: u32, inner: Load) -> Verdict {
         port: globals::PORT.load(),
         vni: globals::VNI.load(),
         peer_mac: peer.vtep_mac,
-        own_mac: globals::VTEP_MAC.load(),
+        own_mac: globals::vtep_mac(),
         inner_len: inner.bytes as u16,
     };
     outer.write(headers);

@@ -134,9 +134,7 @@ fn inner(skb: &Skb, outer: &ipv4::Header, sender: [u8; 4]) -> Result<Delivery, V
         return Err(cut);
     }
     let Some(frame) = skb.bytes::<ETH>(INNER_ETH) else { return Err(cut) };
-    if ethernet::ether_type(frame) != ethernet::IPV4
-        || ethernet::destination(frame) != globals::VTEP_MAC.load()
-    {
+    if ethernet::ether_type(frame) != ethernet::IPV4 || ethernet::destination(frame) != globals::vtep_mac() {
         return Err(Reason::PassWireInnerFrame.into());
     }
     let Some(ip) = skb.bytes::<{ ipv4::LEN }>(INNER_IP) else { return Err(cut) };

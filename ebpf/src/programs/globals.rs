@@ -19,7 +19,7 @@ globals! {
     SUBNET: u32 = 0;
     SUBNET_MASK: u32 = 0;
     VTEP: u32 = 0;
-    VTEP_MAC: [u8; 6] = [0; 6];
+    VTEP_MAC: [u16; 3] = [0; 3];
     VNI: u32 = 0;
     PORT: u16 = 0;
     SOURCE_PORT_MIN: u16 = 0;
@@ -28,4 +28,11 @@ globals! {
     STRICT: u8 = 1;
     DROP_FORGED: u8 = 1;
     COARSE_CLOCK: u8 = 1;
+}
+
+/// The MAC of the VXLAN device. It is read in words, since a volatile read of bytes is a load for each of them.
+#[inline(always)]
+pub(super) fn vtep_mac() -> [u8; 6] {
+    let [a, b, c] = VTEP_MAC.load().map(u16::to_ne_bytes);
+    [a[0], a[1], b[0], b[1], c[0], c[1]]
 }

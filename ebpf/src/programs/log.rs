@@ -16,21 +16,23 @@ pub(super) struct Seen {
     ifindex: u32,
     source: u32,
     destination: u32,
-    protocol: u8,
+    protocol: u32,
 }
 
 impl Seen {
     #[inline(always)]
     pub(super) fn of(skb: &Skb) -> Self {
-        let mut seen = Self { len: skb.len(), ifindex: 0, source: 0, destination: 0, protocol: 0 };
+        let len = skb.len();
+        // Any value will do where nothing is told; zeroes the compiler would write by a call, byte after byte.
+        let mut seen = Self { len, ifindex: len, source: len, destination: len, protocol: len };
         if level_enabled(Level::Info) {
-            seen.ifindex = skb.ifindex();
+            (seen.ifindex, seen.source, seen.destination, seen.protocol) = (skb.ifindex(), 0, 0, 0);
             if let Some(ip) = skb.bytes::<{ ipv4::LEN }>(ethernet::LEN)
                 && skb.ether_type() == ethernet::IPV4
             {
                 seen.source = ipv4::source(ip);
                 seen.destination = ipv4::destination(ip);
-                seen.protocol = ipv4::protocol(ip);
+                seen.protocol = u32::from(ipv4::protocol(ip));
             }
         }
         seen
