@@ -160,7 +160,7 @@ fn measured(options: &Options) -> Result<()> {
     generator::pin(OTHER_CPU)?;
     let program = options.program();
     heading("nodes");
-    let stage = Stage::create(&program.modes, &agent.binary)?;
+    let stage = Stage::create(&program.modes, &agent)?;
     heading("measuring");
     if options.programs {
         for &variant in &program.variants {

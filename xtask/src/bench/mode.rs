@@ -33,6 +33,9 @@ pub(crate) enum Mode {
     Strict5000,
     /// flannel's host-gw: routes, bridge, iptables, no encapsulation
     HostGw,
+    /// VXLAN by the kernel's device, eBPF from the pod to it and from it to the pod: Cilium's tunnel mode without its
+    /// connection tracking and policy
+    CiliumLike,
 }
 
 /// What a mode's nodes are made of.
@@ -46,6 +49,8 @@ pub(super) enum Kind {
     Flannel,
     /// Made by hand as flanneld's host-gw backend makes it.
     Routes,
+    /// The programs that only the bench has, around a VXLAN device of the kernel's.
+    Tunnel,
 }
 
 impl Mode {
@@ -64,6 +69,7 @@ impl Mode {
             Self::Kernel => loden("vxlan", &["--datapath=kernel"]),
             Self::Flannel | Self::Flannel1000 | Self::Flannel5000 => Kind::Flannel,
             Self::HostGw => Kind::Routes,
+            Self::CiliumLike => Kind::Tunnel,
         }
     }
 

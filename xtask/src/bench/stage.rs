@@ -5,6 +5,7 @@
 
 mod pair;
 mod rules;
+mod tunnel;
 
 use std::net::Ipv4Addr;
 
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 
 pub(super) use self::pair::{Pair, SERVICE};
 use super::mode::Mode;
-use crate::progress::Step;
+use crate::{build::Agent, progress::Step};
 
 /// The network of etcd and the agents.
 const MANAGEMENT: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 65, 0), 24);
@@ -73,7 +74,7 @@ impl Stage {
     /// # Errors
     ///
     /// Without root, or where a program is missing.
-    pub(super) fn create(modes: &[Mode], binary: &std::path::Path) -> Result<Self> {
+    pub(super) fn create(modes: &[Mode], agent: &Agent) -> Result<Self> {
         let directory = remains::directory("bench")?;
         let bpffs = Bpffs::mount(&directory.path().join("bpf"))?;
         let mut management = Management::create()?;
@@ -83,7 +84,8 @@ impl Stage {
             let place = pair::Place {
                 directory: directory.path().join(mode.name()),
                 bpffs: bpffs.path().to_owned(),
-                binary: binary.to_owned(),
+                binary: agent.binary.clone(),
+                programs: agent.programs.with_file_name("loden-bench-programs"),
             };
             let pair = Pair::create(mode, &place, &mut management).with_context(|| mode.name())?;
             step.done("up");

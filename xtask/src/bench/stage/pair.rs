@@ -16,7 +16,7 @@ use loden_tests::{
     traffic::ping,
 };
 
-use super::{Management, host, rules, soon};
+use super::{Management, host, rules, soon, tunnel::Tunnel};
 use crate::bench::{
     generator::SERVED,
     mode::{Kind, Mode},
@@ -37,6 +37,8 @@ pub(super) struct Place {
     pub(super) directory: PathBuf,
     pub(super) bpffs: PathBuf,
     pub(super) binary: PathBuf,
+    /// The object with the programs that only the bench has.
+    pub(super) programs: PathBuf,
 }
 
 /// The nodes of one mode and what is in them.
@@ -51,6 +53,8 @@ pub(in crate::bench) struct Pair {
 #[derive(Debug)]
 enum Nodes {
     Plain([Netns; 2]),
+    /// With the programs around their VXLAN devices.
+    Tunnel(Vec<Tunnel>, [Netns; 2]),
     Flannel([FlannelNode; 2]),
     Loden(Vec<Node>),
 }
@@ -67,6 +71,7 @@ impl Pair {
         let mut pair = match mode.kind() {
             Kind::Sockets => Self { mode, pods: Vec::new(), nodes: Nodes::Plain(wires) },
             Kind::Routes => Self::routed(mode, wires)?,
+            Kind::Tunnel => Self::tunnel(mode, wires, place)?,
             Kind::Flannel => Self::flannel(mode, wires, management)?,
             Kind::Loden { backend, flags } => Self::loden(mode, wires, backend, flags, place, management)?,
         };
@@ -77,17 +82,22 @@ impl Pair {
     fn routed(mode: Mode, wires: [Netns; 2]) -> Result<Self> {
         let mut pods = Vec::new();
         for (netns, n) in wires.iter().zip(1..) {
-            let gateway = Ipv4Net::new(host(own(n), 1), 24)?;
-            netns.ip(&format!("link add {BRIDGE} type bridge"))?;
-            netns.ip(&format!("address add {gateway} dev {BRIDGE}"))?;
-            netns.ip(&format!("link set {BRIDGE} up"))?;
+            pods.extend(bridged(netns, n, 1500)?);
             netns.ip(&format!("route add {} via {} dev eth0", own(3 - n), host(UNDERLAY, 3 - n)))?;
-            for pod in 0..PODS {
-                let address = host(own(n), 2 + pod);
-                pods.push(Container::create(netns, BRIDGE, &format!("veth{pod}"), address, gateway, 1500)?);
-            }
         }
         Ok(Self { mode, pods, nodes: Nodes::Plain(wires) })
+    }
+
+    fn tunnel(mode: Mode, wires: [Netns; 2], place: &Place) -> Result<Self> {
+        let (mut pods, mut tunnels) = (Vec::new(), Vec::new());
+        for (netns, n) in wires.iter().zip(1..) {
+            let own_pods = bridged(netns, n, 1450)?;
+            let veths: Vec<_> = own_pods.iter().zip(0..).map(|(pod, index)| (veth(index), pod)).collect();
+            let other = (own(3 - n), host(UNDERLAY, 3 - n));
+            tunnels.push(Tunnel::create(netns, &place.programs, &veths, other)?);
+            pods.extend(own_pods);
+        }
+        Ok(Self { mode, pods, nodes: Nodes::Tunnel(tunnels, wires) })
     }
 
     fn flannel(mode: Mode, wires: [Netns; 2], management: &mut Management) -> Result<Self> {
@@ -216,11 +226,26 @@ impl Pair {
 
     fn netns(&self) -> Vec<&Netns> {
         match &self.nodes {
-            Nodes::Plain(nodes) => nodes.iter().collect(),
+            Nodes::Plain(nodes) | Nodes::Tunnel(_, nodes) => nodes.iter().collect(),
             Nodes::Flannel(nodes) => nodes.iter().map(FlannelNode::netns).collect(),
             Nodes::Loden(nodes) => nodes.iter().map(Node::netns).collect(),
         }
     }
+}
+
+/// A bridge with pods on it, as Docker makes them, in the subnet of the `n`-th node.
+fn bridged(node: &Netns, n: u32, mtu: u32) -> Result<Vec<Container>> {
+    let gateway = Ipv4Net::new(host(own(n), 1), 24)?;
+    node.ip(&format!("link add {BRIDGE} mtu {mtu} type bridge"))?;
+    node.ip(&format!("address add {gateway} dev {BRIDGE}"))?;
+    node.ip(&format!("link set {BRIDGE} up"))?;
+    let pod = |index| Container::create(node, BRIDGE, &veth(index), host(own(n), 2 + index), gateway, mtu);
+    (0..PODS).map(pod).collect()
+}
+
+/// The host side of a pod's interface.
+fn veth(index: u32) -> String {
+    format!("veth{index}")
 }
 
 /// A namespace for the `n`-th node of a mode.
