@@ -7,6 +7,7 @@ pub(crate) mod generator;
 mod goal;
 mod measure;
 mod mode;
+mod plot;
 mod programs;
 mod report;
 mod results;
@@ -178,6 +179,7 @@ fn measured(options: &Options) -> Result<()> {
     fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     fs::write(options.out.join("report.txt"), &text)?;
     fs::write(options.out.join("report.json"), &json)?;
+    plot::draw(&results, &options.out.join("plot.svg"))?;
     print!("{}", if options.json { &json } else { &text });
     if options.quick { goal::no_collapse(&results) } else { Ok(()) }
 }

@@ -53,8 +53,11 @@ pub(in crate::bench) struct Pair {
 #[derive(Debug)]
 enum Nodes {
     Plain([Netns; 2]),
-    /// With the programs around their VXLAN devices.
-    Tunnel(Vec<Tunnel>, [Netns; 2]),
+    Tunnel {
+        /// Only held: the programs around the nodes' VXLAN devices.
+        _programs: Vec<Tunnel>,
+        nodes: [Netns; 2],
+    },
     Flannel([FlannelNode; 2]),
     Loden(Vec<Node>),
 }
@@ -97,7 +100,7 @@ impl Pair {
             tunnels.push(Tunnel::create(netns, &place.programs, &veths, other)?);
             pods.extend(own_pods);
         }
-        Ok(Self { mode, pods, nodes: Nodes::Tunnel(tunnels, wires) })
+        Ok(Self { mode, pods, nodes: Nodes::Tunnel { _programs: tunnels, nodes: wires } })
     }
 
     fn flannel(mode: Mode, wires: [Netns; 2], management: &mut Management) -> Result<Self> {
@@ -226,7 +229,7 @@ impl Pair {
 
     fn netns(&self) -> Vec<&Netns> {
         match &self.nodes {
-            Nodes::Plain(nodes) | Nodes::Tunnel(_, nodes) => nodes.iter().collect(),
+            Nodes::Plain(nodes) | Nodes::Tunnel { nodes, .. } => nodes.iter().collect(),
             Nodes::Flannel(nodes) => nodes.iter().map(FlannelNode::netns).collect(),
             Nodes::Loden(nodes) => nodes.iter().map(Node::netns).collect(),
         }
