@@ -33,7 +33,8 @@ pub async fn run(config: &Config, keep_kernel: bool) -> Result<Vec<String>> {
         errors.extend(hand_back(config, &state).await?);
         return Ok(errors);
     }
-    let removed = Kernel::connect()?.remove_overlay(state.device.as_deref(), &state.networks).await;
+    let devices = state.device.iter().chain(&state.device_v6).map(String::as_str);
+    let removed = Kernel::connect()?.remove_overlay(devices, &state.networks).await;
     for done in removed.done {
         println!("{done}");
     }
@@ -69,7 +70,10 @@ async fn hand_back(config: &Config, state: &State) -> Result<Vec<String>> {
     let file = &config.subnet_file;
     match (subnet_file::previous_network(file), subnet_file::previous_subnet(file)) {
         (Ok(Some(network)), Ok(Some(subnet))) => {
-            let failed = Firewall::hand_back(network, subnet).await;
+            let mut failed = Firewall::hand_back(network.into(), subnet.into()).await;
+            if let Ok(Some((network, subnet))) = subnet_file::previous_ipv6(file) {
+                failed.extend(Firewall::hand_back(network.into(), subnet.into()).await);
+            }
             if failed.is_empty() {
                 println!("firewall rules handed back to flannel");
             }

@@ -7,7 +7,7 @@ pub mod flag_value;
 
 use std::convert::Infallible;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -153,20 +153,15 @@ pub struct UplinkChoice {
     pub can_reach: Option<Ipv4Addr>,
     /// The address that other nodes are told.
     pub public_ip: Option<Ipv4Addr>,
+    /// The same of IPv6, in a dual-stack network.
+    pub public_ipv6: Option<Ipv6Addr>,
 }
 
 impl UplinkChoice {
     fn from_args(args: UplinkArgs) -> Result<Self, ConfigError> {
-        const IPV4_ONLY: &str = "is not supported yet: the underlay is IPv4";
-        if let Some(address) = args.public_ipv6 {
-            return Err(ConfigError::new(
-                "public-ipv6",
-                address,
-                format_args!("{IPV4_ONLY}; give --public-ip"),
-            ));
-        }
+        const IPV4_ONLY: &str = "is not supported: the interface is found by its IPv4 half";
         for iface in &args.iface {
-            if iface.parse::<std::net::Ipv6Addr>().is_ok() {
+            if iface.parse::<Ipv6Addr>().is_ok() {
                 let right = format_args!("{IPV4_ONLY}; give an interface's name or IPv4 address");
                 return Err(ConfigError::new("iface", iface, right));
             }
@@ -181,6 +176,7 @@ impl UplinkChoice {
             iface_regex: args.iface_regex,
             can_reach: args.iface_can_reach,
             public_ip: args.public_ip,
+            public_ipv6: args.public_ipv6,
         })
     }
 }

@@ -1,10 +1,10 @@
 //! The two things that the host's firewall must do for the overlay: masquerade what leaves it, and let it
 //! be forwarded.
 //!
-//! *Masquerade* is an nft table of our own, `table ip loden`, with the meaning of flannel's iptables rules
-//! (not of its nft rules, whose fourth hides the sixth). It is replaced as a whole in one transaction. Where others
-//! masquerade as well (Docker by itself does what leaves its bridge for whatever other interface), it also keeps them
-//! from doing so to what goes to a remote pod, with `--ip-masq` and without.
+//! *Masquerade* is an nft table of our own, `table ip loden` (IPv6: `table ip6 loden`), with the meaning of flannel's
+//! iptables rules (not of its nft rules, whose fourth hides the sixth). It is replaced as a whole in one transaction.
+//! Where others masquerade as well (Docker by itself does what leaves its bridge for whatever other interface), it
+//! also keeps them from doing so to what goes to a remote pod, with `--ip-masq` and without.
 //! *Forward* cannot be a table of our own: an accept ends only the chain that it is in, and where another
 //! chain at the same hook drops (Docker sets the policy of iptables' `FORWARD` to DROP) the packet is gone. So
 //! an iptables chain `LODEN-FWD` accepts the network, jumped to behind what others have put into `FORWARD` (what an
@@ -20,7 +20,7 @@ mod iptables;
 mod masquerade;
 mod tool;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use self::masquerade::Masquerade;
 pub use self::{foreign::forward_drops, tool::FirewallError};
@@ -32,9 +32,9 @@ pub type Result<T, E = FirewallError> = std::result::Result<T, E>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FirewallSpec {
     /// The whole network.
-    pub network: Ipv4Net,
-    /// The subnet of this node.
-    pub subnet: Ipv4Net,
+    pub network: IpNet,
+    /// The subnet of this node, of the same family.
+    pub subnet: IpNet,
     /// Masquerade what leaves the network (`--ip-masq`).
     pub masquerade: bool,
     /// Choose the source ports of masqueraded connections at random
@@ -44,7 +44,47 @@ pub struct FirewallSpec {
     pub forward: bool,
 }
 
-/// The firewall rules of this node.
+impl FirewallSpec {
+    fn half(&self) -> Half {
+        Half::of(self.network)
+    }
+}
+
+/// A half of the host's firewall: each has rules and programs of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Half {
+    Ipv4,
+    Ipv6,
+}
+
+impl Half {
+    const BOTH: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    fn of(network: IpNet) -> Self {
+        match network {
+            IpNet::V4(_) => Self::Ipv4,
+            IpNet::V6(_) => Self::Ipv6,
+        }
+    }
+
+    /// All multicast addresses.
+    fn multicast(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "224.0.0.0/4",
+            Self::Ipv6 => "ff00::/8",
+        }
+    }
+
+    /// nft's name of the family, in front of tables and addresses.
+    fn nft(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ip",
+            Self::Ipv6 => "ip6",
+        }
+    }
+}
+
+/// The firewall rules of this node for one family.
 #[derive(Debug)]
 pub struct Firewall {
     spec: FirewallSpec,
@@ -103,7 +143,7 @@ impl Firewall {
     /// Puts rules that are flannel's in the place of ours, as far as ours are there, for a flanneld that takes the
     /// node back; packets fare the same at every moment. Goes on after a failure and returns all of them; what could
     /// not be replaced stays.
-    pub async fn hand_back(network: Ipv4Net, subnet: Ipv4Net) -> Vec<FirewallError> {
+    pub async fn hand_back(network: IpNet, subnet: IpNet) -> Vec<FirewallError> {
         let (network, subnet) = (network.trunc(), subnet.trunc());
         let masquerade = flannel::hand_back_masquerade(network, subnet).await;
         let forward = flannel::hand_back_forward(network).await;
@@ -113,7 +153,11 @@ impl Firewall {
     /// Removes all rules of ours, also those of an earlier run, and nothing else; goes on after a failure and
     /// returns all of them.
     pub async fn remove() -> Vec<FirewallError> {
-        let (masquerade, forward) = (masquerade::remove().await, forward::remove().await);
-        [masquerade, forward].into_iter().filter_map(Result::err).collect()
+        let mut errors = Vec::new();
+        for half in Half::BOTH {
+            errors.extend(masquerade::remove(half).await.err());
+            errors.extend(forward::remove(half).await.err());
+        }
+        errors
     }
 }

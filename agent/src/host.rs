@@ -1,13 +1,15 @@
 //! This host as the kernel shows it: which interface is the uplink, and which prefixes are taken.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use anyhow::{Context as _, Result};
-use ipnet::Ipv4Net;
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     config::Config,
-    kernel::{AddressScope, Kernel, Link, LinkKind, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, Route, TABLE_MAIN},
+    family::{Family, V4, V6},
+    kernel::{
+        Address, AddressScope, Kernel, Link, LinkKind, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, Route, TABLE_MAIN,
+    },
     reconcile::Overlay,
     uplink::{self, Candidate, CandidateAddress, Uplink},
 };
@@ -16,10 +18,12 @@ use crate::{
 ///
 /// # Errors
 ///
-/// Where nothing matches; the error lists the interfaces.
-pub(crate) async fn choose_uplink(kernel: &Kernel, config: &Config) -> Result<Uplink> {
+/// Where nothing matches; the error lists the interfaces. In a dual-stack network also where the interface has no
+/// IPv6 address that others reach.
+pub(crate) async fn choose_uplink(kernel: &Kernel, config: &Config, dual: bool) -> Result<Uplink> {
     let links = kernel.links().await?;
     let addresses = kernel.addresses().await?;
+    let addresses_v6 = if dual { kernel.addresses_of::<V6>().await? } else { Vec::new() };
     let candidates: Vec<Candidate> = links
         .iter()
         .filter(|link| !link.loopback)
@@ -27,17 +31,8 @@ pub(crate) async fn choose_uplink(kernel: &Kernel, config: &Config) -> Result<Up
             ifindex: link.index,
             name: link.name.clone(),
             mtu: link.mtu,
-            addresses: addresses
-                .iter()
-                .filter(|address| address.ifindex == link.index)
-                .map(|address| CandidateAddress {
-                    address: address.address,
-                    link_local: address.scope == AddressScope::Link,
-                    permanent: address.permanent,
-                    temporary: address.secondary,
-                    deprecated: address.deprecated,
-                })
-                .collect(),
+            addresses: candidates_of(&addresses, link.index),
+            addresses_v6: candidates_of(&addresses_v6, link.index),
         })
         .collect();
     let default_route = default_route(&kernel.routes().await?);
@@ -49,7 +44,27 @@ pub(crate) async fn choose_uplink(kernel: &Kernel, config: &Config) -> Result<Up
             Some((route.ifindex, route.source))
         }
     };
-    Ok(uplink::choose(&config.uplink, &candidates, default_route, can_reach)?)
+    let uplink = uplink::choose(&config.uplink, &candidates, default_route, can_reach)?;
+    ensure!(
+        uplink.public_ipv6.is_some() || !dual,
+        "the network config says EnableIPv6, but {} has no IPv6 address that other nodes reach: give it one, or \
+         choose another interface with --iface",
+        uplink.name
+    );
+    Ok(uplink)
+}
+
+fn candidates_of<F: Family>(addresses: &[Address<F>], ifindex: u32) -> Vec<CandidateAddress<F>> {
+    let of_link = addresses.iter().filter(|address| address.ifindex == ifindex);
+    of_link
+        .map(|address| CandidateAddress {
+            address: address.address,
+            link_local: address.scope == AddressScope::Link,
+            permanent: address.permanent,
+            temporary: address.secondary,
+            deprecated: address.deprecated,
+        })
+        .collect()
 }
 
 /// Interface of the default route that the kernel would take: the one with the lowest metric of the main table.
@@ -62,40 +77,45 @@ fn default_route(routes: &[Route]) -> Option<u32> {
 }
 
 /// Prefixes of this host, without the overlay's own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Prefixes {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Prefixes<F: Family = V4> {
     /// Addresses and routes that no subnet may overlap.
-    pub(crate) others: Vec<Ipv4Net>,
+    pub(crate) others: Vec<F::Net>,
     /// Those of bridges: the own subnet's bridge is among them.
-    pub(crate) bridges: Vec<Ipv4Net>,
+    pub(crate) bridges: Vec<F::Net>,
     /// Addresses on whatever interface.
-    pub(crate) addresses: Vec<Ipv4Addr>,
+    pub(crate) addresses: Vec<F::Addr>,
 }
 
-impl Prefixes {
+impl<F: Family> Default for Prefixes<F> {
+    fn default() -> Self {
+        Self { others: Vec::new(), bridges: Vec::new(), addresses: Vec::new() }
+    }
+}
+
+impl<F: Family> Prefixes<F> {
     /// An address of this host that lies in a subnet.
-    pub(crate) fn address_in(&self, subnet: Ipv4Net) -> Option<Ipv4Addr> {
-        self.addresses.iter().find(|address| subnet.contains(*address)).copied()
+    pub(crate) fn address_in(&self, subnet: F::Net) -> Option<F::Addr> {
+        self.addresses.iter().find(|address| F::contains(subnet, **address)).copied()
     }
 }
 
 /// Reads the prefixes of this host.
-pub(crate) async fn prefixes(kernel: &Kernel, overlay: Option<&Overlay>) -> Result<Prefixes> {
+pub(crate) async fn prefixes<F: Family>(kernel: &Kernel, overlay: Option<&Overlay>) -> Result<Prefixes<F>> {
     let links = kernel.links().await?;
     let is_bridge =
         |index: u32| links.iter().any(|link: &Link| link.index == index && link.kind == LinkKind::Bridge);
     let is_overlay = |index: u32| overlay.is_some_and(|overlay| overlay.device.index == index);
-    let addresses = kernel.addresses().await?;
-    let of_addresses = addresses
-        .iter()
-        .filter_map(|a| Some((a.ifindex, Ipv4Net::new(a.address, a.prefix_len).ok()?.trunc())));
-    let routes = kernel.routes().await?;
+    let addresses = kernel.addresses_of::<F>().await?;
+    let of_addresses =
+        addresses.iter().filter_map(|a| Some((a.ifindex, F::trunc(F::net(a.address, a.prefix_len)?))));
+    let routes = kernel.routes_of::<F>().await?;
     let of_routes = routes
         .iter()
         .filter(|route| ![ROUTE_PROTOCOL, POD_ROUTE_PROTOCOL].contains(&route.protocol) && !is_special(route))
         .map(|route| (route.ifindex.unwrap_or(0), route.dst));
     let own = addresses.iter().filter(|a| !is_overlay(a.ifindex)).map(|a| a.address).collect();
-    let mut prefixes = Prefixes { addresses: own, ..Prefixes::default() };
+    let mut prefixes = Prefixes::<F> { addresses: own, ..Prefixes::default() };
     for (index, prefix) in of_addresses.chain(of_routes).filter(|(index, _)| !is_overlay(*index)) {
         let list = if is_bridge(index) { &mut prefixes.bridges } else { &mut prefixes.others };
         if !list.contains(&prefix) {
@@ -108,7 +128,8 @@ pub(crate) async fn prefixes(kernel: &Kernel, overlay: Option<&Overlay>) -> Resu
 }
 
 /// Local, broadcast and multicast entries repeat what the addresses say.
-fn is_special(route: &Route) -> bool {
+fn is_special<F: Family>(route: &Route<F>) -> bool {
     const LOCAL_TABLE: u32 = 255;
-    route.table == LOCAL_TABLE || Ipv4Addr::from(u32::from(route.dst.network())).is_multicast()
+    let base: IpAddr = F::base(route.dst).into();
+    route.table == LOCAL_TABLE || base.is_multicast()
 }

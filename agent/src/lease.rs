@@ -1,8 +1,8 @@
 //! A lease: which node holds which subnet, as one key and one value in etcd.
 //!
 //! Keys and values are flannel's to the byte (`pkg/subnet/etcd`, `pkg/lease`), because flannel nodes read ours
-//! and write theirs. Everything read is hostile until parsed. This agent holds IPv4 leases only, but reads the
-//! dual-stack ones of others and understands their IPv4 half.
+//! and write theirs. Everything read is hostile until parsed. A lease has an IPv4 subnet and, in a dual-stack
+//! network, an IPv6 one.
 
 mod attrs;
 mod key;

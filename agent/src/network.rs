@@ -7,23 +7,21 @@
 
 mod backend;
 mod object;
+mod pool;
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
-pub use self::backend::{Backend, DEFAULT_PORT, DEFAULT_VNI, Vxlan};
 pub(crate) use self::object::{Object, ObjectError, excerpt, quoted};
+pub use self::{
+    backend::{Backend, DEFAULT_PORT, DEFAULT_VNI, Vxlan},
+    pool::Pool,
+};
+use crate::family::{V4, V6};
 
-/// The smallest network that flannel takes: below it there are no four subnets with two hosts each.
-const LONGEST_NETWORK: u8 = 28;
-/// The longest subnet prefix: a bridge address and one container.
-const LONGEST_SUBNET: u8 = 30;
-/// What flannel takes where the network is big enough.
-const USUAL_SUBNET_LEN: u8 = 24;
-
-/// The validated network config, IPv4 half.
+/// The validated network config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
     /// The prefix that all subnets of the cluster are cut from, host bits cleared.
@@ -36,8 +34,8 @@ pub struct NetworkConfig {
     pub subnet_max: Ipv4Addr,
     /// How packets travel between nodes.
     pub backend: Backend,
-    /// Whether the cluster also carries IPv6, which this agent leaves to others.
-    pub ipv6: bool,
+    /// The IPv6 half of a dual-stack cluster.
+    pub v6: Option<Pool<V6>>,
 }
 
 /// Why a network config is refused. The text names the key, its value and what would be right.
@@ -61,32 +59,27 @@ impl NetworkConfig {
         let object = Object::parse(json)?;
         if !object.bool("EnableIPv4")?.unwrap_or(true) {
             return Err(ConfigError(
-                "EnableIPv4 is false, but this agent carries IPv4: leave the key out or set it to true"
-                    .into(),
+                "EnableIPv4 is false, but this agent needs IPv4: leave the key out or set it to true".into(),
             ));
         }
+        let Pool { network, subnet_len, subnet_min, subnet_max } = Pool::<V4>::read(&object)?;
         let ipv6 = object.bool("EnableIPv6")?.unwrap_or(false);
-        let network = network(&object)?;
-        let subnet_len = subnet_len(&object, network)?;
-        let bounds = Bounds { network, subnet_len };
-        let subnet_min = bounds.read(&object, "SubnetMin")?.unwrap_or_else(|| bounds.nth(1));
-        let subnet_max = bounds.read(&object, "SubnetMax")?.unwrap_or_else(|| bounds.last());
-        if subnet_min > subnet_max {
-            return Err(ConfigError(format!(
-                "SubnetMin {subnet_min} is above SubnetMax {subnet_max}: no subnet is left between them"
-            )));
-        }
+        let v6 = if ipv6 { Some(Pool::read(&object)?) } else { None };
         let backend = Backend::read(&object)?;
-        Ok(Self { network, subnet_len, subnet_min, subnet_max, backend, ipv6 })
+        Ok(Self { network, subnet_len, subnet_min, subnet_max, backend, v6 })
+    }
+
+    /// The IPv4 subnets.
+    #[must_use]
+    pub fn v4(&self) -> Pool<V4> {
+        let Self { network, subnet_len, subnet_min, subnet_max, .. } = *self;
+        Pool { network, subnet_len, subnet_min, subnet_max }
     }
 
     /// Whether a node may hold this subnet: right length, and between the bounds.
     #[must_use]
     pub fn allows(&self, subnet: Ipv4Net) -> bool {
-        subnet.prefix_len() == self.subnet_len
-            && subnet == subnet.trunc()
-            && self.subnet_min <= subnet.network()
-            && subnet.network() <= self.subnet_max
+        self.v4().allows(subnet)
     }
 
     /// The keys in which `other` differs so that a running agent cannot follow without a restart.
@@ -99,85 +92,18 @@ impl NetworkConfig {
         if self.subnet_len != other.subnet_len {
             keys.push("SubnetLen");
         }
+        let of_v6 = |config: &Self| config.v6.map(|pool| (pool.network, pool.subnet_len));
+        if self.v6.is_some() != other.v6.is_some() {
+            keys.push("EnableIPv6");
+        } else if of_v6(self).map(|(network, _)| network) != of_v6(other).map(|(network, _)| network) {
+            keys.push("IPv6Network");
+        } else if of_v6(self) != of_v6(other) {
+            keys.push("IPv6SubnetLen");
+        }
         if self.backend != other.backend {
             keys.push("Backend");
         }
         keys
-    }
-}
-
-fn network(object: &Object) -> Result<Ipv4Net, ConfigError> {
-    let Some(text) = object.string("Network")? else {
-        return Err(ConfigError(
-            r#"Network is missing: it must be an IPv4 prefix such as "10.5.0.0/16""#.into(),
-        ));
-    };
-    let network: Ipv4Net = text.parse().map_err(|_| {
-        ConfigError(format!(r#"Network {} is not an IPv4 prefix such as "10.5.0.0/16""#, quoted(text)))
-    })?;
-    if network.prefix_len() > LONGEST_NETWORK {
-        return Err(ConfigError(format!(
-            "Network {network} is too small: the longest useful prefix is /{LONGEST_NETWORK}"
-        )));
-    }
-    Ok(network.trunc())
-}
-
-fn subnet_len(object: &Object, network: Ipv4Net) -> Result<u8, ConfigError> {
-    let shortest = network.prefix_len() + 2;
-    let len = match object.unsigned("SubnetLen", u64::MAX)? {
-        None | Some(0) if shortest <= USUAL_SUBNET_LEN => return Ok(USUAL_SUBNET_LEN),
-        None | Some(0) => return Ok(shortest),
-        Some(len) => len,
-    };
-    let fits = u8::try_from(len).ok().filter(|len| (shortest..=LONGEST_SUBNET).contains(len));
-    fits.ok_or_else(|| {
-        ConfigError(format!(
-            "SubnetLen {len} is out of bounds: {shortest} to {LONGEST_SUBNET} (at least four subnets in Network {network}, at least two hosts in each)"
-        ))
-    })
-}
-
-/// Where subnets may start.
-struct Bounds {
-    network: Ipv4Net,
-    subnet_len: u8,
-}
-
-impl Bounds {
-    /// How many addresses a subnet has; `subnet_len` is 2 at least.
-    fn size(&self) -> u32 {
-        1 << (32 - self.subnet_len)
-    }
-
-    fn nth(&self, n: u32) -> Ipv4Addr {
-        (u32::from(self.network.network()) + n * self.size()).into()
-    }
-
-    fn last(&self) -> Ipv4Addr {
-        (u32::from(self.network.broadcast()) - (self.size() - 1)).into()
-    }
-
-    fn read(&self, object: &Object, key: &'static str) -> Result<Option<Ipv4Addr>, ConfigError> {
-        let Some(text) = object.string(key)? else { return Ok(None) };
-        let address: Ipv4Addr = text.parse().map_err(|_| {
-            ConfigError(format!(r#"{key} {} is not an IPv4 address such as "{}""#, quoted(text), self.nth(1)))
-        })?;
-        // Go's zero value, which flannel takes for "not set".
-        if address.is_unspecified() && !self.network.contains(&address) {
-            return Ok(None);
-        }
-        if !self.network.contains(&address) {
-            return Err(ConfigError(format!("{key} {address} is outside of Network {}", self.network)));
-        }
-        if u32::from(address) % self.size() != 0 {
-            return Err(ConfigError(format!(
-                "{key} {address} is not the base address of a /{}: the one it lies in starts at {}",
-                self.subnet_len,
-                Ipv4Addr::from(u32::from(address) & !(self.size() - 1))
-            )));
-        }
-        Ok(Some(address))
     }
 }
 
@@ -203,7 +129,7 @@ mod tests {
         let config = parse(r#"{"Network": "192.168.0.0/16"}"#);
         assert_eq!(config.network, "192.168.0.0/16".parse().unwrap());
         assert_eq!(config.backend, Backend::Vxlan(Vxlan::default()));
-        assert!(!config.ipv6);
+        assert_eq!(config.v6, None);
         for (network, len, min, max) in [
             ("10.5.0.0/16", 24, "10.5.1.0", "10.5.255.0"),
             ("10.5.0.0/22", 24, "10.5.1.0", "10.5.3.0"),

@@ -5,6 +5,7 @@
 //! is remembered of events but that something happened, so a missed one costs time and never correctness.
 
 mod containers;
+mod ipv6;
 mod pass;
 mod path;
 mod report;
@@ -29,7 +30,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::ipv6::NodeV6;
 use self::{
+    ipv6::HalfV6,
     path::{Path, load, open_path, settings},
     wakers::{listen_for_rules, ruled, sighted},
     work::Work,
@@ -76,6 +79,8 @@ pub struct Node {
     pub overlay: Option<Overlay>,
     /// The subnet that this node holds.
     pub subnet: Ipv4Net,
+    /// The IPv6 half, in a dual-stack network.
+    pub v6: Option<NodeV6>,
 }
 
 /// The VXLAN device.
@@ -94,9 +99,11 @@ impl Node {
         self.overlay.as_ref().map_or(0, |overlay| overlay.device.index)
     }
 
-    /// MTU of the pods, in bytes.
+    /// MTU of the pods, in bytes: what both families can carry.
     fn pod_mtu(&self) -> u32 {
-        self.overlay.as_ref().map_or(self.uplink.mtu, |overlay| overlay.device.mtu)
+        let of = |overlay: Option<&Overlay>| overlay.map_or(self.uplink.mtu, |overlay| overlay.device.mtu);
+        let v6 = self.v6.as_ref().map_or(u32::MAX, |v6| of(v6.overlay.as_ref()));
+        of(self.overlay.as_ref()).min(v6)
     }
 }
 
@@ -126,6 +133,7 @@ pub struct Reconciler {
     expected: Option<Expected>,
     /// Whether all of that was done.
     programmed: bool,
+    v6: HalfV6,
     /// Peers that the kernel cannot be given, and why.
     refused: BTreeSet<String>,
     has_direct_peers: bool,
@@ -164,6 +172,10 @@ impl Reconciler {
             state.device = Some(overlay.spec.name.clone());
         }
         state.networks.insert(node.network.network.trunc().into());
+        if let Some(v6) = &node.v6 {
+            state.device_v6 = v6.overlay.as_ref().map(|overlay| overlay.spec.name.clone());
+            state.networks.insert(v6.pool.network.into());
+        }
         state.write(&node.config.run_dir)?;
         let mut reconciler = Self {
             firewall: Firewall::new(firewall_spec(&node)),
@@ -188,6 +200,7 @@ impl Reconciler {
             ways: HashMap::new(),
             expected: None,
             programmed: false,
+            v6: HalfV6::default(),
             refused: BTreeSet::new(),
             has_direct_peers: false,
             prefixes: Prefixes::default(),
@@ -325,8 +338,8 @@ impl Reconciler {
 
 fn firewall_spec(node: &Node) -> FirewallSpec {
     FirewallSpec {
-        network: node.network.network,
-        subnet: node.subnet,
+        network: node.network.network.into(),
+        subnet: node.subnet.into(),
         masquerade: node.config.ip_masq,
         fully_random: node.config.ip_masq_fully_random,
         forward: node.config.forward_rules,

@@ -23,7 +23,7 @@ use std::{
 use thiserror::Error;
 
 pub use self::{
-    claim::{Claim, ClaimError},
+    claim::{Claim, ClaimError, ClaimV6},
     cluster::{Cluster, ConfigState, Own},
     keeper::Keeper,
     stats::EtcdHealth,

@@ -17,14 +17,15 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Config, EtcdConfig},
     control::{self, Asker},
+    family::{V4, V6},
     health::{self, Readiness},
     host,
-    kernel::{Kernel, VxlanSpec},
+    kernel::{Kernel, VxlanSpec, overhead},
     lease::{LeaseAttrs, VtepData},
     metrics,
     network::{Backend, NetworkConfig, Vxlan},
-    reconcile::{Node, Overlay, Reconciler},
-    registry::{Claim, EtcdOptions, Registry},
+    reconcile::{Node, NodeV6, Overlay, Reconciler},
+    registry::{Claim, ClaimV6, EtcdOptions, Registry},
     service::{Heartbeat, ServiceManager},
     subnet_file,
     uplink::Uplink,
@@ -83,26 +84,30 @@ async fn start(
     let kernel = Kernel::connect()?;
     let registry = Registry::connect(etcd_options(&config.etcd)).await?;
     let network = wait_for_network_config(&registry).await;
-    let uplink = host::choose_uplink(&kernel, &config).await?;
+    let uplink = host::choose_uplink(&kernel, &config, network.v6.is_some()).await?;
     tracing::info!(interface = uplink.name, address = %uplink.address, public_ip = %uplink.public_ip, "uplink chosen");
     let overlay = open_overlay(&kernel, &network.backend, &uplink).await?;
+    let overlay_v6 = open_overlay_v6(&kernel, &network, &uplink).await?;
 
-    let prefixes = host::prefixes(&kernel, overlay.as_ref()).await?;
+    let prefixes = host::prefixes::<V4>(&kernel, overlay.as_ref()).await?;
     let claim = Claim {
-        attrs: attrs(&network.backend, &uplink, overlay.as_ref()),
+        attrs: attrs(&network.backend, &uplink, overlay.as_ref(), overlay_v6.as_ref()),
         previous: subnet_file::previous_subnet(&config.subnet_file).unwrap_or_else(|error| {
             tracing::warn!("{error}; going on without it");
             None
         }),
         occupied: prefixes.others,
         bridges: prefixes.bridges,
+        v6: claim_v6(&kernel, &config, &network, overlay_v6.as_ref()).await?,
         ttl: config.lease_ttl,
         renew_margin: config.renew_margin,
     };
     let lease = registry.claim(&network, &claim).await?;
     let subnet = lease.subnet;
+    let v6 = network.v6.zip(lease.key.subnet_v6);
+    let v6 = v6.map(|(pool, subnet)| NodeV6 { pool, subnet, overlay: overlay_v6 });
     let keeper = registry.keep(network.clone(), claim, lease);
-    let node = Node { config, network, uplink, overlay, subnet };
+    let node = Node { config, network, uplink, overlay, subnet, v6 };
     Reconciler::new(node, kernel, keeper, control, readiness, heartbeat)
 }
 
@@ -240,6 +245,22 @@ pub(crate) fn vxlan_spec(vxlan: &Vxlan, uplink: &Uplink) -> Result<VxlanSpec> {
     })
 }
 
+/// The same for the IPv6 half.
+///
+/// # Errors
+///
+/// Where the underlay's MTU is less than IPv6 itself asks for.
+pub(crate) fn vxlan_spec_v6(vxlan: &Vxlan, uplink: &Uplink) -> Result<VxlanSpec> {
+    let local = uplink.public_ipv6.context("the uplink has no IPv6 address")?.into();
+    let outer = vxlan.mtu.map_or(uplink.mtu, u32::from);
+    let mtu = outer.saturating_sub(overhead(local));
+    if mtu < 1280 {
+        // RFC 8200, section 5: no link may carry less.
+        bail!("an MTU of {outer} on the underlay leaves {mtu} bytes for IPv6 pods; at least 1280 are needed");
+    }
+    Ok(VxlanSpec { name: format!("flannel-v6.{}", vxlan.vni), local, mtu, ..vxlan_spec(vxlan, uplink)? })
+}
+
 /// The VXLAN device, where the backend has one.
 async fn open_overlay(kernel: &Kernel, backend: &Backend, uplink: &Uplink) -> Result<Option<Overlay>> {
     match backend {
@@ -265,12 +286,51 @@ async fn open_overlay(kernel: &Kernel, backend: &Backend, uplink: &Uplink) -> Re
 }
 
 /// The value of this node's lease.
-pub(crate) fn attrs(backend: &Backend, uplink: &Uplink, overlay: Option<&Overlay>) -> LeaseAttrs {
-    match (backend, overlay) {
-        (_, Some(Overlay { vxlan, device, .. })) => {
-            LeaseAttrs::vxlan(uplink.public_ip, VtepData { vni: vxlan.vni, vtep_mac: device.mac })
-        }
+pub(crate) fn attrs(
+    backend: &Backend,
+    uplink: &Uplink,
+    overlay: Option<&Overlay>,
+    overlay_v6: Option<&Overlay>,
+) -> LeaseAttrs {
+    let vtep = |overlay: &Overlay| VtepData { vni: overlay.vxlan.vni, vtep_mac: overlay.device.mac };
+    let attrs = match (backend, overlay) {
+        (_, Some(overlay)) => LeaseAttrs::vxlan(uplink.public_ip, vtep(overlay)),
         (Backend::Alloc, None) => LeaseAttrs::alloc(uplink.public_ip),
         (_, None) => LeaseAttrs::host_gw(uplink.public_ip),
+    };
+    match uplink.public_ipv6 {
+        Some(public_ipv6) => attrs.with_v6(public_ipv6, overlay_v6.map(vtep)),
+        None => attrs,
     }
+}
+
+/// The VXLAN device with an IPv6 underlay, in a dual-stack network whose backend has one.
+async fn open_overlay_v6(
+    kernel: &Kernel,
+    network: &NetworkConfig,
+    uplink: &Uplink,
+) -> Result<Option<Overlay>> {
+    let (Backend::Vxlan(vxlan), Some(_)) = (&network.backend, network.v6) else { return Ok(None) };
+    let spec = vxlan_spec_v6(vxlan, uplink)?;
+    let device = kernel.ensure_vxlan(&spec).await?;
+    tracing::info!(device = spec.name, adopted = device.adopted, mtu = device.mtu, "VXLAN device ready");
+    Ok(Some(Overlay { vxlan: vxlan.clone(), spec, device }))
+}
+
+/// What this node asks for of a dual-stack network besides.
+async fn claim_v6(
+    kernel: &Kernel,
+    config: &Config,
+    network: &NetworkConfig,
+    overlay: Option<&Overlay>,
+) -> Result<ClaimV6> {
+    if network.v6.is_none() {
+        return Ok(ClaimV6::default());
+    }
+    let prefixes = host::prefixes::<V6>(kernel, overlay).await?;
+    let previous = subnet_file::previous_ipv6_subnet(&config.subnet_file).unwrap_or_else(|error| {
+        tracing::warn!("{error}; going on without it");
+        None
+    });
+    Ok(ClaimV6 { previous, occupied: prefixes.others, bridges: prefixes.bridges })
 }

@@ -18,6 +18,9 @@ use tempfile::NamedTempFile;
 pub struct State {
     /// Name of the VXLAN device.
     pub device: Option<String>,
+    /// Name of the VXLAN device with an IPv6 underlay.
+    #[serde(default)]
+    pub device_v6: Option<String>,
     /// The networks into which routes were made: others' routes may carry Loden's protocol number too.
     #[serde(default)]
     pub networks: BTreeSet<IpNet>,

@@ -6,70 +6,59 @@
 
 mod guard;
 
-use std::net::Ipv4Addr;
-
-use ipnet::Ipv4Net;
 use rand::{Rng, seq::IndexedRandom as _};
 
-use crate::network::NetworkConfig;
+use crate::{family::Family, network::Pool};
 
 pub use self::guard::guards;
 
 /// How many free subnets a node picks from.
 const CHOICES: usize = 100;
 
-/// Whether two prefixes share an address.
-#[must_use]
-pub fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
-    a.contains(&b) || b.contains(&a)
-}
-
 /// The prefixes of this host that a subnet must keep away from: those that lie inside the network. A route that
 /// covers the whole network (the default route, or an operator's route to all of it) would leave nothing to pick,
 /// and the subnets' own routes are more specific.
 #[must_use]
-pub fn conflicting(network: Ipv4Net, occupied: &[Ipv4Net]) -> Vec<Ipv4Net> {
-    let inside = |prefix: &&Ipv4Net| network.contains(*prefix) && **prefix != network;
-    occupied.iter().map(Ipv4Net::trunc).collect::<Vec<_>>().iter().filter(inside).copied().collect()
+pub fn conflicting<F: Family>(network: F::Net, occupied: &[F::Net]) -> Vec<F::Net> {
+    let inside = |prefix: &F::Net| F::covers(network, *prefix) && *prefix != network;
+    occupied.iter().map(|prefix| F::trunc(*prefix)).filter(inside).collect()
 }
 
 /// The first of `occupied` that the subnet overlaps.
 #[must_use]
-pub fn conflict(network: Ipv4Net, subnet: Ipv4Net, occupied: &[Ipv4Net]) -> Option<Ipv4Net> {
-    conflicting(network, occupied).into_iter().find(|prefix| overlap(*prefix, subnet))
+pub fn conflict<F: Family>(network: F::Net, subnet: F::Net, occupied: &[F::Net]) -> Option<F::Net> {
+    conflicting::<F>(network, occupied).into_iter().find(|prefix| F::overlap(*prefix, subnet))
 }
 
 /// Picks a subnet that overlaps none of `taken` (all leases) and none of `occupied` (this host's prefixes, see
 /// [`conflicting`]); `None` where there is none left.
-pub fn pick(
-    config: &NetworkConfig,
-    taken: impl IntoIterator<Item = Ipv4Net>,
-    occupied: &[Ipv4Net],
+pub fn pick<F: Family>(
+    pool: &Pool<F>,
+    taken: impl IntoIterator<Item = F::Net>,
+    occupied: &[F::Net],
     rng: &mut impl Rng,
-) -> Option<Ipv4Net> {
-    let taken = taken.into_iter().chain(conflicting(config.network, occupied)).collect();
-    free(config, taken).take(CHOICES).collect::<Vec<_>>().choose(rng).copied()
+) -> Option<F::Net> {
+    let taken = taken.into_iter().chain(conflicting::<F>(pool.network, occupied)).collect();
+    free(pool, taken).take(CHOICES).collect::<Vec<_>>().choose(rng).copied()
 }
 
 /// The free subnets, in order of their address.
-fn free(config: &NetworkConfig, taken: Vec<Ipv4Net>) -> impl Iterator<Item = Ipv4Net> {
-    let len = config.subnet_len;
-    // 64 bits, so that the step after 255.255.255.255 is a number as well.
-    let size = 1_u64 << (32 - len);
-    let mut taken = merge(taken).into_iter().peekable();
-    let mut base = number(config.subnet_min);
-    let last = number(config.subnet_max);
+fn free<F: Family>(pool: &Pool<F>, taken: Vec<F::Net>) -> impl Iterator<Item = F::Net> {
+    let (len, size) = (pool.subnet_len, pool.subnet_size());
+    let mut taken = merge::<F>(taken).into_iter().peekable();
+    // `None`: past the last address that there is.
+    let mut next = Some(F::number(pool.subnet_min));
+    let last = F::number(pool.subnet_max);
     std::iter::from_fn(move || {
-        while base <= last {
+        while let Some(base) = next.filter(|base| *base <= last) {
             while taken.next_if(|range| range.1 < base).is_some() {}
-            let end = base + size - 1;
             match taken.peek() {
-                Some(range) if range.0 <= end => base = (range.1 / size + 1) * size,
+                Some(range) if range.0 <= base + (size - 1) => {
+                    next = (range.1 - range.1 % size).checked_add(size);
+                }
                 _ => {
-                    let subnet =
-                        u32::try_from(base).ok().and_then(|base| Ipv4Net::new(base.into(), len).ok());
-                    base += size;
-                    return subnet;
+                    next = base.checked_add(size);
+                    return F::net(F::of_number(base)?, len);
                 }
             }
         }
@@ -78,11 +67,15 @@ fn free(config: &NetworkConfig, taken: Vec<Ipv4Net>) -> impl Iterator<Item = Ipv
 }
 
 /// First and last addresses, in order, overlapping ones joined.
-fn merge(prefixes: Vec<Ipv4Net>) -> Vec<(u64, u64)> {
-    let mut ranges: Vec<_> =
-        prefixes.iter().map(|prefix| (number(prefix.network()), number(prefix.broadcast()))).collect();
+fn merge<F: Family>(prefixes: Vec<F::Net>) -> Vec<(u128, u128)> {
+    let range = |prefix: F::Net| {
+        let first = F::number(F::base(prefix));
+        let host_bits = u32::from(F::BITS - F::prefix_len(prefix));
+        (first, first + u128::MAX.checked_shr(128 - host_bits).unwrap_or(0))
+    };
+    let mut ranges: Vec<_> = prefixes.into_iter().map(range).collect();
     ranges.sort_unstable();
-    let mut merged: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+    let mut merged: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
     for (first, last) in ranges {
         match merged.last_mut() {
             Some(before) if first <= before.1 => before.1 = before.1.max(last),
@@ -92,21 +85,22 @@ fn merge(prefixes: Vec<Ipv4Net>) -> Vec<(u64, u64)> {
     merged
 }
 
-fn number(address: Ipv4Addr) -> u64 {
-    u32::from(address).into()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
+    use ipnet::{Ipv4Net, Ipv6Net};
     use proptest::prelude::*;
     use rand::{SeedableRng as _, rngs::StdRng};
 
     use super::*;
+    use crate::{
+        family::{V4, V6},
+        network::NetworkConfig,
+    };
 
-    fn config(json: &str) -> NetworkConfig {
-        NetworkConfig::parse(json).unwrap()
+    fn config(json: &str) -> Pool<V4> {
+        NetworkConfig::parse(json).unwrap().v4()
     }
 
     fn net(text: &str) -> Ipv4Net {
@@ -153,6 +147,24 @@ mod tests {
         assert_eq!(pick(&config, taken, &[], &mut rng()), Some(net("10.5.32.0/24")));
     }
 
+    #[test]
+    fn ipv6_is_picked_by_the_same_rules() {
+        let json = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/56"}"#;
+        let pool = NetworkConfig::parse(json).unwrap().v6.unwrap();
+        let net = |text: &str| text.parse::<Ipv6Net>().unwrap();
+        let picks: BTreeSet<_> = (0..5000).filter_map(|_| pick(&pool, [], &[], &mut rand::rng())).collect();
+        assert_eq!(picks.len(), 100);
+        assert_eq!(picks.first(), Some(&net("fc00:0:0:1::/64")));
+        let taken = [net("fc00:0:0:80::/57"), net("fc00:0:0:40::/58"), net("fc00::/59")];
+        let occupied = [net("fc00:0:0:21::1/128"), net("::/0"), net("fc00:0:0:22::/63")];
+        let left: BTreeSet<_> =
+            (0..5000).filter_map(|_| pick(&pool, taken, &occupied, &mut rand::rng())).collect();
+        assert_eq!(left.len(), 0x20 - 3);
+        assert!(
+            left.iter().all(|subnet| !taken.iter().chain(&occupied[2..]).any(|it| V6::overlap(*it, *subnet)))
+        );
+    }
+
     fn prefix() -> impl Strategy<Value = Ipv4Net> {
         (0_u32..1 << 16, 14_u8..=32)
             .prop_map(|(low, len)| Ipv4Net::new((0x0a05_0000 + low).into(), len).unwrap())
@@ -166,8 +178,8 @@ mod tests {
             subnet_len in 18_u8..=30, seed in any::<u64>(),
         ) {
             let config = config(&format!(r#"{{"Network":"10.5.0.0/16","SubnetLen":{subnet_len}}}"#));
-            let conflicts = conflicting(config.network, &occupied);
-            let clear = |subnet: &Ipv4Net| !taken.iter().chain(&conflicts).any(|other| overlap(*other, *subnet));
+            let conflicts = conflicting::<V4>(config.network, &occupied);
+            let clear = |subnet: &Ipv4Net| !taken.iter().chain(&conflicts).any(|other| V4::overlap(*other, *subnet));
             match pick(&config, taken.clone(), &occupied, &mut StdRng::seed_from_u64(seed)) {
                 Some(subnet) => prop_assert!(config.allows(subnet) && clear(&subnet)),
                 None => prop_assert!(!config.network.subnets(subnet_len).unwrap().any(|subnet| config.allows(subnet) && clear(&subnet))),
@@ -179,7 +191,7 @@ mod tests {
             let config = config(r#"{"Network":"10.5.0.0/16","SubnetLen":22}"#);
             let found: Vec<_> = free(&config, taken.clone()).collect();
             let expected: Vec<_> = config.network.subnets(22).unwrap()
-                .filter(|subnet| config.allows(*subnet) && !taken.iter().any(|other| overlap(*other, *subnet)))
+                .filter(|subnet| config.allows(*subnet) && !taken.iter().any(|other| V4::overlap(*other, *subnet)))
                 .collect();
             prop_assert_eq!(found, expected);
         }

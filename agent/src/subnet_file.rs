@@ -7,11 +7,12 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use crate::family::{Family, V4, V6};
 
 /// More than any `subnet.env`; what is larger is not one.
 const LARGEST: u64 = 64 * 1024;
@@ -23,6 +24,8 @@ pub struct SubnetFile {
     pub network: Ipv4Net,
     /// This node's subnet; host bits are ignored.
     pub subnet: Ipv4Net,
+    /// The same two of IPv6, in a dual-stack network.
+    pub v6: Option<(Ipv6Net, Ipv6Net)>,
     /// MTU for containers, in bytes.
     pub mtu: u16,
     /// Whether the agent masquerades; dockerd must then not.
@@ -32,9 +35,12 @@ pub struct SubnetFile {
 impl fmt::Display for SubnetFile {
     /// The subnet is given with its first host address, which is the bridge's (`dockerd --bip`).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bridge = Ipv4Addr::from(u32::from(self.subnet.network()).saturating_add(1));
         writeln!(f, "FLANNEL_NETWORK={}", self.network.trunc())?;
-        writeln!(f, "FLANNEL_SUBNET={bridge}/{}", self.subnet.prefix_len())?;
+        writeln!(f, "FLANNEL_SUBNET={}", bridge::<V4>(self.subnet))?;
+        if let Some((network, subnet)) = self.v6 {
+            writeln!(f, "FLANNEL_IPV6_NETWORK={}", network.trunc())?;
+            writeln!(f, "FLANNEL_IPV6_SUBNET={}", bridge::<V6>(subnet))?;
+        }
         writeln!(f, "FLANNEL_MTU={}", self.mtu)?;
         writeln!(f, "FLANNEL_IPMASQ={}", self.ip_masq)
     }
@@ -58,6 +64,12 @@ impl SubnetFile {
     }
 }
 
+/// A subnet by the address that its bridge has, the second.
+fn bridge<F: Family>(subnet: F::Net) -> F::Net {
+    let second = F::of_number(F::number(F::base(subnet)).saturating_add(1));
+    second.and_then(|second| F::net(second, F::prefix_len(subnet))).unwrap_or(subnet)
+}
+
 /// The subnet that the file at `path` gives, without host bits; `None` if there is no file or no subnet in it.
 ///
 /// # Errors
@@ -65,7 +77,7 @@ impl SubnetFile {
 /// [`SubnetFileError`] if the file cannot be read or its subnet cannot be understood. The caller goes on without
 /// a previous subnet.
 pub fn previous_subnet(path: &Path) -> Result<Option<Ipv4Net>, SubnetFileError> {
-    previous(path, "FLANNEL_SUBNET")
+    previous::<V4>(path, "FLANNEL_SUBNET")
 }
 
 /// The overlay network that the file at `path` gives; like [`previous_subnet`].
@@ -74,14 +86,33 @@ pub fn previous_subnet(path: &Path) -> Result<Option<Ipv4Net>, SubnetFileError> 
 ///
 /// As [`previous_subnet`].
 pub fn previous_network(path: &Path) -> Result<Option<Ipv4Net>, SubnetFileError> {
-    previous(path, "FLANNEL_NETWORK")
+    previous::<V4>(path, "FLANNEL_NETWORK")
 }
 
-fn previous(path: &Path, key: &'static str) -> Result<Option<Ipv4Net>, SubnetFileError> {
+/// The IPv6 subnet that the file at `path` gives; like [`previous_subnet`].
+///
+/// # Errors
+///
+/// As [`previous_subnet`].
+pub fn previous_ipv6_subnet(path: &Path) -> Result<Option<Ipv6Net>, SubnetFileError> {
+    previous::<V6>(path, "FLANNEL_IPV6_SUBNET")
+}
+
+/// IPv6 network and subnet that the file at `path` gives; like [`previous_subnet`].
+///
+/// # Errors
+///
+/// As [`previous_subnet`].
+pub fn previous_ipv6(path: &Path) -> Result<Option<(Ipv6Net, Ipv6Net)>, SubnetFileError> {
+    let network = previous::<V6>(path, "FLANNEL_IPV6_NETWORK")?;
+    Ok(network.zip(previous_ipv6_subnet(path)?))
+}
+
+fn previous<F: Family>(path: &Path, key: &'static str) -> Result<Option<F::Net>, SubnetFileError> {
     let Some(content) = read(path)? else { return Ok(None) };
     let Some(value) = entry(&content, key) else { return Ok(None) };
-    match value.parse::<Ipv4Net>() {
-        Ok(net) => Ok(Some(net.trunc())),
+    match value.parse::<F::Net>() {
+        Ok(net) => Ok(Some(F::trunc(net))),
         Err(_) => {
             let value = value.chars().take(64).flat_map(char::escape_default).collect();
             Err(SubnetFileError::Value { path: path.into(), key, value })
@@ -147,8 +178,16 @@ pub enum SubnetFileError {
     Read { path: PathBuf, source: io::Error },
     #[error("{} is not a file of at most 64 KiB, so no subnet.env", path.display())]
     NotASubnetFile { path: PathBuf },
-    #[error("{}: {key}={value} must be an IPv4 address and prefix length, such as 10.5.72.1/24", path.display())]
+    #[error("{}: {key}={value} must be an {}", path.display(), right(key))]
     Value { path: PathBuf, key: &'static str, value: String },
+}
+
+fn right(key: &str) -> &'static str {
+    if key.contains("IPV6") {
+        "IPv6 address and prefix length, such as fc00:0:0:1::1/64"
+    } else {
+        "IPv4 address and prefix length, such as 10.5.72.1/24"
+    }
 }
 
 #[cfg(test)]

@@ -6,11 +6,17 @@
 
 use std::cmp::Reverse;
 use std::fmt::Write as _;
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use regex::Regex;
 
-use crate::config::UplinkChoice;
+use crate::{
+    config::UplinkChoice,
+    family::{Family, V4, V6},
+};
 
 /// An interface of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,13 +27,15 @@ pub struct Candidate {
     pub mtu: u32,
     /// In the kernel's order.
     pub addresses: Vec<CandidateAddress>,
+    /// The same of IPv6; empty where the network has no IPv6 half.
+    pub addresses_v6: Vec<CandidateAddress<V6>>,
 }
 
-/// An IPv4 address of an interface.
+/// An address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CandidateAddress {
-    pub address: Ipv4Addr,
-    /// 169.254.0.0/16.
+pub struct CandidateAddress<F: Family = V4> {
+    pub address: F::Addr,
+    /// 169.254.0.0/16, fe80::/10.
     pub link_local: bool,
     /// `IFA_F_PERMANENT`: without a lifetime.
     pub permanent: bool,
@@ -48,11 +56,17 @@ pub struct Uplink {
     pub address: Ipv4Addr,
     /// The address that other nodes send to; this node's identity among the leases.
     pub public_ip: Ipv4Addr,
+    /// The IPv6 address that other nodes send to, and the VTEP's own; only in a dual-stack network.
+    pub public_ipv6: Option<Ipv6Addr>,
 }
 
 impl fmt::Display for Uplink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {} (public {}), MTU {}", self.name, self.address, self.public_ip, self.mtu)
+        write!(f, "{} at {} (public {}", self.name, self.address, self.public_ip)?;
+        if let Some(public_ipv6) = self.public_ipv6 {
+            write!(f, " and {public_ipv6}")?;
+        }
+        write!(f, "), MTU {}", self.mtu)
     }
 }
 
@@ -91,6 +105,7 @@ pub fn choose(
         mtu: candidate.mtu,
         address,
         public_ip: choice.public_ip.unwrap_or(address),
+        public_ipv6: public_ipv6(choice, candidate),
     };
     let by_index = |ifindex| candidates.iter().find(|candidate| candidate.ifindex == ifindex);
 
@@ -178,17 +193,19 @@ fn best_address(candidate: &Candidate) -> Option<Ipv4Addr> {
 }
 
 fn addresses_by_preference(candidate: &Candidate) -> Vec<Ipv4Addr> {
-    let mut entries: Vec<&CandidateAddress> = candidate
-        .addresses
-        .iter()
-        .filter(|entry| !entry.deprecated)
-        .filter(|CandidateAddress { address, .. }| {
-            !(address.is_loopback()
-                || address.is_multicast()
-                || address.is_broadcast()
-                || address.is_unspecified())
-        })
-        .collect();
+    by_preference(&candidate.addresses)
+}
+
+/// The IPv6 address of the chosen interface that others can reach.
+fn public_ipv6(choice: &UplinkChoice, candidate: &Candidate) -> Option<Ipv6Addr> {
+    let global: Vec<_> = candidate.addresses_v6.iter().filter(|entry| !entry.link_local).copied().collect();
+    let first = by_preference(&global).into_iter().next()?;
+    Some(choice.public_ipv6.unwrap_or(first))
+}
+
+fn by_preference<F: Family>(entries: &[CandidateAddress<F>]) -> Vec<F::Addr> {
+    let mut entries: Vec<&CandidateAddress<F>> =
+        entries.iter().filter(|entry| !entry.deprecated && F::is_host(entry.address)).collect();
     entries.sort_by_key(|entry| (entry.link_local, Reverse(entry.permanent), entry.temporary));
     entries.into_iter().map(|entry| entry.address).collect()
 }

@@ -185,7 +185,7 @@ fn network_configs() {
             config.network, config.subnet_len, config.subnet_min, config.subnet_max
         );
         let again = NetworkConfig::parse(&again).unwrap();
-        assert_eq!(again, NetworkConfig { backend: again.backend.clone(), ipv6: again.ipv6, ..config });
+        assert_eq!(again, NetworkConfig { backend: again.backend.clone(), v6: again.v6, ..config });
     });
 }
 
@@ -231,7 +231,7 @@ fn subnet_files() {
         if let (Ok(Some(network)), Ok(Some(subnet))) = (network, subnet)
             && subnet.prefix_len() <= 30
         {
-            let file = SubnetFile { network, subnet, mtu: 1450, ip_masq: false };
+            let file = SubnetFile { network, subnet, v6: None, mtu: 1450, ip_masq: false };
             fs::write(&path, file.to_string()).unwrap();
             assert_eq!(subnet_file::previous_subnet(&path).unwrap(), Some(subnet));
             assert_eq!(subnet_file::previous_network(&path).unwrap(), Some(network));

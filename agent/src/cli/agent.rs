@@ -3,7 +3,7 @@
 //! Each value is checked by its parser, so that an error names the flag or the variable that it came in.
 //! Rules that span several flags are in [`crate::config`].
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -182,9 +182,9 @@ pub struct UplinkArgs {
     #[arg(long, value_name = "IP", value_parser = flag_value::ipv4_address)]
     pub public_ip: Option<Ipv4Addr>,
 
-    /// Not supported: the underlay is IPv4
-    #[arg(long, value_name = "IP", hide = true)]
-    pub public_ipv6: Option<String>,
+    /// The same of IPv6, in a dual-stack network
+    #[arg(long, value_name = "IP", value_parser = flag_value::ipv6_address)]
+    pub public_ipv6: Option<Ipv6Addr>,
 }
 
 /// Flags of flannel that Loden knows and does not act on.

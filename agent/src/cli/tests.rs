@@ -369,8 +369,7 @@ fn the_help_shows_only_flags_that_do_something() {
     let help = parse_with(&["loden", "agent", "--help"], &[]).unwrap_err().text;
     for (name, _) in FLANNEL.iter().filter(|(name, _)| *name != "version") {
         let does_nothing = name.starts_with("kube")
-            || ["public-ipv6", "net-config-path", "set-node-network-unavailable", "iptables-resync"]
-                .contains(name)
+            || ["net-config-path", "set-node-network-unavailable", "iptables-resync"].contains(name)
             || ["ip-blackhole-route", "vmodule", "log_backtrace_at"].contains(name);
         let shown =
             help.lines().any(|line| line.split([' ', '[', ',']).any(|word| word == format!("--{name}")));

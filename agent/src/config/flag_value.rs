@@ -1,11 +1,13 @@
 //! Values of single flags. Each function takes the text of a value and answers with what it means, or with what would
 //! be right; the caller adds the flag and the text.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use regex::Regex;
+
+use crate::family::{Family as _, V6};
 
 /// The shortest TTL of a lease. etcd itself grants nothing below its election timeout (1 s by default, rounded up to
 /// 2 s), and a keep-alive goes out every third of the TTL: below 5 s one change of etcd's leader would lose the lease.
@@ -32,6 +34,15 @@ pub fn ipv4_address(text: &str) -> Result<Ipv4Addr, String> {
         }
         Ok(address) => Ok(address),
         Err(_) => Err("must be an IPv4 address, such as 192.0.2.1".into()),
+    }
+}
+
+/// An IPv6 address that other hosts can reach a host by.
+pub fn ipv6_address(text: &str) -> Result<Ipv6Addr, String> {
+    match text.parse::<Ipv6Addr>() {
+        Ok(address) if V6::is_host(address) && !address.is_unicast_link_local() => Ok(address),
+        Ok(_) => Err("must be an IPv6 address that other hosts reach, such as 2001:db8::1".into()),
+        Err(_) => Err("must be an IPv6 address, such as 2001:db8::1".into()),
     }
 }
 

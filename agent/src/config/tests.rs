@@ -122,8 +122,6 @@ fn what_is_not_supported_is_refused_by_name() {
     let error = config(&["-kube-subnet-mgr"]).unwrap_err();
     assert_eq!((error.flag, error.value.as_str()), ("kube-subnet-mgr", "true"));
     assert!(config(&["-kube-subnet-mgr=false"]).is_ok());
-    let error = config(&["-public-ipv6=2001:db8::1"]).unwrap_err();
-    assert_eq!((error.flag, error.value.as_str()), ("public-ipv6", "2001:db8::1"));
     let error = config(&["-iface=2001:db8::1"]).unwrap_err();
     assert_eq!((error.flag, error.value.as_str()), ("iface", "2001:db8::1"));
 }

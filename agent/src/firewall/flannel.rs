@@ -8,11 +8,11 @@
 //! packets and the flanneld that comes finds what it would have made, and keeps it up. (Source: flannel v0.28,
 //! `pkg/trafficmngr/iptables`.)
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{
-    FirewallError, FirewallSpec, Result, forward,
-    iptables::{DEFAULT, removal, rules_of, rulesets},
+    FirewallError, FirewallSpec, Half, Result, forward,
+    iptables::{default, removal, rules_of, rulesets},
     masquerade,
     tool::run,
 };
@@ -33,11 +33,12 @@ const FORWARD: Chain =
     Chain { table: "filter", from: "FORWARD", name: "FLANNEL-FWD", comment: "flanneld forward" };
 
 /// Puts flannel's masquerade rules in the place of ours, where ours are.
-pub(super) async fn hand_back_masquerade(network: Ipv4Net, subnet: Ipv4Net) -> Result<()> {
-    let Some(ours) = masquerade::list().await? else { return Ok(()) };
+pub(super) async fn hand_back_masquerade(network: IpNet, subnet: IpNet) -> Result<()> {
+    let half = Half::of(network);
+    let Some(ours) = masquerade::list(half).await? else { return Ok(()) };
     // The table may be there only to keep pods' addresses where Docker masquerades, which flannel does not.
     if !ours.contains("chain postrouting") {
-        return masquerade::remove().await;
+        return masquerade::remove(half).await;
     }
     let random = if ours.contains("fully-random") { " --random-fully" } else { "" };
     let rules = [
@@ -45,27 +46,29 @@ pub(super) async fn hand_back_masquerade(network: Ipv4Net, subnet: Ipv4Net) -> R
         format!("-s {subnet} -d {network} {{}} -j RETURN"),
         format!("-s {network} -d {subnet} {{}} -j RETURN"),
         format!("! -s {network} -d {subnet} {{}} -j RETURN"),
-        format!("-s {network} ! -d 224.0.0.0/4 {{}} -j MASQUERADE{random}"),
+        format!("-s {network} ! -d {} {{}} -j MASQUERADE{random}", half.multicast()),
         format!("! -s {network} -d {network} {{}} -j MASQUERADE{random}"),
     ];
-    let listing = DEFAULT.list(MASQUERADE.table).await?.ok_or(FirewallError::Missing("iptables"))?;
+    let iptables = default(half);
+    let listing = iptables.list(MASQUERADE.table).await?.ok_or(FirewallError::Missing("iptables"))?;
     if let Some(transaction) = MASQUERADE.additions(None, &rules, &listing) {
-        DEFAULT.restore(&transaction).await?;
+        iptables.restore(&transaction).await?;
     }
-    masquerade::remove().await
+    masquerade::remove(half).await
 }
 
 /// Puts flannel's forward rules in the place of ours, where ours are: others' chains may drop behind it.
-pub(super) async fn hand_back_forward(network: Ipv4Net) -> Result<()> {
+pub(super) async fn hand_back_forward(network: IpNet) -> Result<()> {
+    let half = Half::of(network);
     let rules = ["-s", "-d"].map(|side| format!("{side} {network} {{}} -j ACCEPT"));
-    for iptables in rulesets(FORWARD.table) {
+    for iptables in rulesets(half, FORWARD.table) {
         let Some(listing) = iptables.list(FORWARD.table).await? else { continue };
         let Some(place) = forward::place(&listing) else { continue };
         if let Some(transaction) = FORWARD.additions(Some(place), &rules, &listing) {
             iptables.restore(&transaction).await?;
         }
     }
-    forward::remove().await
+    forward::remove(half).await
 }
 
 impl Chain {
@@ -94,16 +97,20 @@ impl Chain {
 pub(super) async fn take_over(spec: &FirewallSpec) -> Result<bool> {
     let network = spec.network.trunc().to_string();
     let mut found = false;
-    for iptables in rulesets("nat") {
+    for iptables in rulesets(spec.half(), "nat") {
         let listing = iptables.list("nat").await?;
         if let Some(transaction) = listing.and_then(|listing| transaction(&network, &listing)) {
             iptables.restore(&transaction).await?;
             found = true;
         }
     }
-    match run("nft", &["list", "table", "ip", "flannel-ipv4"], "").await {
+    let (family, table) = match spec.half() {
+        Half::Ipv4 => ("ip", "flannel-ipv4"),
+        Half::Ipv6 => ("ip6", "flannel-ipv6"),
+    };
+    match run("nft", &["list", "table", family, table], "").await {
         Ok(listing) if is_of(&network, listing.lines()) => {
-            run("nft", &["delete", "table", "ip", "flannel-ipv4"], "").await?;
+            run("nft", &["delete", "table", family, table], "").await?;
             found = true;
         }
         Ok(_) | Err(FirewallError::Failed { .. }) => {}

@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::{FirewallError, Result, iptables, masquerade, tool::run};
+use super::{FirewallError, Half, Result, iptables, masquerade, tool::run};
 
 /// The base chains at the forward hook whose policy is to drop, as `FAMILY TABLE CHAIN`: those of nftables.conf,
 /// ufw or firewalld. Whoever wrote them must accept the network there; every packet passes all chains of a hook,
@@ -20,8 +20,8 @@ pub async fn forward_drops() -> Result<Vec<String>> {
 
 /// Whether anybody else may translate sources here: a base chain of type nat at the postrouting hook, or iptables'
 /// legacy nat table. Where there is none, connections are perhaps not even tracked.
-pub(super) async fn translates_sources() -> Result<bool> {
-    Ok(iptables::has_legacy("nat") || translating(&chains().await?))
+pub(super) async fn translates_sources(half: Half) -> Result<bool> {
+    Ok(iptables::has_legacy(half, "nat") || translating(half, &chains().await?))
 }
 
 /// All chains, in JSON; nothing without nft.
@@ -57,21 +57,22 @@ struct Chain {
     policy: String,
 }
 
-/// The chains that see IPv4.
-fn parse(listing: &str) -> impl Iterator<Item = Chain> {
+/// The chains that see packets of a family.
+fn parse(half: Half, listing: &str) -> impl Iterator<Item = Chain> {
     // What cannot be understood holds nothing that could be told.
     let listing: Listing = serde_json::from_str(listing).unwrap_or_default();
     let chains = listing.nftables.into_iter().filter_map(|item| item.chain);
-    chains.filter(|chain| chain.family == "inet" || chain.family == "ip")
+    chains.filter(move |chain| chain.family == "inet" || chain.family == half.nft())
 }
 
-fn translating(listing: &str) -> bool {
-    let is_ours = |chain: &Chain| (chain.family.as_str(), chain.table.as_str()) == ("ip", masquerade::TABLE);
-    parse(listing).any(|chain| chain.kind == "nat" && chain.hook == "postrouting" && !is_ours(&chain))
+fn translating(half: Half, listing: &str) -> bool {
+    let ours = (half.nft(), masquerade::TABLE);
+    let is_ours = |chain: &Chain| (chain.family.as_str(), chain.table.as_str()) == ours;
+    parse(half, listing).any(|chain| chain.kind == "nat" && chain.hook == "postrouting" && !is_ours(&chain))
 }
 
 fn dropping(listing: &str) -> Vec<String> {
-    parse(listing)
+    parse(Half::Ipv4, listing)
         .filter(|chain| chain.hook == "forward" && chain.policy == "drop")
         .filter(|chain| {
             (chain.family.as_str(), chain.table.as_str()) != ("ip", "filter") || chain.name != "FORWARD"
@@ -103,7 +104,7 @@ mod tests {
     fn only_nat_of_others_behind_routing_translates_sources() {
         let chain = |family: &str, table: &str, kind: &str, hook: &str| {
             let chain = serde_json::json!({ "family": family, "table": table, "name": "c", "type": kind, "hook": hook });
-            translating(&serde_json::json!({ "nftables": [{ "chain": chain }] }).to_string())
+            translating(Half::Ipv4, &serde_json::json!({ "nftables": [{ "chain": chain }] }).to_string())
         };
         assert!(chain("ip", "nat", "nat", "postrouting"));
         assert!(chain("inet", "firewalld", "nat", "postrouting"));
@@ -111,6 +112,6 @@ mod tests {
         assert!(!chain("ip6", "nat", "nat", "postrouting"));
         assert!(!chain("ip", "nat", "nat", "prerouting"));
         assert!(!chain("ip", "mangle", "filter", "postrouting"));
-        assert!(!translating(""));
+        assert!(!translating(Half::Ipv4, ""));
     }
 }

@@ -4,7 +4,7 @@
 //! it is not as it ought to be: Docker and others rewrite `FORWARD` when they start.
 
 use super::{
-    FirewallSpec, Result,
+    FirewallSpec, Half, Result,
     iptables::{self, removal, rules_of, rulesets},
 };
 
@@ -20,7 +20,7 @@ const BEFORE_OURS: [&str; 2] = ["-A FORWARD -j DOCKER-USER", "-A FORWARD -j DOCK
 /// Sees to the chain in every ruleset that iptables has here; says whether there was anything to do.
 pub(super) async fn ensure(spec: &FirewallSpec) -> Result<bool> {
     let mut changed = false;
-    for iptables in rulesets(TABLE) {
+    for iptables in rulesets(spec.half(), TABLE) {
         let Some(listing) = iptables.list(TABLE).await? else { continue };
         if let Some(transaction) = transaction(spec, &listing) {
             iptables.restore(&transaction).await?;
@@ -31,7 +31,7 @@ pub(super) async fn ensure(spec: &FirewallSpec) -> Result<bool> {
 }
 
 pub(super) async fn is_current(spec: &FirewallSpec) -> Result<bool> {
-    for iptables in rulesets(TABLE) {
+    for iptables in rulesets(spec.half(), TABLE) {
         let listing = iptables.list(TABLE).await?;
         if listing.is_some_and(|listing| transaction(spec, &listing).is_some()) {
             return Ok(false);
@@ -40,8 +40,8 @@ pub(super) async fn is_current(spec: &FirewallSpec) -> Result<bool> {
     Ok(true)
 }
 
-pub(super) async fn remove() -> Result<()> {
-    for iptables in rulesets(TABLE) {
+pub(super) async fn remove(half: Half) -> Result<()> {
+    for iptables in rulesets(half, TABLE) {
         let Some(listing) = iptables.list(TABLE).await? else { continue };
         if let Some(transaction) = removal(TABLE, CHAIN, &listing) {
             iptables.restore(&transaction).await?;

@@ -1,6 +1,6 @@
 //! Lists a table of iptables, and changes it in one transaction.
 
-use super::{FirewallError, Result, tool::run};
+use super::{FirewallError, Half, Result, tool::run};
 
 /// Another holder of the xtables lock (legacy iptables only) is waited for this long; then the next pass tries
 /// again, instead of this one standing still.
@@ -14,20 +14,38 @@ pub(super) struct Iptables {
 }
 
 /// What the host calls iptables.
-pub(super) const DEFAULT: Iptables = Iptables { list: "iptables", restore: "iptables-restore" };
+pub(super) fn default(half: Half) -> Iptables {
+    match half {
+        Half::Ipv4 => Iptables { list: "iptables", restore: "iptables-restore" },
+        Half::Ipv6 => Iptables { list: "ip6tables", restore: "ip6tables-restore" },
+    }
+}
 
-/// The ruleset of the old kernel interface. A packet passes both, so a DROP in either is a DROP.
-const LEGACY: Iptables = Iptables { list: "iptables-legacy", restore: "iptables-legacy-restore" };
+/// The ruleset of the old kernel interface, and where the kernel lists its tables. A packet passes both, so a DROP
+/// in either is a DROP.
+fn legacy(half: Half) -> (Iptables, &'static str) {
+    match half {
+        Half::Ipv4 => (
+            Iptables { list: "iptables-legacy", restore: "iptables-legacy-restore" },
+            "/proc/thread-self/net/ip_tables_names",
+        ),
+        Half::Ipv6 => (
+            Iptables { list: "ip6tables-legacy", restore: "ip6tables-legacy-restore" },
+            "/proc/thread-self/net/ip6_tables_names",
+        ),
+    }
+}
 
 /// The rulesets of this network namespace in which a table may hold rules. The legacy one counts only if it has
 /// the table already: to list it would bring it into being.
-pub(super) fn rulesets(table: &str) -> Vec<Iptables> {
-    std::iter::once(DEFAULT).chain(has_legacy(table).then_some(LEGACY)).collect()
+pub(super) fn rulesets(half: Half, table: &str) -> Vec<Iptables> {
+    let (legacy, _) = legacy(half);
+    std::iter::once(default(half)).chain(has_legacy(half, table).then_some(legacy)).collect()
 }
 
 /// Whether the legacy ruleset has this table.
-pub(super) fn has_legacy(table: &str) -> bool {
-    let names = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+pub(super) fn has_legacy(half: Half, table: &str) -> bool {
+    let names = std::fs::read_to_string(legacy(half).1).unwrap_or_default();
     names.lines().any(|name| name == table)
 }
 

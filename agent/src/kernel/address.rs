@@ -108,6 +108,10 @@ fn message<F: Family>(ifindex: u32, address: F::Addr, prefix_len: u8) -> Address
     // Both the same: no other end.
     message.attributes.push(AddressAttribute::Address(address.into()));
     message.attributes.push(AddressAttribute::Local(address.into()));
+    if F::BITS != 32 {
+        // Nobody else can have it; while others were asked (RFC 4862) it would not answer.
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
     message
 }
 

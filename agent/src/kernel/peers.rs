@@ -106,17 +106,22 @@ impl Kernel {
         }
     }
 
-    /// Removes the VXLAN device, where there is one, and the routes into these networks that carry Loden's protocol
+    /// Removes the VXLAN devices of these names and the routes into these networks that carry Loden's protocol
     /// number, and nothing else; goes on after a failure.
-    pub async fn remove_overlay(&self, device: Option<&str>, networks: &BTreeSet<IpNet>) -> Removed {
+    pub async fn remove_overlay(
+        &self,
+        devices: impl IntoIterator<Item = &str>,
+        networks: &BTreeSet<IpNet>,
+    ) -> Removed {
         let mut removed = Removed::default();
         self.remove_own_routes::<V4>(networks, &mut removed).await;
         self.remove_own_routes::<V6>(networks, &mut removed).await;
-        let Some(device) = device else { return removed };
-        match self.delete_vxlan(device).await {
-            Ok(true) => removed.done.push(format!("link {device}")),
-            Ok(false) => {}
-            Err(error) => removed.errors.push(error),
+        for device in devices {
+            match self.delete_vxlan(device).await {
+                Ok(true) => removed.done.push(format!("link {device}")),
+                Ok(false) => {}
+                Err(error) => removed.errors.push(error),
+            }
         }
         removed
     }

@@ -75,6 +75,13 @@ impl LeaseAttrs {
         Self { public_ip, public_ipv6: None, backend_type, backend_data: None, backend_v6_data: None }
     }
 
+    /// The same with the IPv6 half of a dual-stack lease; the vxlan backend has a second VTEP.
+    #[must_use]
+    pub fn with_v6(self, public_ipv6: Ipv6Addr, vtep: Option<VtepData>) -> Self {
+        let backend_v6_data = vtep.map(VtepData::to_value);
+        Self { public_ipv6: Some(public_ipv6), backend_v6_data, ..self }
+    }
+
     /// The JSON text, equal to flannel's for the same lease.
     #[must_use]
     pub fn to_json(&self) -> String {
@@ -107,13 +114,26 @@ impl LeaseAttrs {
     ///
     /// Where the lease is of another backend, or its data is missing or wrong.
     pub fn vtep(&self) -> Result<VtepData, AttrsError> {
+        self.vtep_of("BackendData", "BackendData.", self.backend_data.as_ref())
+    }
+
+    /// The VTEP of the IPv6 half of a vxlan lease.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::vtep`].
+    pub fn vtep_v6(&self) -> Result<VtepData, AttrsError> {
+        self.vtep_of("BackendV6Data", "BackendV6Data.", self.backend_v6_data.as_ref())
+    }
+
+    fn vtep_of(&self, key: &str, path: &'static str, data: Option<&Value>) -> Result<VtepData, AttrsError> {
         if self.backend_type != "vxlan" {
             return Err(AttrsError(format!("BackendType is {}, not \"vxlan\"", quoted(&self.backend_type))));
         }
-        match &self.backend_data {
-            Some(Value::Object(data)) => VtepData::read(&Object::new("BackendData.", data.clone())),
-            Some(other) => Err(AttrsError(format!("BackendData must be an object, not {}", excerpt(other)))),
-            None => Err(AttrsError("BackendData is missing".into())),
+        match data {
+            Some(Value::Object(data)) => VtepData::read(path, &Object::new(path, data.clone())),
+            Some(other) => Err(AttrsError(format!("{key} must be an object, not {}", excerpt(other)))),
+            None => Err(AttrsError(format!("{key} is missing"))),
         }
     }
 }
@@ -124,14 +144,14 @@ impl VtepData {
         json!({ "VNI": self.vni, "VtepMAC": format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}") })
     }
 
-    fn read(object: &Object) -> Result<Self, AttrsError> {
+    fn read(path: &str, object: &Object) -> Result<Self, AttrsError> {
         // Leases of old flannels have no VNI.
         let vni = object.unsigned("VNI", (1 << 24) - 1)?.and_then(|vni| u32::try_from(vni).ok());
         let text =
-            object.string("VtepMAC")?.ok_or_else(|| AttrsError("BackendData.VtepMAC is missing".into()))?;
+            object.string("VtepMAC")?.ok_or_else(|| AttrsError(format!("{path}VtepMAC is missing")))?;
         let vtep_mac = parse_mac(text).ok_or_else(|| {
             AttrsError(format!(
-                "BackendData.VtepMAC {} is no MAC address of one device such as \"c6:d2:32:6f:8f:44\"",
+                "{path}VtepMAC {} is no MAC address of one device such as \"c6:d2:32:6f:8f:44\"",
                 quoted(text)
             ))
         })?;
@@ -204,6 +224,12 @@ mod tests {
         }
         let dual = LeaseAttrs::parse(DUAL.as_bytes()).unwrap();
         assert_eq!((dual.vtep().unwrap(), dual.public_ipv6), (VTEP, Some("fd00::3".parse().unwrap())));
+        let vtep_v6 = VtepData { vni: 1, vtep_mac: [0x0a, 0xd2, 0x32, 0x6f, 0x8f, 0x45] };
+        assert_eq!(dual.vtep_v6().unwrap(), vtep_v6);
+        let ours = LeaseAttrs::vxlan(ip(), VTEP).with_v6("fd00::3".parse().unwrap(), Some(vtep_v6));
+        assert_eq!(ours.to_json(), DUAL);
+        let half = LeaseAttrs::vxlan(ip(), VTEP).vtep_v6().unwrap_err();
+        assert_eq!(half.to_string(), "BackendV6Data is missing");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 
-use super::{Path, Reconciler, Work, firewall_spec, settings};
+use super::{NodeV6, Path, Reconciler, Work, firewall_spec, settings};
 use crate::{
     dataplane::PeerPath,
     family::V4,
@@ -15,6 +15,7 @@ use crate::{
     registry::{Cluster, Own},
     run,
     subnet_file::SubnetFile,
+    uplink::Uplink,
 };
 
 impl Reconciler {
@@ -25,13 +26,17 @@ impl Reconciler {
         let start = std::time::Instant::now();
         let earlier = self.failures.clone();
         let mut changed = false;
-        let work = if self.follow_subnet(&cluster) { Work::Everything } else { work };
+        let another_subnet = self.follow_subnet(&cluster) | self.follow_ipv6_subnet(&cluster);
+        let work = if another_subnet { Work::Everything } else { work };
         if work == Work::Everything {
             changed |= self.step(Work::Everything, "node", Self::node).await;
+            changed |= self.substep(Work::Everything, "IPv6", Self::node_v6).await;
         }
         if work >= Work::Peers {
             let peers = async |this: &mut Self| this.peers(&cluster, work).await;
             changed |= self.step(Work::Overlay, "peers", peers).await;
+            let peers = async |this: &mut Self| this.peers_v6(&cluster).await;
+            changed |= self.substep(Work::Overlay, "IPv6 peers", peers).await;
         }
         changed |= self.step(Work::Containers, "containers", Self::containers).await;
         self.tally.ran(start.elapsed(), !self.failures.is_empty());
@@ -69,6 +74,16 @@ impl Reconciler {
         run: impl AsyncFnOnce(&mut Self) -> Result<bool>,
     ) -> bool {
         self.failures.remove(&part);
+        self.substep(part, what, run).await
+    }
+
+    /// Runs a further piece of a part.
+    async fn substep(
+        &mut self,
+        part: Work,
+        what: &str,
+        run: impl AsyncFnOnce(&mut Self) -> Result<bool>,
+    ) -> bool {
         match run(self).await {
             Ok(changed) => {
                 if changed {
@@ -127,7 +142,8 @@ impl Reconciler {
 
     /// The uplink by the same rules as at the start: its address, MTU or the default route may have changed.
     async fn follow_uplink(&mut self) -> Result<bool> {
-        let uplink = match host::choose_uplink(&self.kernel, &self.node.config).await {
+        let uplink = match host::choose_uplink(&self.kernel, &self.node.config, self.node.v6.is_some()).await
+        {
             Ok(uplink) => uplink,
             // The default route may be gone for a while; what it led to is still our way to the peers.
             Err(_) if self.has_uplink().await? => return Ok(false),
@@ -142,7 +158,11 @@ impl Reconciler {
         if let Some(overlay) = &mut self.node.overlay {
             overlay.spec = run::vxlan_spec(&overlay.vxlan, &uplink)?;
         }
-        let new_address = uplink.public_ip != self.node.uplink.public_ip;
+        if let Some(NodeV6 { overlay: Some(overlay), .. }) = &mut self.node.v6 {
+            overlay.spec = run::vxlan_spec_v6(&overlay.vxlan, &uplink)?;
+        }
+        let addresses = |uplink: &Uplink| (uplink.public_ip, uplink.public_ipv6);
+        let new_address = addresses(&uplink) != addresses(&self.node.uplink);
         self.node.uplink = uplink;
         self.ways.clear();
         if new_address {
@@ -161,17 +181,24 @@ impl Reconciler {
     /// Keeps the lease's keeper informed of what a new subnet, should one be needed, must keep away from.
     async fn tell_of_prefixes(&mut self) -> Result<()> {
         let prefixes = host::prefixes(&self.kernel, self.node.overlay.as_ref()).await?;
-        if prefixes != self.prefixes {
-            self.keeper.set_occupied(prefixes.others.clone(), prefixes.bridges.clone());
-            self.prefixes = prefixes;
+        let v6 = match &self.node.v6 {
+            Some(v6) => host::prefixes(&self.kernel, v6.overlay.as_ref()).await?,
+            None => host::Prefixes::default(),
+        };
+        if prefixes != self.prefixes || v6 != self.v6.prefixes {
+            let of_v6 = (v6.others.clone(), v6.bridges.clone());
+            self.keeper.set_occupied(prefixes.others.clone(), prefixes.bridges.clone(), of_v6);
+            (self.prefixes, self.v6.prefixes) = (prefixes, v6);
         }
         Ok(())
     }
 
     /// Tells the other nodes where and what we are now.
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let node = &self.node;
-        self.keeper.set_attrs(run::attrs(&node.network.backend, &node.uplink, node.overlay.as_ref()));
+        let overlay_v6 = node.v6.as_ref().and_then(|v6| v6.overlay.as_ref());
+        let backend = &node.network.backend;
+        self.keeper.set_attrs(run::attrs(backend, &node.uplink, node.overlay.as_ref(), overlay_v6));
     }
 
     /// The VXLAN device and its address, where the backend has one.
@@ -214,6 +241,7 @@ impl Reconciler {
         let file = SubnetFile {
             network: self.node.network.network,
             subnet: self.node.subnet,
+            v6: self.node.v6.as_ref().map(|v6| (v6.pool.network, v6.subnet)),
             mtu: u16::try_from(self.node.pod_mtu()).unwrap_or(u16::MAX),
             ip_masq: self.node.config.ip_masq,
         };
@@ -310,7 +338,7 @@ impl Reconciler {
         Ok(changed)
     }
 
-    fn set_sysctl(&mut self, name: &str, value: &str) -> Result<bool> {
+    pub(super) fn set_sysctl(&mut self, name: &str, value: &str) -> Result<bool> {
         let before = sysctl::get(name)?;
         if before.trim() == value {
             return Ok(false);

@@ -29,7 +29,9 @@ impl Reconciler {
         match event {
             KernelEvent::Link(_, link) => {
                 let ours = link.index == device || link.index == self.node.uplink.ifindex;
-                if ours || self.node.overlay.as_ref().is_some_and(|overlay| link.name == overlay.spec.name) {
+                let overlay_v6 = self.node.v6.as_ref().and_then(|v6| v6.overlay.as_ref());
+                let mut overlays = self.node.overlay.iter().chain(overlay_v6);
+                if ours || overlays.any(|overlay| link.name == overlay.spec.name) {
                     if link.index != device {
                         // No way to a VTEP leads through the overlay itself.
                         self.forget_ways(event);
@@ -75,8 +77,7 @@ impl Reconciler {
                 a_pods.then_some(Work::Containers)
             }
             KernelEvent::Fdb(_, entry) => (entry.ifindex != device).then_some(Work::Containers),
-            // Nothing of ours has an IPv6 address.
-            KernelEvent::Ipv6(_) => None,
+            KernelEvent::Ipv6(_) => self.work_of_ipv6(event),
             KernelEvent::Overrun => {
                 self.forget_ways(event);
                 Some(Work::Everything)

@@ -5,9 +5,9 @@
 //! its VTEP MAC proves that it is this very node's. The choice is pure; a lost race chooses again from what etcd
 //! answered.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rand::Rng;
 use thiserror::Error;
 use tracing::{info, warn};
@@ -15,11 +15,12 @@ use tracing::{info, warn};
 use super::{
     Registry, RegistryError,
     record::{Record, Records},
-    store::Write,
+    store::{Listing, Write},
 };
 use crate::{
+    family::{Family, V4, V6},
     lease::{Lease, LeaseAttrs, LeaseKey},
-    network::NetworkConfig,
+    network::{NetworkConfig, Pool},
     subnet,
 };
 
@@ -39,11 +40,24 @@ pub struct Claim {
     /// Prefixes of this host's container bridges. The subnet that this node had before is what its bridge was made
     /// for; any other subnet keeps away from them too.
     pub bridges: Vec<Ipv4Net>,
+    /// The same of IPv6, for a dual-stack network.
+    pub v6: ClaimV6,
     /// How long the lease outlives this node.
     pub ttl: Duration,
     /// The lease is renewed this long before it would run out, or when a third of its TTL has gone by if that is
     /// sooner.
     pub renew_margin: Duration,
+}
+
+/// What a node asks for in a dual-stack network besides.
+#[derive(Clone, Debug, Default)]
+pub struct ClaimV6 {
+    /// The subnet that this node had before (`FLANNEL_IPV6_SUBNET` of subnet.env).
+    pub previous: Option<Ipv6Net>,
+    /// As [`Claim::occupied`].
+    pub occupied: Vec<Ipv6Net>,
+    /// As [`Claim::bridges`].
+    pub bridges: Vec<Ipv6Net>,
 }
 
 /// Why there is no lease.
@@ -58,13 +72,13 @@ pub enum ClaimError {
     )]
     OutOfSubnets {
         /// The cluster's network.
-        network: Ipv4Net,
+        network: IpNet,
         /// Prefix length of subnets.
         subnet_len: u8,
         /// First subnet's base.
-        min: Ipv4Addr,
+        min: IpAddr,
         /// Last subnet's base.
-        max: Ipv4Addr,
+        max: IpAddr,
         /// How many leases there are.
         leases: usize,
         /// This host's own prefixes in the way, as text.
@@ -85,10 +99,10 @@ struct Choice {
 
 #[derive(Debug)]
 enum Target {
-    /// Make this record ours: it is this node's already.
-    Adopt(Box<Record>),
-    /// Take a subnet that is free.
-    Create(Ipv4Net),
+    /// Make this record ours, under this key: it is this node's already.
+    Adopt(Box<Record>, LeaseKey),
+    /// Take subnets that are free.
+    Create(LeaseKey),
 }
 
 impl Registry {
@@ -98,9 +112,9 @@ impl Registry {
     ///
     /// Where etcd is away or refuses, and where no subnet is left.
     pub async fn claim(&self, config: &NetworkConfig, claim: &Claim) -> Result<Lease, ClaimError> {
-        let records = self.list().await?.records;
+        let listing = self.list().await?;
         let mut grant = None;
-        let lease = self.take(config, claim, records, &mut grant).await;
+        let lease = self.take(config, claim, listing, &mut grant).await;
         match (&lease, grant) {
             (Ok(lease), Some(id)) if lease.etcd_lease == Some(id) => {}
             (_, Some(id)) => self.revoke_unused(id).await,
@@ -113,32 +127,31 @@ impl Registry {
         &self,
         config: &NetworkConfig,
         claim: &Claim,
-        mut records: Records,
+        mut listing: Listing,
         grant: &mut Option<i64>,
     ) -> Result<Lease, ClaimError> {
         let value = claim.attrs.to_json();
         for _ in 0..MAX_RACES {
-            let Choice { target, stale } = choose(config, claim, &records, &mut rand::rng())?;
-            let reserved = matches!(&target, Target::Adopt(record) if record.etcd_lease.is_none());
+            let Choice { target, stale } = choose(config, claim, &listing.records, &mut rand::rng())?;
+            let reserved = matches!(&target, Target::Adopt(record, _) if record.etcd_lease.is_none());
             let etcd_lease = if reserved { None } else { Some(self.granted(claim, grant).await?) };
             let (key, write) = match &target {
-                Target::Adopt(record) => {
-                    let key = LeaseKey::v4(record.key.subnet);
-                    (key, self.replace(record, key, &value, etcd_lease).await?)
+                Target::Adopt(record, key) => {
+                    (*key, self.replace(record, *key, &value, etcd_lease, listing.revision).await?)
                 }
-                Target::Create(subnet) => {
-                    let key = LeaseKey::v4(*subnet);
-                    (key, self.create(config, key, &value, etcd_lease.unwrap_or(0)).await?)
+                Target::Create(key) => {
+                    let etcd_lease = etcd_lease.unwrap_or(0);
+                    (*key, self.create(config, *key, &value, etcd_lease, listing.revision).await?)
                 }
             };
             match write {
                 Write::Done(mod_revision) => {
                     self.clean_up(&target, &stale).await;
                     let attrs = claim.attrs.clone();
-                    info!(subnet = %key.subnet, mod_revision, how = target.how(), "lease claimed");
+                    info!(subnet = %key, mod_revision, how = target.how(), "lease claimed");
                     return Ok(Lease { subnet: key.subnet, key, attrs, etcd_lease, mod_revision });
                 }
-                Write::Raced(listing) => records = listing.records,
+                Write::Raced(now) => listing = now,
             }
         }
         Err(ClaimError::Races(MAX_RACES))
@@ -164,7 +177,7 @@ impl Registry {
                 warn!(subnet = %record.key.subnet, %error, "a useless lease of this node stays until it runs out");
             }
         }
-        if let Target::Adopt(record) = target
+        if let Target::Adopt(record, _) = target
             && let Some(id) = record.etcd_lease
         {
             self.revoke_unused(id).await;
@@ -175,8 +188,8 @@ impl Registry {
 impl Target {
     fn how(&self) -> &'static str {
         match self {
-            Self::Adopt(record) if record.etcd_lease.is_none() => "reservation",
-            Self::Adopt(_) => "own record found",
+            Self::Adopt(record, _) if record.etcd_lease.is_none() => "reservation",
+            Self::Adopt(..) => "own record found",
             Self::Create(_) => "free subnet",
         }
     }
@@ -204,17 +217,53 @@ fn choose(
     let own = fit.into_iter().min_by_key(rank);
     let stale = unfit.into_iter().filter(|record| is_stale(config, claim, record)).cloned().collect();
     if let Some(record) = own {
-        return Ok(Choice { target: Target::Adopt(Box::new(record.clone())), stale });
+        let subnet_v6 = v6_half(config, claim, records, Some(record), rng)?;
+        let key = LeaseKey { subnet: record.key.subnet, subnet_v6 };
+        return Ok(Choice { target: Target::Adopt(Box::new(record.clone()), key), stale });
     }
     let free = |subnet: &Ipv4Net| {
-        usable(config, claim, *subnet) && !records.taken().any(|other| subnet::overlap(other, *subnet))
+        usable(config, claim, *subnet) && !records.taken().any(|other| V4::overlap(other, *subnet))
     };
     let subnet = match previous.filter(free) {
         Some(previous) => previous,
-        None => subnet::pick(config, records.taken(), &claim.prefixes(), rng)
-            .ok_or_else(|| out_of_subnets(config, claim, records))?,
+        None => {
+            let own = claim.prefixes();
+            subnet::pick(&config.v4(), records.taken(), &own, rng)
+                .ok_or_else(|| out_of_subnets(&config.v4(), &own, records))?
+        }
     };
-    Ok(Choice { target: Target::Create(subnet), stale })
+    let subnet_v6 = v6_half(config, claim, records, None, rng)?;
+    Ok(Choice { target: Target::Create(LeaseKey { subnet, subnet_v6 }), stale })
+}
+
+/// The IPv6 subnet of a dual-stack network: the one that our record has, else the previous one, else a random one;
+/// only what no other record has.
+fn v6_half(
+    config: &NetworkConfig,
+    claim: &Claim,
+    records: &Records,
+    own: Option<&Record>,
+    rng: &mut impl Rng,
+) -> Result<Option<Ipv6Net>, ClaimError> {
+    let Some(pool) = &config.v6 else { return Ok(None) };
+    let ClaimV6 { previous, occupied, bridges } = &claim.v6;
+    let taken: Vec<_> = records
+        .iter()
+        .filter(|record| own.is_none_or(|own| own.key != record.key))
+        .filter_map(|record| record.key.subnet_v6)
+        .collect();
+    let free = |subnet: &Ipv6Net| {
+        pool.allows(*subnet)
+            && conflict(pool, *subnet, occupied, bridges).is_none()
+            && !taken.iter().any(|other| V6::overlap(*other, *subnet))
+    };
+    let had = own.and_then(|own| own.key.subnet_v6);
+    if let Some(subnet) = had.into_iter().chain(previous.map(|it| it.trunc())).find(free) {
+        return Ok(Some(subnet));
+    }
+    let prefixes: Vec<_> = occupied.iter().chain(bridges).copied().collect();
+    let subnet = subnet::pick(pool, taken, &prefixes, rng);
+    subnet.map(Some).ok_or_else(|| out_of_subnets(pool, &prefixes, records))
 }
 
 fn usable(config: &NetworkConfig, claim: &Claim, subnet: Ipv4Net) -> bool {
@@ -229,12 +278,21 @@ impl Claim {
 
     /// What of this host stands against taking just this subnet, which it may have had before.
     fn conflict(&self, config: &NetworkConfig, subnet: Ipv4Net) -> Option<Ipv4Net> {
-        let others = self.prefixes().into_iter().filter(|prefix| {
-            let is_its_bridge = self.bridges.contains(prefix) && !self.occupied.contains(prefix);
-            !(is_its_bridge && prefix.trunc() == subnet)
-        });
-        subnet::conflict(config.network, subnet, &others.collect::<Vec<_>>())
+        conflict(&config.v4(), subnet, &self.occupied, &self.bridges)
     }
+}
+
+/// What of this host stands against taking just this subnet. Its own bridge does not.
+fn conflict<F: Family>(
+    pool: &Pool<F>,
+    subnet: F::Net,
+    occupied: &[F::Net],
+    bridges: &[F::Net],
+) -> Option<F::Net> {
+    let is_its_bridge = |prefix: &F::Net| F::trunc(*prefix) == subnet && !occupied.contains(prefix);
+    let bridges = bridges.iter().filter(|prefix| !is_its_bridge(prefix));
+    let prefixes: Vec<_> = occupied.iter().chain(bridges).copied().collect();
+    subnet::conflict::<F>(pool.network, subnet, &prefixes)
 }
 
 /// Says why a record of this node is of no use to it, and whether it may be deleted, as flannel would. A
@@ -274,8 +332,8 @@ fn is_proven(claim: &Claim, record: &Record) -> bool {
     had && recorded.is_some() && recorded == mac(&claim.attrs)
 }
 
-fn out_of_subnets(config: &NetworkConfig, claim: &Claim, records: &Records) -> ClaimError {
-    let conflicts = subnet::conflicting(config.network, &claim.prefixes());
+fn out_of_subnets<F: Family>(pool: &Pool<F>, own: &[F::Net], records: &Records) -> ClaimError {
+    let conflicts = subnet::conflicting::<F>(pool.network, own);
     let host = match conflicts.as_slice() {
         [] => String::new(),
         some => {
@@ -283,9 +341,14 @@ fn out_of_subnets(config: &NetworkConfig, claim: &Claim, records: &Records) -> C
             format!(" or this host's own {}", some.join(", "))
         }
     };
-    let (network, subnet_len) = (config.network, config.subnet_len);
-    let (min, max, leases) = (config.subnet_min, config.subnet_max, records.iter().count());
-    ClaimError::OutOfSubnets { network, subnet_len, min, max, leases, host }
+    ClaimError::OutOfSubnets {
+        network: pool.network.into(),
+        subnet_len: pool.subnet_len,
+        min: pool.subnet_min.into(),
+        max: pool.subnet_max.into(),
+        leases: records.iter().count(),
+        host,
+    }
 }
 
 #[cfg(test)]
@@ -323,16 +386,18 @@ mod tests {
             let config = NetworkConfig::parse(
                 r#"{"Network":"10.5.0.0/20","SubnetLen":24,"SubnetMin":"10.5.2.0"}"#).unwrap();
             let claim = Claim {
-                attrs: attrs(1, 1), previous: previous.map(net), occupied: occupied.map(net).into_iter().collect(), bridges: Vec::new(),
+                attrs: attrs(1, 1), previous: previous.map(net), occupied: occupied.map(net).into_iter().collect(),
+                bridges: Vec::new(), v6: ClaimV6::default(),
                 ttl: Duration::from_secs(60), renew_margin: Duration::ZERO,
             };
             let records: Records = records.into_iter().collect();
             let clear = |subnet: Ipv4Net| {
-                usable(&config, &claim, subnet) && !records.taken().any(|other| subnet::overlap(other, subnet))
+                usable(&config, &claim, subnet) && !records.taken().any(|other| V4::overlap(other, subnet))
             };
             match choose(&config, &claim, &records, &mut StdRng::seed_from_u64(seed)) {
-                Ok(Choice { target: Target::Create(subnet), .. }) => prop_assert!(clear(subnet), "{subnet}"),
-                Ok(Choice { target: Target::Adopt(record), .. }) => {
+                Ok(Choice { target: Target::Create(key), .. }) => prop_assert!(clear(key.subnet), "{key}"),
+                Ok(Choice { target: Target::Adopt(record, key), .. }) => {
+                    prop_assert_eq!(key, LeaseKey::v4(record.key.subnet));
                     prop_assert!(usable(&config, &claim, record.key.subnet));
                     prop_assert!(record.is_at(claim.attrs.public_ip) || is_proven(&claim, &record), "{record:?}");
                 }

@@ -6,9 +6,9 @@ use ipnet::Ipv4Net;
 
 use super::record::{Record, Records, Told};
 use crate::{
+    family::{Family as _, V4},
     lease::Lease,
     network::{Backend, quoted},
-    subnet,
 };
 
 /// All that this node knows of the cluster's leases.
@@ -116,7 +116,7 @@ impl PeerRules<'_> {
         if !self.networks.iter().any(|network| network.contains(&subnet)) {
             return Some(format!("its subnet {subnet} is outside of the network {}", self.networks[0]));
         }
-        if subnet::overlap(subnet, self.own) {
+        if V4::overlap(subnet, self.own) {
             return Some(format!("its subnet {subnet} overlaps this node's {}", self.own));
         }
         if attrs.backend_type != self.backend.lease_type() {
@@ -208,7 +208,7 @@ mod tests {
             let rules = rules(&backend);
             for (subnet, lease) in rules.peers(&records, &mut Told::default()) {
                 prop_assert_eq!(subnet, lease.subnet);
-                prop_assert!(rules.networks[0].contains(&subnet) && !subnet::overlap(subnet, rules.own));
+                prop_assert!(rules.networks[0].contains(&subnet) && !V4::overlap(subnet, rules.own));
                 prop_assert!(lease.attrs.public_ip != rules.public_ip && lease.attrs.backend_type == "host-gw");
             }
         }

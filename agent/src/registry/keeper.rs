@@ -10,7 +10,7 @@ mod settle;
 use std::{sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -50,7 +50,7 @@ pub struct Keeper {
 #[derive(Debug)]
 enum Command {
     SetAttrs(LeaseAttrs),
-    SetOccupied { occupied: Vec<Ipv4Net>, bridges: Vec<Ipv4Net> },
+    SetOccupied { occupied: Vec<Ipv4Net>, bridges: Vec<Ipv4Net>, v6: (Vec<Ipv6Net>, Vec<Ipv6Net>) },
     Release(oneshot::Sender<Result<(), RegistryError>>),
 }
 
@@ -74,8 +74,13 @@ impl Keeper {
     }
 
     /// Sets which prefixes of this host a new subnet, should one be needed, must keep away from.
-    pub fn set_occupied(&self, occupied: Vec<Ipv4Net>, bridges: Vec<Ipv4Net>) {
-        let _ = self.commands.send(Command::SetOccupied { occupied, bridges });
+    pub fn set_occupied(
+        &self,
+        occupied: Vec<Ipv4Net>,
+        bridges: Vec<Ipv4Net>,
+        v6: (Vec<Ipv6Net>, Vec<Ipv6Net>),
+    ) {
+        let _ = self.commands.send(Command::SetOccupied { occupied, bridges, v6 });
     }
 
     /// Gives the lease back, so that the subnet is free at once, and ends the task. A reservation stays.
@@ -226,9 +231,10 @@ impl Task {
                 self.own.attrs = attrs;
                 None
             }
-            Some(Command::SetOccupied { occupied, bridges }) => {
+            Some(Command::SetOccupied { occupied, bridges, v6 }) => {
                 self.claim.occupied = occupied;
                 self.claim.bridges = bridges;
+                (self.claim.v6.occupied, self.claim.v6.bridges) = v6;
                 None
             }
             Some(Command::Release(answer)) => {
@@ -325,6 +331,7 @@ mod tests {
                 previous: None,
                 occupied: vec![],
                 bridges: vec![],
+                v6: crate::registry::ClaimV6::default(),
                 ttl,
                 renew_margin,
             };

@@ -116,35 +116,41 @@ impl Registry {
         }
     }
 
-    /// Writes a key that must not be there, nor any that would overlap it.
+    /// Writes a key that must not be there, nor any that would overlap it. `at` is the revision of the listing by
+    /// which it was chosen.
     pub(super) async fn create(
         &self,
         config: &NetworkConfig,
         key: LeaseKey,
         value: &str,
         etcd_lease: i64,
+        at: i64,
     ) -> Result<Write, RegistryError> {
         let absent = |guard| Compare::version(self.key(guard), CompareOp::Equal, 0).with_prefix();
         let mut guards: Vec<_> = subnet::guards(config.network, key.subnet).into_iter().map(absent).collect();
         // One of the guards covers it, but etcd before 3.3 compares no ranges and would not say so.
         guards.push(Compare::version(self.key(key), CompareOp::Equal, 0));
+        guards.extend(key.subnet_v6.map(|_| self.nothing_new_since(at)));
         let put = TxnOp::put(self.key(key), value, Some(PutOptions::new().with_lease(etcd_lease)));
         self.write("take a subnet", guards, vec![put], (key, etcd_lease)).await
     }
 
-    /// Writes over just this record, under `key`, which is its own or (from dual-stack) its IPv4 half.
+    /// Writes over just this record, under `key`, which is its own or has the same IPv4 half. `at` is as for
+    /// [`Self::create`].
     pub(super) async fn replace(
         &self,
         record: &Record,
         key: LeaseKey,
         value: &str,
         etcd_lease: Option<i64>,
+        at: i64,
     ) -> Result<Write, RegistryError> {
         let etcd_lease = etcd_lease.unwrap_or(0);
         let mut compares = vec![self.unchanged(record)];
         let mut operations = Vec::new();
         if key != record.key {
             compares.push(Compare::version(self.key(key), CompareOp::Equal, 0));
+            compares.extend(key.subnet_v6.map(|_| self.nothing_new_since(at)));
             // First, because peers take the two in this order, and both are about the same subnet.
             operations.push(TxnOp::delete(self.key(record.key), None));
         }
@@ -228,6 +234,12 @@ impl Registry {
 
     fn unchanged(&self, record: &Record) -> Compare {
         Compare::mod_revision(self.key(record.key), CompareOp::Equal, record.mod_revision)
+    }
+
+    /// No lease was written since a listing. Keys begin with the IPv4 subnet, so that no range of them tells
+    /// whether an IPv6 subnet is taken.
+    fn nothing_new_since(&self, revision: i64) -> Compare {
+        Compare::mod_revision(self.subnets_prefix(), CompareOp::Less, revision + 1).with_prefix()
     }
 
     fn key(&self, segment: impl std::fmt::Display) -> String {

@@ -38,7 +38,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{lease::LeaseKey, subnet::overlap};
+    use crate::{
+        family::{Family as _, V4},
+        lease::LeaseKey,
+    };
 
     #[test]
     fn a_usual_subnet_has_a_handful_of_guards() {
@@ -65,7 +68,7 @@ mod tests {
             let guards = guards(network, subnet);
             prop_assert!(guards.len() <= 90, "{}", guards.len());
             let key = LeaseKey::v4(other).to_string();
-            prop_assert_eq!(guards.iter().any(|guard| key.starts_with(guard)), overlap(subnet, other), "{} {}", subnet, other);
+            prop_assert_eq!(guards.iter().any(|guard| key.starts_with(guard)), V4::overlap(subnet, other), "{} {}", subnet, other);
         }
     }
 }

@@ -10,7 +10,8 @@ fn net(text: &str) -> Ipv4Net {
 }
 
 fn ours() -> SubnetFile {
-    SubnetFile { network: net("10.5.0.0/16"), subnet: net("10.5.72.0/24"), mtu: 1450, ip_masq: true }
+    let (network, subnet) = (net("10.5.0.0/16"), net("10.5.72.0/24"));
+    SubnetFile { network, subnet, v6: None, mtu: 1450, ip_masq: true }
 }
 
 /// As flanneld v0.28 writes it.
@@ -27,6 +28,23 @@ fn with(content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
 #[test]
 fn the_file_is_flannels_to_the_byte() {
     assert_eq!(ours().to_string(), FLANNELS);
+}
+
+#[test]
+fn a_dual_stack_file_is_flannels_to_the_byte_and_read_back() {
+    let v6 = Some(("fc00::/48".parse().unwrap(), "fc00:0:0:1::/64".parse().unwrap()));
+    let text = SubnetFile { v6, mtu: 1430, ..ours() }.to_string();
+    assert_eq!(
+        text,
+        "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_IPV6_NETWORK=fc00::/48\n\
+         FLANNEL_IPV6_SUBNET=fc00:0:0:1::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n"
+    );
+    let (_directory, path) = with(&text);
+    assert_eq!(previous_ipv6_subnet(&path).unwrap(), v6.map(|(_, subnet)| subnet));
+    assert_eq!(previous_subnet(&path).unwrap(), Some(net("10.5.72.0/24")));
+    let (_directory, path) = with("FLANNEL_IPV6_SUBNET=10.5.72.1/24\n");
+    let error = previous_ipv6_subnet(&path).unwrap_err().to_string();
+    assert!(error.contains("FLANNEL_IPV6_SUBNET=10.5.72.1/24 must be an IPv6 address"), "{error}");
 }
 
 #[test]
@@ -162,6 +180,7 @@ proptest! {
         let file = SubnetFile {
             network: Ipv4Net::new(network.into(), length).unwrap(),
             subnet: Ipv4Net::new(subnet.into(), length + add - 2).unwrap(),
+            v6: None,
             mtu,
             ip_masq,
         };

@@ -15,7 +15,7 @@ fn plain(address: &str) -> CandidateAddress {
 
 fn interface(ifindex: u32, name: &str, addresses: &[&str]) -> Candidate {
     let addresses = addresses.iter().map(|address| plain(address)).collect();
-    Candidate { ifindex, name: name.into(), mtu: 1500, addresses }
+    Candidate { ifindex, name: name.into(), mtu: 1500, addresses, addresses_v6: Vec::new() }
 }
 
 /// A host with a management and a data network, as Vagrant makes them.
@@ -171,7 +171,7 @@ proptest! {
     ) {
         let candidates: Vec<Candidate> = links.into_iter().zip(1..).map(|((name, mtu, addresses), ifindex)| {
             let addresses = addresses.into_iter().map(|address| plain(&Ipv4Addr::from(address).to_string())).collect();
-            Candidate { ifindex, name, mtu, addresses }
+            Candidate { ifindex, name, mtu, addresses, addresses_v6: Vec::new() }
         }).collect();
         let choice = UplinkChoice { ifaces: names.clone(), ..asked() };
         if let Ok(uplink) = choose(&choice, &candidates, default_route, None) {
@@ -182,4 +182,26 @@ proptest! {
             prop_assert!(!names.is_empty() || default_route == Some(uplink.ifindex));
         }
     }
+}
+
+#[test]
+fn the_ipv6_address_is_one_of_the_chosen_interface_that_others_reach() {
+    let entry = |address: &str, deprecated: bool, temporary: bool| {
+        let address: Ipv6Addr = address.parse().unwrap();
+        let link_local = address.is_unicast_link_local();
+        CandidateAddress::<V6> { address, link_local, permanent: !temporary, temporary, deprecated }
+    };
+    let mut host = host();
+    host[1].addresses_v6 = vec![
+        entry("fe80::1", false, false),
+        entry("2001:db8::9", false, true),
+        entry("2001:db8::8", true, false),
+        entry("2001:db8::7", false, false),
+    ];
+    host[2].addresses_v6 = vec![entry("fe80::2", false, false)];
+    let chosen = |choice: &UplinkChoice| choose(choice, &host, Some(2), None).unwrap().public_ipv6;
+    assert_eq!(chosen(&asked()), Some("2001:db8::7".parse().unwrap()));
+    let public_ipv6 = Some("2001:db8::1".parse().unwrap());
+    assert_eq!(chosen(&UplinkChoice { public_ipv6, ..asked() }), public_ipv6);
+    assert_eq!(chosen(&ifaces(&["eth1"])), None, "a link-local address is of no use to others");
 }

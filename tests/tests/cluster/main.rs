@@ -10,6 +10,7 @@
 mod attachment;
 mod churn;
 mod direct;
+mod dual;
 mod fast_path;
 mod guard;
 mod healing;

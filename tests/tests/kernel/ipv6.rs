@@ -115,7 +115,7 @@ fn damage_is_put_right_and_told_of() {
             assert!(node::reconcile(&kernel, &desired).await > 0, "{damage}");
             assert_eq!(node::reconcile(&kernel, &desired).await, 0, "{damage}");
         }
-        let removed = kernel.remove_overlay(Some("flannel-v6.1"), &[NETWORK.parse().unwrap()].into()).await;
+        let removed = kernel.remove_overlay(["flannel-v6.1"], &[NETWORK.parse().unwrap()].into()).await;
         assert!(removed.errors.is_empty(), "{removed:?}");
     });
     assert_eq!(lines(&a, "ip -6 route show proto 76"), [""; 0]);

@@ -290,13 +290,13 @@ fn cleanup_removes_what_is_ours_and_nothing_else() {
         let device = node::set_up(&kernel, &spec, "10.5.1.0/24").await.index;
         let [first, second] = peers();
         node::reconcile(&kernel, &node::desired("10.5.1.0/24", device, eth0, &[first, second, direct])).await;
-        let removed = kernel.remove_overlay(Some("flannel.1"), &node::networks()).await;
+        let removed = kernel.remove_overlay(["flannel.1"], &node::networks()).await;
         assert!(removed.errors.is_empty(), "{removed:?}");
         assert_eq!(
             removed.done,
             ["route 10.5.2.0/24", "route 10.5.3.0/24", "route 10.5.4.0/24", "link flannel.1"]
         );
-        let again = kernel.remove_overlay(Some("flannel.1"), &node::networks()).await;
+        let again = kernel.remove_overlay(["flannel.1"], &node::networks()).await;
         assert!(again.errors.is_empty() && again.done.is_empty(), "{again:?}");
     });
     let after = (

@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, time::Duration};
 use futures::future::join_all;
 use ipnet::Ipv4Net;
 use loden_agent::{
+    family::{Family as _, V4},
     network::NetworkConfig,
     registry::{Claim, ClaimError},
-    subnet::overlap,
 };
 use loden_tests::etcd::Etcd;
 
@@ -75,7 +75,7 @@ async fn nodes_with_two_configs_of_different_length_never_overlap() {
     assert!(subnets.len() >= 5, "{subnets:?}");
     for (n, a) in subnets.iter().enumerate() {
         for b in &subnets[n + 1..] {
-            assert!(!overlap(*a, *b), "{a} and {b}");
+            assert!(!V4::overlap(*a, *b), "{a} and {b}");
         }
     }
 }
@@ -119,7 +119,7 @@ async fn the_previous_subnet_is_taken_where_it_is_free_and_allowed() {
     for taken_or_wrong in ["10.5.200.0/24", "10.5.200.0/25", "10.6.1.0/24", "10.5.0.0/24"] {
         let other = Node::join(&registry, with(2, taken_or_wrong)).await.unwrap();
         assert!(
-            other.lease.subnet != net(taken_or_wrong) && !overlap(other.lease.subnet, first.lease.subnet)
+            other.lease.subnet != net(taken_or_wrong) && !V4::overlap(other.lease.subnet, first.lease.subnet)
         );
         other.keeper.release().await.unwrap();
     }
@@ -193,7 +193,7 @@ async fn a_lease_that_the_config_no_longer_allows_is_replaced_but_a_reservation_
     etcd.ctl(&["put", &key(reserved), &attrs(1).to_json()]).unwrap();
     let node = Node::start(&etcd, 1).await;
     assert_eq!(node.lease.subnet.prefix_len(), 24);
-    assert!(!overlap(node.lease.subnet, reserved));
+    assert!(!V4::overlap(node.lease.subnet, reserved));
     assert_eq!(etcd.ctl(&["get", &key(leased)]).unwrap(), "");
     assert_ne!(etcd.ctl(&["get", &key(reserved)]).unwrap(), "");
 }
@@ -260,4 +260,34 @@ fn since(before: &[(String, u64)], after: &[(String, u64)]) -> Vec<(String, u64)
     let count = |name: &str| before.iter().find(|(other, _)| other == name).map_or(0, |(_, count)| *count);
     let grown = after.iter().map(|(name, calls)| (name.clone(), calls - count(name)));
     grown.filter(|(_, calls)| *calls > 0).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dual_stack_nodes_that_race_get_a_subnet_of_each_family_of_their_own() {
+    let etcd = etcd_with(
+        r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","IPv6SubnetMax":"fc00:0:0:14::"}"#,
+    );
+    let nodes = join_all((1..=20).map(|number| {
+        let etcd = &etcd;
+        async move { Node::join(&connect(etcd).await, claim(number)).await.unwrap() }
+    }))
+    .await;
+    let v6: BTreeSet<_> = nodes.iter().map(|node| node.lease.key.subnet_v6.unwrap()).collect();
+    assert_eq!(v6.len(), 20, "twenty nodes hold the twenty IPv6 subnets");
+    assert_eq!(etcd_leases(&etcd), 20, "no etcd lease of a lost race is left behind");
+
+    let registry = connect(&etcd).await;
+    let error = Node::join(&registry, claim(21)).await.map(|_| ()).unwrap_err().to_string();
+    assert!(
+        error.starts_with("out of subnets: every /64 from fc00:0:0:1:: to fc00:0:0:14:: of fc00::/48"),
+        "{error}"
+    );
+
+    // The one that had it before takes it again; nobody else's is touched.
+    let leaver = nodes.into_iter().nth(7).unwrap();
+    let freed = leaver.lease.key;
+    leaver.keeper.release().await.unwrap();
+    let mut again = claim(8);
+    again.v6.previous = freed.subnet_v6;
+    assert_eq!(Node::join(&registry, again).await.unwrap().lease.key.subnet_v6, freed.subnet_v6);
 }

@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use loden_agent::{
     lease::{Lease, LeaseAttrs, VtepData},
     network::NetworkConfig,
-    registry::{Claim, ClaimError, Cluster, EtcdOptions, Keeper, Own, Registry},
+    registry::{Claim, ClaimError, ClaimV6, Cluster, EtcdOptions, Keeper, Own, Registry},
 };
 use loden_tests::etcd::Etcd;
 
@@ -34,6 +34,7 @@ pub(crate) fn claim(number: u8) -> Claim {
         previous: None,
         occupied: vec![],
         bridges: vec![],
+        v6: ClaimV6::default(),
         ttl: Duration::from_secs(60),
         renew_margin: Duration::ZERO,
     }

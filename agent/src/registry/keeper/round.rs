@@ -159,10 +159,10 @@ impl Task {
             Some(Ok(config)) => {
                 let keys = self.config.differs_in(&config);
                 self.new_network = Some(config.network).filter(|network| *network != self.config.network);
-                let bounds = (config.subnet_min, config.subnet_max);
-                if keys.is_empty() && bounds != (self.config.subnet_min, self.config.subnet_max) {
-                    info!(min = %bounds.0, max = %bounds.1, "network config changed: new bounds for the next subnet");
-                    (self.config.subnet_min, self.config.subnet_max) = bounds;
+                if keys.is_empty() && config != self.config {
+                    let (min, max) = (config.subnet_min, config.subnet_max);
+                    info!(%min, %max, "network config changed: new bounds for the next subnet");
+                    self.config = config;
                 }
                 if keys.is_empty() { ConfigState::Current } else { ConfigState::NeedsRestart(keys) }
             }

@@ -84,7 +84,7 @@ impl Task {
     /// Writes our value over this record. Where that meets another write, what is there now is taken in.
     async fn write(&mut self, record: &Record, etcd_lease: Option<i64>) -> Result<(), RegistryError> {
         let (key, value) = (self.own.key, self.own.attrs.to_json());
-        match self.registry.replace(record, key, &value, etcd_lease).await? {
+        match self.registry.replace(record, key, &value, etcd_lease, self.revision).await? {
             Write::Done(mod_revision) => {
                 self.hold(Lease { etcd_lease, mod_revision, ..self.own.clone() });
             }
@@ -101,13 +101,14 @@ impl Task {
     /// Takes the same subnet back if it is free, another one otherwise.
     async fn reclaim(&mut self) -> Result<(), RegistryError> {
         self.publish();
-        let claim = Claim { previous: Some(self.own.subnet), ..self.claim.clone() };
+        let mut claim = Claim { previous: Some(self.own.subnet), ..self.claim.clone() };
+        claim.v6.previous = self.own.key.subnet_v6.or(claim.v6.previous);
         match self.registry.claim(&self.config, &claim).await {
             Ok(lease) => {
-                if lease.subnet == self.own.subnet {
+                if lease.key == self.own.key {
                     warn!(subnet = %lease.subnet, "the lost subnet is ours again");
                 } else {
-                    error!(was = %self.own.subnet, is = %lease.subnet, "THE SUBNET OF THIS NODE HAS CHANGED: restart its containers");
+                    error!(was = %self.own.key, is = %lease.key, "THE SUBNET OF THIS NODE HAS CHANGED: restart its containers");
                 }
                 let old = self.own.etcd_lease.filter(|id| self.alive && lease.etcd_lease != Some(*id));
                 self.hold(lease);

@@ -1,0 +1,241 @@
+//! Dual stack: both families between the containers of two nodes, IPv4 by the programs and IPv6 by the kernel.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv6Addr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use loden_tests::{
+    cluster::{Cluster, PREFIX, Plan},
+    container::Container,
+    counters::Counters,
+    netns::Netns,
+    node::{BRIDGE, Node},
+    process::wait_for,
+    traffic::stream::{self, Until},
+};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn plan(backend: &str, nodes: u32) -> Plan {
+    let config = format!(
+        r#"{{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{{{backend}}}}}"#
+    );
+    Plan { nodes, config, ..Plan::default() }
+}
+
+fn underlay_address(node: &Node) -> String {
+    format!("fd77::{}", node.address().octets()[3])
+}
+
+fn give_underlay_address(node: &Node) {
+    node.netns().ip(&format!("-6 address add {}/64 dev eth0 nodad", underlay_address(node))).unwrap();
+}
+
+/// Nodes with agents, and a container on each that has an address of either family.
+fn start(plan: &Plan) -> (Cluster, Vec<(Container, Ipv6Addr)>) {
+    let mut cluster = Cluster::create(plan).unwrap();
+    for node in &mut cluster.nodes {
+        give_underlay_address(node);
+        node.start_agent(&["--ip-masq"]).unwrap();
+    }
+    let containers = cluster.nodes.iter_mut().map(run_container).collect();
+    for node in &cluster.nodes {
+        for other in cluster.nodes.iter().filter(|other| other.name() != node.name()) {
+            wait_for("the peer's routes", LIMIT, || has_route(node, &bridge(other)).then_some(())).unwrap();
+        }
+    }
+    cluster.wait_for_routes().unwrap();
+    (cluster, containers)
+}
+
+/// `FLANNEL_IPV6_SUBNET`: the bridge's address.
+fn bridge(node: &Node) -> String {
+    let env = node.subnet_env().unwrap().text;
+    let line = env.lines().find_map(|line| line.strip_prefix("FLANNEL_IPV6_SUBNET="));
+    line.unwrap_or_else(|| panic!("no IPv6 subnet: {env}")).to_owned()
+}
+
+fn has_route(node: &Node, bridge: &str) -> bool {
+    let subnet = bridge.strip_suffix("1/64").unwrap();
+    !node.netns().ip(&format!("-6 route show {subnet}/64 proto 76")).unwrap().trim().is_empty()
+}
+
+fn run_container(node: &mut Node) -> (Container, Ipv6Addr) {
+    let bridge = bridge(node);
+    node.make_bridge().unwrap();
+    node.netns().ip(&format!("-6 address add {bridge} dev {BRIDGE} nodad")).unwrap();
+    let container = node.run_container(2).unwrap();
+    let gateway: Ipv6Addr = bridge.strip_suffix("/64").unwrap().parse().unwrap();
+    let address = Ipv6Addr::from(u128::from(gateway) + 1);
+    container.netns().ip(&format!("-6 address add {address}/64 dev eth0 nodad")).unwrap();
+    container.netns().ip(&format!("-6 route add default via {gateway}")).unwrap();
+    (container, address)
+}
+
+fn ping6(from: &Netns, to: Ipv6Addr, options: &str) {
+    from.exec(&format!("ping -6 -n -q -c 3 -i 0.05 -W 2 {options} {to}")).unwrap();
+}
+
+/// Bulk TCP over IPv6, every byte compared; the receiver sees the sender's own address.
+fn transfer(from: &(Container, Ipv6Addr), to: &(Container, Ipv6Addr)) {
+    let data: Vec<u8> = (0..20_000_000_u32).map(|n| (n % 65_521) as u8).collect();
+    let listener = to.0.netns().run(|| TcpListener::bind((to.1, 0))).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::scope(|scope| {
+        let received = scope.spawn(|| {
+            let (mut stream, peer) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            let mut received = Vec::with_capacity(data.len());
+            stream.read_to_end(&mut received).unwrap();
+            (received, peer)
+        });
+        let mut stream = from.0.netns().run(|| TcpStream::connect((to.1, port))).unwrap();
+        stream.set_write_timeout(Some(LIMIT)).unwrap();
+        stream.write_all(&data).unwrap();
+        drop(stream);
+        let (received, peer) = received.join().unwrap();
+        assert!(received == data, "{} of {} bytes, or others than were sent", received.len(), data.len());
+        assert_eq!(peer.ip(), from.1);
+    });
+}
+
+#[test]
+fn containers_reach_each_other_in_both_families() {
+    let (cluster, containers) = start(&plan(r#""Type":"vxlan""#, 2));
+    let (a, b) = (&containers[0], &containers[1]);
+    for (key, value) in cluster.leases().unwrap() {
+        let segment = key.rsplit('/').next().unwrap();
+        let (v4, v6) = segment.split_once('&').expect("a dual-stack key");
+        assert!(v4.starts_with("10.5.") && v4.ends_with(".0-24"), "{key}");
+        assert!(v6.starts_with("fc00:0:0:") && v6.ends_with("::-64"), "{key}");
+        let value: serde_json::Value = serde_json::from_str(&value).unwrap();
+        assert!(value["PublicIPv6"].as_str().unwrap().starts_with("fd77::"), "{value}");
+        assert!(value["BackendV6Data"]["VtepMAC"].is_string(), "{value}");
+        assert_ne!(value["BackendV6Data"]["VtepMAC"], value["BackendData"]["VtepMAC"]);
+    }
+    let env = cluster.nodes[0].subnet_env().unwrap();
+    assert!(env.text.contains("FLANNEL_IPV6_NETWORK=fc00::/48\n"), "{}", env.text);
+    assert_eq!(env.mtu, 1430, "IPv6 takes 70 bytes of the underlay's 1500");
+
+    // The whole of the MTU, and no byte more: 1430 less 40 of IPv6 and 8 of ICMPv6.
+    ping6(a.0.netns(), b.1, "-M do -s 1382");
+    ping6(cluster.nodes[0].netns(), b.1, "");
+    transfer(a, b);
+    transfer(b, a);
+    let before = Counters::read(&cluster.nodes[0]).unwrap();
+    stream::run(a.0.host(), b.0.host(), None, Until::Bytes(200_000_000)).unwrap();
+    let counters = Counters::read(&cluster.nodes[0]).unwrap().since(&before);
+    assert!(counters.get("fast_encap") > 100, "IPv4 stays on the fast path: {counters:?}");
+}
+
+#[test]
+fn what_is_damaged_of_ipv6_is_put_back_and_cleanup_leaves_nothing() {
+    let (mut cluster, containers) = start(&plan(r#""Type":"vxlan""#, 2));
+    let forwarding = "net.ipv6.conf.all.forwarding";
+    for damage in [
+        "ip -6 route flush dev flannel-v6.1 proto 76",
+        "ip -6 neigh flush dev flannel-v6.1 nud permanent",
+        "ip -6 address flush dev flannel-v6.1 scope global",
+        "ip link delete flannel-v6.1",
+        "nft flush table ip6 loden",
+    ] {
+        cluster.nodes[0].netns().exec(damage).unwrap();
+        let healed = || {
+            let table = cluster.nodes[0].netns().exec("nft list table ip6 loden").unwrap_or_default();
+            let reached =
+                containers[0].0.netns().exec(&format!("ping -6 -c 1 -W 1 {}", containers[1].1)).is_ok();
+            (reached && table.contains("masquerade")).then_some(())
+        };
+        wait_for(&format!("the repair of: {damage}"), LIMIT, healed).unwrap();
+    }
+    let node = &mut cluster.nodes[0];
+    let netns = |line: &str| node.netns().exec(line).unwrap();
+    assert_eq!(netns(&format!("sysctl -n {forwarding}")).trim(), "1");
+    node.stop_agent().unwrap();
+    node.loden(&["cleanup", "--subnet-file", &node.subnet_file().display().to_string()]).unwrap();
+    let netns = |line: &str| node.netns().exec(line).unwrap();
+    assert!(!netns("ip link").contains("flannel"));
+    assert_eq!(netns("ip -6 route show proto 76").trim(), "");
+    assert!(!netns("nft list tables").contains("loden"));
+    assert!(!netns("ip6tables -S").contains("LODEN"));
+    assert_eq!(netns(&format!("sysctl -n {forwarding}")).trim(), "0", "put back");
+}
+
+#[test]
+fn a_config_that_becomes_dual_stack_keeps_the_ipv4_subnet_and_back_again() {
+    let mut cluster = Cluster::create(&Plan { nodes: 1, ..Plan::default() }).unwrap();
+    give_underlay_address(&cluster.nodes[0]);
+    let config = |cluster: &Cluster, json: &str| {
+        cluster.etcd().ctl(&["put", &format!("{PREFIX}/config"), json]).unwrap();
+    };
+    let keys = |cluster: &Cluster| -> Vec<String> {
+        cluster
+            .leases()
+            .unwrap()
+            .into_iter()
+            .map(|(key, _)| key.rsplit('/').next().unwrap().to_owned())
+            .collect()
+    };
+    let restart = |cluster: &mut Cluster| {
+        cluster.nodes[0].stop_agent().unwrap();
+        cluster.nodes[0].start_agent(&[]).unwrap();
+    };
+    cluster.nodes[0].start_agent(&[]).unwrap();
+    let v4 = keys(&cluster).remove(0);
+    config(&cluster, &plan(r#""Type":"vxlan""#, 1).config);
+    restart(&mut cluster);
+    let dual = keys(&cluster);
+    assert!(dual.len() == 1 && dual[0].starts_with(&format!("{v4}&fc00:0:0:")), "{v4} became {dual:?}");
+    restart(&mut cluster);
+    assert_eq!(keys(&cluster), dual, "both subnets are kept over a restart");
+    config(&cluster, &Plan::default().config);
+    restart(&mut cluster);
+    assert_eq!(keys(&cluster), [v4]);
+}
+
+#[test]
+fn host_gw_routes_both_families_without_encapsulation() {
+    let (cluster, containers) = start(&plan(r#""Type":"host-gw""#, 2));
+    assert_eq!(cluster.nodes[0].subnet_env().unwrap().mtu, 1500);
+    ping6(containers[0].0.netns(), containers[1].1, "-M do -s 1452");
+    transfer(&containers[0], &containers[1]);
+    let routes = cluster.nodes[0].netns().ip("-6 route show proto 76").unwrap();
+    assert!(routes.contains(&format!("via {} dev eth0", underlay_address(&cluster.nodes[1]))), "{routes}");
+}
+
+/// A node as flanneld sets one up for dual stack, by `ip`, `bridge` and `etcdctl`.
+#[test]
+fn a_flannel_node_and_ours_reach_each_other_over_ipv6() {
+    let (mut cluster, containers) = start(&plan(r#""Type":"vxlan""#, 1));
+    let peer = Netns::create("f").unwrap();
+    let address = cluster.underlay().plug(&peer, 31).unwrap();
+    let mac = "0a:fe:00:00:06:1f";
+    peer.ip("-6 address add fd77::31/64 dev eth0 nodad").unwrap();
+    peer.exec("sysctl -qw net.ipv6.conf.all.forwarding=1").unwrap();
+    let device = "type vxlan id 1 dev eth0 local fd77::31 dstport 8472 nolearning";
+    peer.ip(&format!("link add flannel-v6.1 address {mac} mtu 1430 {device}")).unwrap();
+    peer.ip("-6 address add fc00:0:0:fffe::/128 dev flannel-v6.1 nodad").unwrap();
+    peer.ip("link set flannel-v6.1 up").unwrap();
+    let value = format!(
+        r#"{{"PublicIP":"{address}","PublicIPv6":"fd77::31","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"0a:fe:00:00:04:1f"}},"BackendV6Data":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+    );
+    let key = format!("{PREFIX}/subnets/10.5.254.0-24&fc00:0:0:fffe::-64");
+    cluster.etcd().ctl(&["put", &key, &value]).unwrap();
+
+    let node = &mut cluster.nodes[0];
+    let subnet = bridge(node).replace("1/64", "");
+    let links: serde_json::Value =
+        serde_json::from_str(&node.netns().ip("-j link show dev flannel-v6.1").unwrap()).unwrap();
+    let ours = links[0]["address"].as_str().unwrap();
+    peer.ip(&format!("-6 neigh replace {subnet} lladdr {ours} dev flannel-v6.1 nud permanent")).unwrap();
+    let vtep = underlay_address(node);
+    peer.exec(&format!("bridge fdb replace {ours} dev flannel-v6.1 dst {vtep} self permanent")).unwrap();
+    peer.ip(&format!("-6 route replace {subnet}/64 via {subnet} dev flannel-v6.1 onlink")).unwrap();
+
+    wait_for("the route to the flannel node", LIMIT, || has_route(node, "fc00:0:0:fffe::1/64").then_some(()))
+        .unwrap();
+    ping6(containers[0].0.netns(), "fc00:0:0:fffe::".parse().unwrap(), "");
+    ping6(&peer, containers[0].1, "");
+}
