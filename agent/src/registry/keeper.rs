@@ -131,6 +131,8 @@ struct Task {
     connected: bool,
     /// Since when the watch is down.
     unheard: Option<Instant>,
+    /// When a snapshot was made last.
+    published: Instant,
     told_of_peers: Told,
 }
 
@@ -173,6 +175,7 @@ impl Task {
             cluster_id: 0,
             connected: false,
             unheard: Some(now),
+            published: now,
             told_of_peers: Told::default(),
         };
         (task, cluster)
@@ -274,6 +277,7 @@ impl Task {
             renewed: self.renewed.map(Instant::into_std),
             config: self.config_state.clone(),
         };
+        self.published = Instant::now();
         self.publish.send_if_modified(|current| {
             let modified = **current != cluster;
             if modified {

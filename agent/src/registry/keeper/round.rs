@@ -1,6 +1,9 @@
 //! A round: list, settle, watch until something breaks.
 
-use std::sync::{Arc, PoisonError};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use etcd_client::{EventType, WatchResponse};
 use futures::FutureExt as _;
@@ -10,6 +13,9 @@ use tracing::{error, info, warn};
 
 use super::{Outage, Task, renew_every};
 use crate::registry::{ConfigState, RegistryError, connection::one_line, parse_config, store::Listing};
+
+/// The least time between two snapshots in a storm of changes; in calm, the first change is told of at once.
+const BETWEEN_SNAPSHOTS: Duration = Duration::from_millis(100);
 
 /// What comes out of a watch.
 type Message = Result<Option<WatchResponse>, etcd_client::Error>;
@@ -40,6 +46,8 @@ impl Task {
         let written = if self.lost.is_none() { self.own.mod_revision } else { 0 };
         let known = self.revision.max(written);
         let mut stream = self.registry.watch(from).await?;
+        // When to tell of what has come.
+        let mut due: Option<Instant> = None;
         loop {
             tokio::select! {
                 message = stream.message() => {
@@ -50,7 +58,11 @@ impl Task {
                     }
                     self.connected = true;
                     outage.over();
+                    if Instant::now() < *due.get_or_insert(self.published + BETWEEN_SNAPSHOTS) {
+                        continue;
+                    }
                 }
+                () = sleep_until(due.unwrap_or(self.renew_at)), if due.is_some() => {}
                 () = sleep_until(self.renew_at), if self.renews() => {
                     if !self.renew().await? {
                         return Err(Broken::LeaseRanOut);
@@ -64,6 +76,7 @@ impl Task {
                     self.settle().await?;
                 }
             }
+            due = None;
             self.publish();
         }
     }
