@@ -32,6 +32,8 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("dockerd", "docker.io", "makes real containers"),
     ("busybox", "busybox-static", "runs in them"),
     ("tar", "tar", "packs their images"),
+    ("containerd", "containerd", "calls the CNI plugin"),
+    ("tc", "iproute2", "shapes what pods get"),
     ("promtool", "prometheus", "reads the metrics and the alert rules"),
     ("chromium", "chromium", "looks at the web page"),
 ];

@@ -4,10 +4,11 @@
 //! the host's end. The host has a route to the address by the veth and a permanent neighbour for it. So nobody asks
 //! anything by ARP, and a pod sees no frame that is not its own.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use ipnet::Ipv4Net;
 use loden_ebpf::abi::Endpoint;
+use tokio::time::{Instant, sleep};
 
 use super::{
     error::{CniError, Result, code},
@@ -23,6 +24,9 @@ use crate::{
         sysctl::{self, SysctlError},
     },
 };
+
+/// How long a veth may take until it carries packets; usually none.
+const RUNNING: Duration = Duration::from_secs(5);
 
 /// Makes the veth and everything on it. What fails leaves it half made: the caller takes it off.
 ///
@@ -53,6 +57,7 @@ pub async fn wire(kernel: &Kernel, sandbox: &Sandbox, attached: &Attached, recor
     kernel.set_up(index).await?;
     let (address, host_mac, interface) = (*address, *host_mac, interface.clone());
     sandbox.inside(async move |kernel| configure_pod(kernel, &interface, address, host_mac).await)?;
+    until_running(kernel, index, host).await?;
     kernel.set_neighbour(index, address, *mac).await?;
     kernel.create_route(&pod_route(address, index)).await.map_err(|error| {
         if error.is_taken() {
@@ -89,7 +94,21 @@ async fn configure_pod(kernel: &Kernel, interface: &str, address: Ipv4Addr, host
     kernel.add_address::<V4>(index, address, 32).await?;
     kernel.set_up(index).await?;
     kernel.set_neighbour(index, GATEWAY, host_mac).await?;
-    Ok(kernel.create_route(&default_route(GATEWAY, index)).await?)
+    kernel.create_route(&default_route(GATEWAY, index)).await?;
+    until_running(kernel, index, interface).await
+}
+
+/// The kernel lets packets leave one end a moment after the other came up (its linkwatch); until then it drops them.
+async fn until_running(kernel: &Kernel, index: u32, name: &str) -> Result<()> {
+    let end = Instant::now() + RUNNING;
+    while !kernel.link_by_index(index).await?.is_some_and(|link| link.running) {
+        if Instant::now() >= end {
+            let error = format!("{name} does not run {} s after it was set up", RUNNING.as_secs());
+            return Err(CniError::new(code::KERNEL, error));
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
 }
 
 /// Pods on a bridge believe the whole subnet to be on their link: the bridge answers for those that are not.

@@ -121,10 +121,15 @@ impl Kernel {
 
     /// Routes that carry Loden's protocol number, in any table.
     pub(super) async fn own_routes<F: Family>(&self) -> Result<Vec<Route<F>>> {
+        self.routes_of_protocol(ROUTE_PROTOCOL).await
+    }
+
+    /// Routes that carry this protocol number, in any table.
+    pub(super) async fn routes_of_protocol<F: Family>(&self, protocol: u8) -> Result<Vec<Route<F>>> {
         let mut wanted = message::<F>();
-        wanted.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+        wanted.header.protocol = RouteProtocol::Other(protocol);
         let mut routes = self.routes_like(wanted).await?;
-        routes.retain(|route: &Route<F>| route.protocol == ROUTE_PROTOCOL);
+        routes.retain(|route: &Route<F>| route.protocol == protocol);
         Ok(routes)
     }
 

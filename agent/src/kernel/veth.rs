@@ -108,6 +108,15 @@ impl Kernel {
         }
     }
 
+    /// The routes to routed pods.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel says.
+    pub async fn pod_routes(&self) -> Result<Vec<Route>> {
+        self.routes_of_protocol(POD_ROUTE_PROTOCOL).await
+    }
+
     /// The unicast routes of the main table to just this destination.
     async fn routes_to(&self, dst: ipnet::Ipv4Net) -> Result<Vec<Route>> {
         let routes = self.routes().await?;

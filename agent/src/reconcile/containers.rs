@@ -9,7 +9,7 @@ use crate::{
     config::Xdp,
     dataplane::{Hook, Program},
     endpoints::{self, Bridge, Routed, Seen},
-    kernel::{Address, FdbOf, Link, LinkKind, sysctl},
+    kernel::{Address, FdbOf, Link, LinkKind, pod_route, sysctl},
 };
 
 impl Reconciler {
@@ -24,6 +24,7 @@ impl Reconciler {
         let mut routed: Vec<Routed> = links.iter().filter_map(Routed::of).collect();
         let hooks = self.hooks(&links, &routed);
         self.answer_for_routed(&links, &routed);
+        self.mend_routes(&links, &routed).await?;
         routed.retain(|pod| is_free(pod.port));
         let subnet = self.node.subnet;
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
@@ -84,6 +85,28 @@ impl Reconciler {
             });
         }
         Ok(bridges)
+    }
+
+    /// The routes to routed pods, should somebody have flushed them: the veths still tell what they were.
+    async fn mend_routes(&self, links: &[Link], routed: &[Routed]) -> Result<()> {
+        let is_up = |pod: &&Routed| links.iter().any(|link| link.index == pod.port && link.up);
+        let mut pods = routed.iter().filter(is_up).peekable();
+        if pods.peek().is_none() {
+            return Ok(());
+        }
+        let there = self.kernel.pod_routes().await?;
+        for pod in pods {
+            let route = pod_route(pod.address, pod.port);
+            if there.contains(&route) {
+                continue;
+            }
+            match self.kernel.create_route(&route).await {
+                Ok(()) => tracing::info!(address = %pod.address, "route to a pod put back"),
+                // Another veth has the address, or this one is just being made or goes: its event comes.
+                Err(error) => tracing::debug!(address = %pod.address, "no route to a pod: {error}"),
+            }
+        }
+        Ok(())
     }
 
     /// Pods on a bridge believe the whole subnet to be on their link: where some of it is not, the bridge answers

@@ -82,3 +82,20 @@ fn what_a_namespace_that_vanished_has_left_goes_with_del() {
     cluster.nodes[0].start_agent(&[]).unwrap();
     assert_nothing_is_left(&cluster.nodes[0], &runtimes[0]);
 }
+
+#[test]
+fn a_flushed_route_to_a_pod_comes_back_within_two_seconds() {
+    for datapath in ["--datapath=auto", "--datapath=kernel"] {
+        let (cluster, runtimes) = routed_cluster(1, &[datapath]);
+        let pod = runtimes[0].add("a").unwrap();
+        let host = cluster.nodes[0].netns();
+        let before = host.ip("route show proto 77").unwrap();
+        assert!(before.contains(&pod.address.to_string()), "{before}");
+        host.ip("route flush proto 77").unwrap();
+        wait_for("the route", Duration::from_secs(2), || {
+            (host.ip("route show proto 77").unwrap() == before).then_some(())
+        })
+        .unwrap_or_else(|error| panic!("{datapath}: {error:#}"));
+        ping(host, pod.address, 1).unwrap();
+    }
+}

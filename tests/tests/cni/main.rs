@@ -7,6 +7,7 @@
 
 mod absence;
 mod chain;
+mod containerd;
 mod flannel;
 mod many;
 mod routed;

@@ -10,7 +10,9 @@ use crate::{assert_known, assert_nothing_is_left, routed_cluster};
 
 #[test]
 fn check_finds_each_damage_by_its_name() {
-    let (cluster, runtimes) = routed_cluster(1, &[]);
+    let (mut cluster, runtimes) = routed_cluster(1, &[]);
+    // It would put back some of what is damaged.
+    cluster.nodes[0].kill_agent();
     let (node, runtime) = (&cluster.nodes[0], &runtimes[0]);
     let mut nth = 0;
     let mut damaged = |damage: &dyn Fn(&Netns, &Netns, &str, &str)| -> Value {
@@ -57,7 +59,8 @@ fn check_finds_each_damage_by_its_name() {
     assert_found("the MAC of eth0 is 02:00:00:00:00:98", &|_, pod, _, _| {
         pod.ip("link set eth0 address 02:00:00:00:00:98").unwrap();
     });
-    assert_nothing_is_left(node, runtime);
+    cluster.nodes[0].start_agent(&[]).unwrap();
+    assert_nothing_is_left(&cluster.nodes[0], runtime);
 }
 
 #[test]
