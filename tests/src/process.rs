@@ -92,7 +92,7 @@ pub(crate) fn wait_if_held() {
 }
 
 /// How many times as long as usual things may take: `LODEN_SLOWNESS`, where the machine is an emulated one, or 1.
-fn slowness() -> u32 {
+pub(crate) fn slowness() -> u32 {
     static SLOWNESS: OnceLock<u32> = OnceLock::new();
     *SLOWNESS.get_or_init(|| std::env::var("LODEN_SLOWNESS").ok().and_then(|n| n.parse().ok()).unwrap_or(1))
 }

@@ -11,6 +11,7 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
+    sync::LazyLock,
     thread,
     time::Duration,
 };
@@ -21,10 +22,13 @@ use nix::sys::{
     time::{TimeVal, TimeValLike as _},
 };
 
-use crate::{netns::Netns, process::wait_for};
+use crate::{
+    netns::Netns,
+    process::{slowness, wait_for},
+};
 
-/// How long one step of a conversation may take.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one step of a conversation may take: five seconds, longer where the machine is slow.
+pub static PATIENCE: LazyLock<Duration> = LazyLock::new(|| Duration::from_secs(5) * slowness());
 
 /// One end of a conversation: a namespace and its address there.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +66,7 @@ pub fn converse<S: Send, C: Send>(
         });
         let spoken = scope.spawn(move || {
             client.enter();
-            let port = told.recv_timeout(PATIENCE).context("the server does not listen")?;
+            let port = told.recv_timeout(*PATIENCE).context("the server does not listen")?;
             speak(port)
         });
         let spoken = spoken.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -139,7 +143,7 @@ pub fn ping(client: &Netns, address: Ipv4Addr, count: u32) -> Result<()> {
 pub(crate) fn listen(address: Ipv4Addr, service: Option<Service>) -> Result<TcpListener> {
     let port = service.map_or(0, |service| service.backend);
     // A child that another thread is just starting holds a copy of the last listener until its exec.
-    let listener = wait_for(&format!("port {port} to be free"), PATIENCE, || {
+    let listener = wait_for(&format!("port {port} to be free"), *PATIENCE, || {
         let listener = TcpListener::bind((address, port));
         (!listener.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse)).then_some(listener)
     })?;
@@ -160,13 +164,13 @@ pub(crate) fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> 
 }
 
 pub(crate) fn connect(to: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connecting to {to}"))?;
+    let stream = TcpStream::connect_timeout(&to, *PATIENCE).with_context(|| format!("connecting to {to}"))?;
     configured(stream)
 }
 
 fn configured(stream: TcpStream) -> Result<TcpStream> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(*PATIENCE))?;
+    stream.set_write_timeout(Some(*PATIENCE))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

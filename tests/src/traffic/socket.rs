@@ -50,12 +50,12 @@ pub fn open(
 /// Where nobody answers within [`PATIENCE`].
 pub fn dial(client: &Netns, from: Option<SocketAddrV4>, to: SocketAddrV4) -> Result<TcpStream> {
     let stream = client.run(|| -> Result<TcpStream> {
-        let Some(from) = from else { return Ok(TcpStream::connect_timeout(&to.into(), PATIENCE)?) };
+        let Some(from) = from else { return Ok(TcpStream::connect_timeout(&to.into(), *PATIENCE)?) };
         let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&fd, ReuseAddr, &true)?;
         // Linux bounds connect by the send timeout.
         let stream = TcpStream::from(fd);
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(*PATIENCE))?;
         bind(stream.as_raw_fd(), &SockaddrIn::from(from))?;
         connect(stream.as_raw_fd(), &SockaddrIn::from(to))?;
         Ok(stream)
@@ -66,8 +66,8 @@ pub fn dial(client: &Netns, from: Option<SocketAddrV4>, to: SocketAddrV4) -> Res
 }
 
 fn configure(stream: &TcpStream) -> Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(*PATIENCE))?;
+    stream.set_write_timeout(Some(*PATIENCE))?;
     Ok(stream.set_nodelay(true)?)
 }
 
@@ -138,7 +138,7 @@ pub fn udp(host: Host<'_>, port: u16) -> Result<UdpSocket> {
         bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(host.address, port)))?;
         Ok(socket)
     })?;
-    fd.set_read_timeout(Some(PATIENCE))?;
+    fd.set_read_timeout(Some(*PATIENCE))?;
     Ok(fd)
 }
 

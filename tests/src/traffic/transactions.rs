@@ -119,7 +119,7 @@ fn tcp_crr(client: Host<'_>, server: Host<'_>, duration: Duration) -> Result<Rat
 fn udp_rr(client: Host<'_>, server: Host<'_>, duration: Duration) -> Result<Rate> {
     let bind = |address| -> Result<UdpSocket> {
         let socket = UdpSocket::bind((address, 0))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(*PATIENCE))?;
         Ok(socket)
     };
     // An empty datagram is the client's farewell.

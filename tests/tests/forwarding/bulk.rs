@@ -94,7 +94,7 @@ fn datagram(burst: usize, i: usize) -> Vec<u8> {
 fn udp_bursts(from: &Container, to: &Container) -> Result<usize> {
     let serve = |tell: &dyn Fn(u16)| {
         let socket = UdpSocket::bind((to.address(), 0))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(*PATIENCE))?;
         setsockopt(&socket, UdpGroSegment, &true)?;
         tell(socket.local_addr()?.port());
         let (mut buffer, mut overtaken) = (vec![0; 70_000], 0);
@@ -120,7 +120,7 @@ fn udp_bursts(from: &Container, to: &Container) -> Result<usize> {
     };
     let speak = |port: u16| {
         let socket = UdpSocket::bind((from.address(), 0))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(*PATIENCE))?;
         setsockopt(&socket, UdpGsoSegment, &(DATAGRAM as i32))?;
         socket.connect((to.address(), port))?;
         for burst in 0..BURSTS {
