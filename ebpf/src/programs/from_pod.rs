@@ -54,6 +54,9 @@ pub(super) fn run(skb: &mut Skb) -> Verdict {
             if matches!(way, Way::Routed(_)) {
                 return from_wire::deliver(skb, to, None, Reason::FastLocal);
             }
+            // The frame is for the other pod's MAC, so to this veth somebody else's; kernels before 6.15 (and without
+            // the backport) leave that as it is, and the other pod would drop it.
+            skb.set_for_host();
             Verdict::Redirect(Reason::FastLocal, skb.redirect_peer(to.ifindex))
         }
         Way::Peer(peer) if peer.direct == 1 => {
