@@ -33,7 +33,10 @@ const CORE: &[&str] = &[
     "attachment::",
     "fast_path::",
     "local::",
-    "mixed::",
+    // Without the segments of a flannel node: before Linux 5.13 a veth has no GRO that would verify their checksums.
+    "mixed::a_flannel",
+    "mixed::flannel_nodes",
+    "mixed::loden_and",
     "nat::",
     "churn::a_stream_goes_on",
     "direct::host_gw_takes",
