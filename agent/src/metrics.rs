@@ -120,6 +120,8 @@ impl Document {
         out.counter("loden_reconcile_duration", help, Some(Unit::Seconds), value(reconcile.seconds))?;
         let help = "Time that the last run took";
         out.gauge("loden_reconcile_last_duration", help, Some(Unit::Seconds), value(reconcile.last_seconds))?;
+        let help = "Requests to the kernel over netlink";
+        out.counter("loden_kernel_requests", help, None, value(status.kernel_requests as f64))?;
         let repairs =
             reconcile.repairs.iter().map(|(part, runs)| (vec![("part", part.clone())], *runs as f64));
         let help = "Runs in which this part had to change something";
