@@ -23,6 +23,7 @@
 //! | [`cni`] | the CNI plugin `loden-cni`, which needs no running agent |
 
 pub mod activity;
+pub mod bridges;
 pub mod cleanup;
 pub mod cli;
 pub mod cni;

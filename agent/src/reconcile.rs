@@ -140,6 +140,8 @@ pub struct Reconciler {
     /// Addresses and routes of this host.
     prefixes: Prefixes,
     bridges: Vec<Bridge>,
+    /// What is wrong with the host's bridges, and what to do.
+    advice: Vec<String>,
     endpoints: Endpoints,
     /// What could not be done, by the part of a pass that tried it last.
     failures: BTreeMap<Work, Vec<String>>,
@@ -205,6 +207,7 @@ impl Reconciler {
             has_direct_peers: false,
             prefixes: Prefixes::default(),
             bridges: Vec::new(),
+            advice: Vec::new(),
             failures: BTreeMap::new(),
             tally: Reconcile::default(),
             repairs: 0,

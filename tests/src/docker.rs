@@ -162,14 +162,14 @@ impl Engine {
         Ok(list[0].clone())
     }
 
-    /// Runs a container that idles, with these options of `docker run`.
+    /// Runs a container that idles, with these options of `docker run`. It ends at once when it is to stop.
     ///
     /// # Errors
     ///
     /// Where docker refuses.
     pub fn run(&self, options: &str) -> Result<DockerContainer> {
         let idle = IDLE.join(" ");
-        let id = self.docker(&format!("run --detach --pull never {options} {IMAGE} {idle}"))?;
+        let id = self.docker(&format!("run --detach --pull never --stop-signal KILL {options} {IMAGE} {idle}"))?;
         self.find(&id)
     }
 

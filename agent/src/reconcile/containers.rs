@@ -3,9 +3,11 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::Result;
+use ipnet::Ipv4Net;
 
 use super::{Reconciler, Work};
 use crate::{
+    bridges::{self, AddressedBridge, Lease},
     config::Xdp,
     dataplane::{Hook, Program},
     endpoints::{self, Bridge, Routed, Seen},
@@ -18,13 +20,18 @@ impl Reconciler {
         let links = self.kernel.links().await?;
         let addresses = self.kernel.addresses().await?;
         self.bridges = self.read_bridges(&links, &addresses).await?;
+        self.advise(&links, &addresses);
+        self.endpoints_and_hooks(&links).await
+    }
+
+    async fn endpoints_and_hooks(&mut self, links: &[Link]) -> Result<bool> {
         let queueing = self.kernel.queueing_links().await?;
         // What is shaped on its veth must come by there.
         let is_free = |port: u32| !queueing.contains(&port);
         let mut routed: Vec<Routed> = links.iter().filter_map(Routed::of).collect();
-        let hooks = self.hooks(&links, &routed);
-        self.answer_for_routed(&links, &routed);
-        self.mend_routes(&links, &routed).await?;
+        let hooks = self.hooks(links, &routed);
+        self.answer_for_routed(links, &routed);
+        self.mend_routes(links, &routed).await?;
         routed.retain(|pod| is_free(pod.port));
         let subnet = self.node.subnet;
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
@@ -55,6 +62,32 @@ impl Reconciler {
         self.prove_endpoints()?;
         self.fail(Work::Containers, errors.iter().map(|error| format!("hooks: {error}")));
         Ok(!changes.is_empty())
+    }
+
+    /// Tells, once each, what is wrong with the bridges.
+    fn advise(&mut self, links: &[Link], addresses: &[Address]) {
+        let addressed = |link: &Link| AddressedBridge {
+            name: link.name.clone(),
+            addresses: addresses
+                .iter()
+                .filter(|address| address.ifindex == link.index)
+                .filter_map(|address| Ipv4Net::new(address.address, address.prefix_len).ok())
+                .collect(),
+            containers_mtu: ports(links, link.index).map(|port| port.mtu).max(),
+        };
+        let bridges: Vec<_> =
+            links.iter().filter(|link| link.kind == LinkKind::Bridge).map(addressed).collect();
+        let lease = Lease {
+            network: self.node.network.network,
+            subnet: self.node.subnet,
+            mtu: self.node.pod_mtu(),
+            routed_pods: links.iter().any(|link| Routed::of(link).is_some()),
+        };
+        let advice = bridges::advice(&lease, &bridges);
+        for line in advice.iter().filter(|line| !self.advice.contains(line)) {
+            tracing::warn!("{line}");
+        }
+        self.advice = advice;
     }
 
     async fn read_bridges(&self, links: &[Link], addresses: &[Address]) -> Result<Vec<Bridge>> {

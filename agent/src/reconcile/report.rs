@@ -81,6 +81,7 @@ impl Reconciler {
             datapath: self.path.name().to_owned(),
             gate: format!("{:?}", self.node.config.gate).to_lowercase(),
             refused: self.refused.iter().cloned().collect(),
+            advice: self.advice.clone(),
             etcd: self.etcd(&cluster, now),
             reconcile: self.tally.clone(),
             passes: self.tally.runs,

@@ -50,6 +50,8 @@ pub struct Status {
     pub other_peers: Traffic,
     /// Peers that the kernel cannot be given, and why.
     pub refused: Vec<String>,
+    /// What is wrong with the containers' bridges of this host, and what to do.
+    pub advice: Vec<String>,
     /// The local pods.
     pub endpoints: Vec<Endpoint>,
     /// Traffic of all endpoints together that found no counter of their own.

@@ -98,6 +98,9 @@ fn node(status: &Status) -> String {
     for refused in &status.refused {
         line("refused", refused.clone());
     }
+    for advice in &status.advice {
+        line("advice", advice.clone());
+    }
     out
 }
 

@@ -9,6 +9,7 @@
 
 mod churn;
 mod firewall;
+mod misplaced;
 mod networks;
 mod options;
 mod overlay;
