@@ -169,7 +169,8 @@ impl Engine {
     /// Where docker refuses.
     pub fn run(&self, options: &str) -> Result<DockerContainer> {
         let idle = IDLE.join(" ");
-        let id = self.docker(&format!("run --detach --pull never --stop-signal KILL {options} {IMAGE} {idle}"))?;
+        let id =
+            self.docker(&format!("run --detach --pull never --stop-signal KILL {options} {IMAGE} {idle}"))?;
         self.find(&id)
     }
 

@@ -175,16 +175,21 @@ impl Node {
         let mut command = self.netns.command(&self.binary.display().to_string());
         command
             .arg("agent")
-            .args(["--etcd-endpoints", &self.etcd])
-            .arg("--subnet-file")
-            .arg(self.subnet_file())
-            .args(self.own_paths())
+            .args(self.agent_arguments())
             .args(args)
             .stdin(File::open("/dev/null")?)
             .stdout(log.try_clone()?)
             .stderr(log);
         self.agent = Some(Process::start(&mut command)?);
         Ok(())
+    }
+
+    /// The flags by which an agent is this node's: where etcd is, and the node's own files.
+    #[must_use]
+    pub fn agent_arguments(&self) -> Vec<String> {
+        let subnet_file = self.subnet_file().display().to_string();
+        let flags = ["--etcd-endpoints", &self.etcd, "--subnet-file", &subnet_file].map(str::to_owned);
+        flags.into_iter().chain(self.own_paths()).collect()
     }
 
     /// The flags by which agent and subcommands find this node's files instead of the host's.

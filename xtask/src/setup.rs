@@ -36,6 +36,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("tc", "iproute2", "shapes what pods get"),
     ("promtool", "prometheus", "reads the metrics and the alert rules"),
     ("chromium", "chromium", "looks at the web page"),
+    ("systemd-analyze", "systemd", "checks the units"),
 ];
 
 /// What booting other kernels takes besides.

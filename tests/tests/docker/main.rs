@@ -15,6 +15,7 @@ mod options;
 mod overlay;
 mod ports;
 mod restarts;
+mod units;
 
 use std::{net::Ipv4Addr, time::Duration};
 
