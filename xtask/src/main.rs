@@ -1,4 +1,4 @@
-//! The jobs around the code: `cargo xtask setup | build-ebpf | demo | scale | test | bench | lint`.
+//! The jobs around the code: `cargo xtask setup | build-ebpf | demo | scale | test | bench | image | lint`.
 //!
 //! Progress goes to standard error, results to standard output. Nothing here depends on the agent's crate:
 //! setup must run before that can compile.
@@ -7,6 +7,7 @@ mod bench;
 mod build;
 mod demo;
 mod ebpf;
+mod image;
 mod interrupt;
 mod kernels;
 mod lint;
@@ -45,6 +46,8 @@ enum Job {
     /// One end of the bench's traffic
     #[command(subcommand, hide = true)]
     Traffic(bench::generator::End),
+    /// Make a container image of the agent from what is on this machine
+    Image(image::Options),
     /// Check format, clippy for host and BPF, documentation, licences
     Lint,
 }
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Job::Test(options) => setup::run().and_then(|()| test::run(&options)),
         Job::Bench(options) => bench::run(&options),
         Job::Traffic(end) => bench::generator::run(&end),
+        Job::Image(options) => image::run(&options),
         Job::Lint => setup::run().and_then(|()| lint::run()),
     };
     match outcome {

@@ -37,6 +37,9 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("promtool", "prometheus", "reads the metrics and the alert rules"),
     ("chromium", "chromium", "looks at the web page"),
     ("systemd-analyze", "systemd", "checks the units"),
+    ("strip", "binutils", "makes the programs in the image small"),
+    ("ldd", "libc-bin", "names the libraries of a program"),
+    ("update-ca-certificates", "ca-certificates", "has the certificates of public authorities"),
 ];
 
 /// What booting other kernels takes besides.

@@ -9,6 +9,7 @@
 
 mod churn;
 mod firewall;
+mod image;
 mod misplaced;
 mod networks;
 mod options;
