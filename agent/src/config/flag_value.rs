@@ -129,6 +129,12 @@ pub fn regex(text: &str) -> Result<Regex, String> {
 
 /// Directives of `tracing`'s filter.
 pub fn log_directives(text: &str) -> Result<String, String> {
+    // tracing-subscriber 0.3.23 panics where it cuts a directive inside of a character.
+    if !text.is_ascii() {
+        return Err(
+            "has other letters than ASCII; right is a level or a list such as info,loden_agent=debug".into(),
+        );
+    }
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(format!("{error}; right is a level or a list such as info,loden_agent=debug")),

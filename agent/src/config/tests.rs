@@ -243,6 +243,11 @@ proptest! {
     }
 
     #[test]
+    fn a_filter_of_the_log_in_any_script_is_an_error(text in "[ =,a-z\u{2000}\u{3a3}]{0,4}\u{2000}\u{3a3}=") {
+        prop_assert!(flag_value::log_directives(&text).is_err());
+    }
+
+    #[test]
     fn an_accepted_endpoint_is_accepted_again_as_itself(text in "(https?://)?[a-z.\\[\\]:0-9]{1,12}:[0-9]{1,5}/?") {
         if let Ok(url) = endpoint(&text) {
             prop_assert_eq!(endpoint(&url), Ok(url.clone()));
