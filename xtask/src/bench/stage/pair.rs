@@ -205,9 +205,10 @@ impl Pair {
         (end(0), end(1))
     }
 
-    /// Whether it has pods that a service can be in front of.
+    /// Whether it has pods that a service of the host's rules can be in front of. Cilium-like programs take replies past
+    /// those rules: Cilium has its own services in their place.
     pub(in crate::bench) fn has_services(&self) -> bool {
-        !self.pods.is_empty() && self.mode.services().is_some()
+        !self.pods.is_empty() && self.mode.services().is_some() && self.mode.kind() != Kind::Tunnel
     }
 
     /// Loden's nodes and the pods on them, where it has any.
