@@ -17,7 +17,7 @@ use std::path::Path;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-pub use agent::{AgentArgs, EtcdArgs, FlannelOnlyArgs, UplinkArgs};
+pub use agent::{AgentArgs, EtcdArgs, FlannelOnlyArgs, KubeArgs, UplinkArgs};
 
 use crate::{docker_opts::DockerOptsArgs, status::StatusArgs};
 

@@ -4,6 +4,7 @@
 
 pub mod etcd;
 pub mod flag_value;
+pub mod kube;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,6 +17,7 @@ use clap::ValueEnum;
 use regex::Regex;
 
 pub use etcd::EtcdConfig;
+pub use kube::KubeConfig;
 
 use crate::cli::{AgentArgs, UplinkArgs};
 
@@ -24,6 +26,8 @@ use crate::cli::{AgentArgs, UplinkArgs};
 pub struct Config {
     /// How etcd is reached and where our keys are in it.
     pub etcd: EtcdConfig,
+    /// How the Kubernetes API is reached, where leases come from there and not from etcd.
+    pub kube: Option<KubeConfig>,
     /// Which interface carries the overlay.
     pub uplink: UplinkChoice,
     /// The contract file, `subnet.env`.
@@ -76,21 +80,19 @@ impl Config {
     /// [`ConfigError`] if flags contradict each other, or ask for something that is not provided.
     pub fn from_args(args: AgentArgs) -> Result<Self, ConfigError> {
         let mut warnings = Vec::new();
-        if args.flannel_only.kube_subnet_mgr {
-            return Err(ConfigError::new(
-                "kube-subnet-mgr",
-                true,
-                "is not supported yet; leases come from etcd: set it to false and give --etcd-endpoints",
-            ));
-        }
+        let kube = KubeConfig::from_args(args.kube, &mut warnings);
         let ignored = args.flannel_only.without_effect();
         if !ignored.is_empty() {
             warnings
                 .push(format!("accepted for flannel's sake and without effect here: {}", ignored.join(", ")));
         }
+        if kube.is_some() && args.subnet_lease_release {
+            warnings.push("--subnet-lease-release=true is without effect with --kube-subnet-mgr: the subnet is the node's podCIDR".into());
+        }
         let lease_ttl = args.subnet_lease_ttl;
         Ok(Self {
             etcd: EtcdConfig::from_args(args.etcd, &mut warnings)?,
+            kube,
             uplink: UplinkChoice::from_args(args.uplink)?,
             subnet_file: args.subnet_file,
             lease_ttl,

@@ -6,6 +6,7 @@
 //! | [`cli`], [`config`] | flags and environment, flannel's and our own; the validated configuration |
 //! | [`network`], [`subnet`], [`lease`] | the network config, the choice of a subnet, the lease: pure |
 //! | [`registry`] | the only user of etcd-client: claim, keep alive, watch |
+//! | [`kube`] | the only user of kube-client: the same snapshots from the Kubernetes API |
 //! | [`host`] | what of this host the choices depend on: interfaces, addresses, routes |
 //! | [`uplink`], [`subnet_file`] | the interface that carries the overlay; the contract file `subnet.env` |
 //! | [`family`] | IPv4 and IPv6, for what is one source for both |
@@ -37,6 +38,7 @@ pub mod firewall;
 pub mod health;
 pub mod host;
 pub mod kernel;
+pub mod kube;
 pub mod lease;
 pub mod metrics;
 pub mod network;

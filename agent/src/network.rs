@@ -56,16 +56,45 @@ impl NetworkConfig {
     ///
     /// On anything that flannel would refuse or silently misread; see [`ConfigError`].
     pub fn parse(json: &str) -> Result<Self, ConfigError> {
-        let object = Object::parse(json)?;
+        Self::read(&Object::parse(json)?)
+    }
+
+    /// Parses the JSON text of a cluster whose nodes are given their subnets: `SubnetLen`, `SubnetMin` and
+    /// `SubnetMax` are not looked at, as flannel does not look at them then.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::parse`].
+    pub fn parse_for_given_subnets(json: &str) -> Result<Self, ConfigError> {
+        let mut object = Object::parse(json)?;
+        object.forget(&[
+            "SubnetLen",
+            "SubnetMin",
+            "SubnetMax",
+            "IPv6SubnetLen",
+            "IPv6SubnetMin",
+            "IPv6SubnetMax",
+        ]);
+        Self::read(&object)
+    }
+
+    /// Takes the length of subnets from the one that this node was given.
+    pub fn take_subnet_len(&mut self, subnet: Ipv4Net) {
+        self.subnet_len = subnet.prefix_len();
+        self.subnet_min = self.network.network();
+        self.subnet_max = self.network.broadcast() & subnet.netmask();
+    }
+
+    fn read(object: &Object) -> Result<Self, ConfigError> {
         if !object.bool("EnableIPv4")?.unwrap_or(true) {
             return Err(ConfigError(
                 "EnableIPv4 is false, but this agent needs IPv4: leave the key out or set it to true".into(),
             ));
         }
-        let Pool { network, subnet_len, subnet_min, subnet_max } = Pool::<V4>::read(&object)?;
+        let Pool { network, subnet_len, subnet_min, subnet_max } = Pool::<V4>::read(object)?;
         let ipv6 = object.bool("EnableIPv6")?.unwrap_or(false);
-        let v6 = if ipv6 { Some(Pool::read(&object)?) } else { None };
-        let backend = Backend::read(&object)?;
+        let v6 = if ipv6 { Some(Pool::read(object)?) } else { None };
+        let backend = Backend::read(object)?;
         Ok(Self { network, subnet_len, subnet_min, subnet_max, backend, v6 })
     }
 
@@ -202,6 +231,19 @@ mod tests {
             assert!(error.contains(says), "{json}: {error:?} does not say {says:?}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
+    }
+
+    #[test]
+    fn given_subnets_bring_their_own_length() {
+        let json = r#"{"Network":"10.244.0.0/16","SubnetLen":12,"SubnetMin":"1.2.3.4","subnetmax":"x"}"#;
+        assert!(NetworkConfig::parse(json).is_err());
+        let mut config = NetworkConfig::parse_for_given_subnets(json).unwrap();
+        config.take_subnet_len("10.244.3.0/25".parse().unwrap());
+        assert!(
+            config.allows("10.244.0.0/25".parse().unwrap())
+                && config.allows("10.244.255.128/25".parse().unwrap())
+        );
+        assert!(NetworkConfig::parse_for_given_subnets(r#"{"Network":7}"#).is_err());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The registry of leases: etcd, as flannel uses it. The only user of etcd-client.
+//! The registry of leases: etcd, as flannel uses it. The only user of etcd-client. ([`crate::kube`] is the other place
+//! of leases, with the same snapshots.)
 //!
 //! A [`Registry`] reads the network config and claims a lease; from then on a [`Keeper`] owns the lease, follows
 //! the peers and publishes whole snapshots ([`Cluster`]). Every write is a transaction that compares what was
@@ -27,6 +28,10 @@ pub use self::{
     cluster::{Cluster, ConfigState, Own},
     keeper::Keeper,
     stats::EtcdHealth,
+};
+pub(crate) use self::{
+    cluster::refuse,
+    keeper::{Command, Heard, Outage},
 };
 use self::{connection::Connection, endpoint::Endpoint, record::Told, stats::Stats};
 use crate::network::{ConfigError, NetworkConfig};

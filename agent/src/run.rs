@@ -3,6 +3,8 @@
 //!
 //! Ending leaves device, routes, rules, links and maps in place: no packet notices.
 
+mod source;
+
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
@@ -14,8 +16,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::source::Source;
 use crate::{
-    config::{Config, EtcdConfig},
+    config::Config,
     control::{self, Asker},
     family::{V4, V6},
     health::{self, Readiness},
@@ -25,15 +28,13 @@ use crate::{
     metrics,
     network::{Backend, NetworkConfig, Vxlan},
     reconcile::{Node, NodeV6, Overlay, Reconciler},
-    registry::{Claim, ClaimV6, EtcdOptions, Registry},
+    registry::ClaimV6,
     service::{Heartbeat, ServiceManager},
     subnet_file,
     uplink::Uplink,
     web,
 };
 
-/// How often the network config is asked for while there is none, as flannel does.
-const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// The loop comes by at least every 30 s; after this long without it, it hangs.
 const STUCK: Duration = Duration::from_secs(120);
 /// What must hold before the node is ready.
@@ -44,8 +45,6 @@ pub(crate) const LEASE: &str = "lease";
 pub(crate) const PEERS: &str = "peers";
 /// The last pass left nothing undone.
 pub(crate) const DATAPATH: &str = "datapath";
-/// How often the absence is told of: the first time, then every so many tries.
-const CONFIG_REMIND: u32 = 30;
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
@@ -76,38 +75,25 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 async fn start(
-    config: Config,
+    mut config: Config,
     control: control::Requests,
     readiness: Readiness,
     heartbeat: Heartbeat,
 ) -> Result<Reconciler> {
     let kernel = Kernel::connect()?;
-    let registry = Registry::connect(etcd_options(&config.etcd)).await?;
-    let network = wait_for_network_config(&registry).await;
+    let (source, network) = Source::open(&mut config).await?;
     let uplink = host::choose_uplink(&kernel, &config, network.v6.is_some()).await?;
     tracing::info!(interface = uplink.name, address = %uplink.address, public_ip = %uplink.public_ip, "uplink chosen");
-    let overlay = open_overlay(&kernel, &network.backend, &uplink).await?;
+    let overlay = open_overlay(&kernel, &network.backend, &uplink, source.vtep_mac()).await?;
     let overlay_v6 = open_overlay_v6(&kernel, &network, &uplink).await?;
 
     let prefixes = host::prefixes::<V4>(&kernel, overlay.as_ref()).await?;
-    let claim = Claim {
-        attrs: attrs(&network.backend, &uplink, overlay.as_ref(), overlay_v6.as_ref()),
-        previous: subnet_file::previous_subnet(&config.subnet_file).unwrap_or_else(|error| {
-            tracing::warn!("{error}; going on without it");
-            None
-        }),
-        occupied: prefixes.others,
-        bridges: prefixes.bridges,
-        v6: claim_v6(&kernel, &config, &network, overlay_v6.as_ref()).await?,
-        ttl: config.lease_ttl,
-        renew_margin: config.renew_margin,
-    };
-    let lease = registry.claim(&network, &claim).await?;
-    let subnet = lease.subnet;
-    let v6 = network.v6.zip(lease.key.subnet_v6);
+    let claim_v6 = claim_v6(&kernel, &config, &network, overlay_v6.as_ref()).await?;
+    let attrs = attrs(&network.backend, &uplink, overlay.as_ref(), overlay_v6.as_ref());
+    let (key, keeper) = source.take(&config, &network, attrs, (&prefixes, claim_v6), &readiness).await?;
+    let v6 = network.v6.zip(key.subnet_v6);
     let v6 = v6.map(|(pool, subnet)| NodeV6 { pool, subnet, overlay: overlay_v6 });
-    let keeper = registry.keep(network.clone(), claim, lease);
-    let node = Node { config, network, uplink, overlay, subnet, v6 };
+    let node = Node { config, network, uplink, overlay, subnet: key.subnet, v6 };
     Reconciler::new(node, kernel, keeper, control, readiness, heartbeat)
 }
 
@@ -193,33 +179,6 @@ pub(crate) fn lock(run_dir: &Path) -> Result<Flock<fs::File>> {
     })
 }
 
-fn etcd_options(etcd: &EtcdConfig) -> EtcdOptions {
-    EtcdOptions {
-        endpoints: etcd.endpoints.clone(),
-        prefix: etcd.prefix.clone(),
-        ca_file: etcd.ca_file.clone(),
-        cert_file: etcd.cert_file.clone(),
-        key_file: etcd.key_file.clone(),
-        username: etcd.username.clone(),
-        password: etcd.password.as_ref().map(|password| password.expose().to_owned()),
-    }
-}
-
-async fn wait_for_network_config(registry: &Registry) -> NetworkConfig {
-    let mut tries = 0;
-    loop {
-        match registry.network_config().await {
-            Ok(config) => return config,
-            Err(error) if tries % CONFIG_REMIND == 0 => {
-                tracing::warn!("no network config yet, trying every second: {error}");
-            }
-            Err(error) => tracing::debug!("no network config yet: {error}"),
-        }
-        tries += 1;
-        tokio::time::sleep(CONFIG_RETRY).await;
-    }
-}
-
 /// What the VXLAN device on this uplink should be.
 ///
 /// # Errors
@@ -261,12 +220,17 @@ pub(crate) fn vxlan_spec_v6(vxlan: &Vxlan, uplink: &Uplink) -> Result<VxlanSpec>
     Ok(VxlanSpec { name: format!("flannel-v6.{}", vxlan.vni), local, mtu, ..vxlan_spec(vxlan, uplink)? })
 }
 
-/// The VXLAN device, where the backend has one.
-async fn open_overlay(kernel: &Kernel, backend: &Backend, uplink: &Uplink) -> Result<Option<Overlay>> {
+/// The VXLAN device, where the backend has one; with the MAC address that peers know of it already, if they do.
+async fn open_overlay(
+    kernel: &Kernel,
+    backend: &Backend,
+    uplink: &Uplink,
+    mac: Option<[u8; 6]>,
+) -> Result<Option<Overlay>> {
     match backend {
         Backend::Vxlan(vxlan) => {
             let spec = vxlan_spec(vxlan, uplink)?;
-            let device = kernel.ensure_vxlan(&spec).await?;
+            let device = kernel.ensure_vxlan(&VxlanSpec { mac, ..spec.clone() }).await?;
             tracing::info!(
                 device = spec.name,
                 adopted = device.adopted,

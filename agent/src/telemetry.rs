@@ -24,12 +24,13 @@ pub fn init(config: &LogConfig) -> anyhow::Result<()> {
     .map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))
 }
 
-/// What is logged: the directives that were given, or those that klog's verbosity stands for.
+/// What is logged: the directives that were given, or those that klog's verbosity stands for. What kube-client says of
+/// each failed request we say ourselves, once, with what it means.
 fn directives(config: &LogConfig) -> &str {
     match (&config.directives, config.verbosity) {
         (Some(directives), _) => directives,
-        (None, ..=0) => "info",
-        (None, 1..=4) => "info,loden_agent=debug,loden=debug",
+        (None, ..=0) => "info,kube_client=off",
+        (None, 1..=4) => "info,kube_client=off,loden_agent=debug,loden=debug",
         (None, 5..) => "debug,loden_agent=trace,loden=trace",
     }
 }
@@ -47,7 +48,7 @@ mod tests {
         for verbosity in [i32::MIN, -1, 0, 1, 4, 5, 10, i32::MAX] {
             EnvFilter::try_new(directives(&with(verbosity, None))).unwrap();
         }
-        assert_eq!(directives(&with(0, None)), "info");
+        assert_eq!(directives(&with(0, None)), "info,kube_client=off");
         assert!(directives(&with(2, None)).contains("loden_agent=debug"));
         assert!(directives(&with(9, None)).contains("loden_agent=trace"));
     }

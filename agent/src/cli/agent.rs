@@ -20,6 +20,9 @@ pub struct AgentArgs {
     pub etcd: EtcdArgs,
 
     #[command(flatten)]
+    pub kube: KubeArgs,
+
+    #[command(flatten)]
     pub uplink: UplinkArgs,
 
     /// File to write the subnet, MTU and masquerade setting to, for dockerd and CNI plugins
@@ -163,6 +166,46 @@ pub struct EtcdArgs {
     pub etcd_password: Option<Secret>,
 }
 
+/// The Kubernetes API as the place of leases.
+#[derive(Debug, Clone, clap::Args)]
+pub struct KubeArgs {
+    /// Take leases from the Kubernetes API (the node's podCIDR) instead of etcd
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          value_parser = boolean, value_name = "BOOL", help_heading = KUBERNETES)]
+    pub kube_subnet_mgr: bool,
+
+    /// The API server; default: that of --kubeconfig-file, or the one that runs this pod
+    #[arg(long, value_name = "URL", value_parser = crate::config::kube::api_url, help_heading = KUBERNETES)]
+    pub kube_api_url: Option<String>,
+
+    /// File with the API server's address and credentials, where the agent is no pod
+    #[arg(long, value_name = "FILE", value_parser = flag_value::file, help_heading = KUBERNETES)]
+    pub kubeconfig_file: Option<PathBuf>,
+
+    /// What the names of the node's annotations begin with
+    #[arg(long, value_name = "PREFIX", default_value = Self::ANNOTATION_PREFIX,
+          value_parser = crate::config::kube::annotation_prefix, help_heading = KUBERNETES)]
+    pub kube_annotation_prefix: String,
+
+    /// File with the network's configuration
+    #[arg(long, value_name = "FILE", default_value = Self::NET_CONFIG_PATH, value_parser = flag_value::file,
+          help_heading = KUBERNETES)]
+    pub net_config_path: PathBuf,
+
+    /// Set the node's condition NetworkUnavailable to False once packets are carried
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true",
+          value_parser = boolean, value_name = "BOOL", help_heading = KUBERNETES)]
+    pub set_node_network_unavailable: bool,
+}
+
+/// The heading, in the help, of what only counts with --kube-subnet-mgr.
+const KUBERNETES: &str = "Kubernetes";
+
+impl KubeArgs {
+    pub(crate) const ANNOTATION_PREFIX: &str = "flannel.alpha.coreos.com";
+    pub(crate) const NET_CONFIG_PATH: &str = "/etc/kube-flannel/net-conf.json";
+}
+
 /// Which interface carries the overlay.
 #[derive(Debug, Clone, clap::Args)]
 pub struct UplinkArgs {
@@ -190,20 +233,6 @@ pub struct UplinkArgs {
 /// Flags of flannel that Loden knows and does not act on.
 #[derive(Debug, Clone, clap::Args)]
 pub struct FlannelOnlyArgs {
-    #[arg(long, hide = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value = "false", value_parser = boolean)]
-    pub kube_subnet_mgr: bool,
-    #[arg(long, hide = true)]
-    pub kube_api_url: Option<String>,
-    #[arg(long, hide = true)]
-    pub kubeconfig_file: Option<String>,
-    #[arg(long, hide = true, default_value = Self::KUBE_ANNOTATION_PREFIX)]
-    pub kube_annotation_prefix: String,
-    #[arg(long, hide = true, default_value = Self::NET_CONFIG_PATH)]
-    pub net_config_path: String,
-    #[arg(long, hide = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value = "true", value_parser = boolean)]
-    pub set_node_network_unavailable: bool,
     #[arg(long, hide = true, default_value_t = Self::IPTABLES_RESYNC)]
     pub iptables_resync: i64,
     #[arg(long, hide = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true",
@@ -216,19 +245,12 @@ pub struct FlannelOnlyArgs {
 }
 
 impl FlannelOnlyArgs {
-    const KUBE_ANNOTATION_PREFIX: &str = "flannel.alpha.coreos.com";
-    const NET_CONFIG_PATH: &str = "/etc/kube-flannel/net-conf.json";
     const IPTABLES_RESYNC: i64 = 5;
 
     /// The flags that are set to something other than flannel's default and have no effect here.
     #[must_use]
     pub fn without_effect(&self) -> Vec<&'static str> {
         let set = [
-            (self.kube_api_url.is_some(), "--kube-api-url"),
-            (self.kubeconfig_file.is_some(), "--kubeconfig-file"),
-            (self.kube_annotation_prefix != Self::KUBE_ANNOTATION_PREFIX, "--kube-annotation-prefix"),
-            (self.net_config_path != Self::NET_CONFIG_PATH, "--net-config-path"),
-            (!self.set_node_network_unavailable, "--set-node-network-unavailable"),
             (self.iptables_resync != Self::IPTABLES_RESYNC, "--iptables-resync"),
             (self.ip_blackhole_route, "--ip-blackhole-route"),
             (self.vmodule.is_some(), "--vmodule"),

@@ -368,9 +368,8 @@ fn no_command_and_an_unknown_one_are_refused_in_a_line() {
 fn the_help_shows_only_flags_that_do_something() {
     let help = parse_with(&["loden", "agent", "--help"], &[]).unwrap_err().text;
     for (name, _) in FLANNEL.iter().filter(|(name, _)| *name != "version") {
-        let does_nothing = name.starts_with("kube")
-            || ["net-config-path", "set-node-network-unavailable", "iptables-resync"].contains(name)
-            || ["ip-blackhole-route", "vmodule", "log_backtrace_at"].contains(name);
+        let does_nothing =
+            ["iptables-resync", "ip-blackhole-route", "vmodule", "log_backtrace_at"].contains(name);
         let shown =
             help.lines().any(|line| line.split([' ', '[', ',']).any(|word| word == format!("--{name}")));
         assert_eq!(shown, !does_nothing, "{name}");

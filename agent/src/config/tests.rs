@@ -119,9 +119,6 @@ fn the_prefix_begins_with_a_slash_and_ends_without_one() {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
-    let error = config(&["-kube-subnet-mgr"]).unwrap_err();
-    assert_eq!((error.flag, error.value.as_str()), ("kube-subnet-mgr", "true"));
-    assert!(config(&["-kube-subnet-mgr=false"]).is_ok());
     let error = config(&["-iface=2001:db8::1"]).unwrap_err();
     assert_eq!((error.flag, error.value.as_str()), ("iface", "2001:db8::1"));
 }
@@ -131,9 +128,36 @@ fn what_has_no_effect_is_told_in_one_warning() {
     let quiet =
         config(&["-iptables-resync=5", "-set-node-network-unavailable=true", "-ip-blackhole-route=false"]);
     assert_eq!(quiet.unwrap().warnings, Vec::<String>::new());
-    let config = config(&["-iptables-resync=10", "-kubeconfig-file=/k", "-vmodule=a=1"]).unwrap();
+    let config = config(&["-iptables-resync=10", "-vmodule=a=1"]).unwrap();
     let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
-    assert!(warning.ends_with(": --kubeconfig-file, --iptables-resync, --vmodule"), "{warning}");
+    assert!(warning.ends_with(": --iptables-resync, --vmodule"), "{warning}");
+}
+
+#[test]
+fn the_kubernetes_flags_count_with_the_switch_only() {
+    let flags = [
+        "-kube-api-url=https://h",
+        "-kubeconfig-file=/k",
+        "-kube-annotation-prefix=a.b/c",
+        "-net-config-path=/n",
+    ];
+    let on =
+        config(&[&flags[..], &["-kube-subnet-mgr", "-set-node-network-unavailable=false"]].concat()).unwrap();
+    assert_eq!(on.warnings, Vec::<String>::new());
+    let kube = on.kube.unwrap();
+    assert_eq!((kube.api_url.as_deref(), kube.annotation_prefix.as_str()), (Some("https://h"), "a.b/c-"));
+    assert_eq!((kube.kubeconfig, kube.net_config), (Some("/k".into()), "/n".into()));
+    assert!(!kube.set_condition);
+    let off = config(&flags).unwrap();
+    assert_eq!(off.kube, None);
+    let [warning] = &off.warnings[..] else { panic!("{:?}", off.warnings) };
+    assert!(
+        warning.ends_with("--kube-api-url, --kubeconfig-file, --kube-annotation-prefix, --net-config-path"),
+        "{warning}"
+    );
+    let plain = config(&["-kube-subnet-mgr"]).unwrap().kube.unwrap();
+    assert_eq!(plain.annotation_prefix, "flannel.alpha.coreos.com/");
+    assert!(plain.set_condition && plain.net_config.ends_with("kube-flannel/net-conf.json"));
 }
 
 #[test]

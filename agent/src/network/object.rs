@@ -40,6 +40,11 @@ impl Object {
         Self { path, fields }
     }
 
+    /// Leaves keys out, however they are spelt.
+    pub(crate) fn forget(&mut self, keys: &[&str]) {
+        self.fields.retain(|field, _| !keys.iter().any(|key| key.to_lowercase() == *field));
+    }
+
     pub(crate) fn value(&self, key: &'static str) -> Option<&Value> {
         self.fields.get(&key.to_lowercase()).filter(|value| !value.is_null())
     }

@@ -67,29 +67,35 @@ impl<F: Family> Pool<F> {
         1 << (F::BITS - self.subnet_len)
     }
 
+    /// All subnets of this length that a network has.
+    pub(super) fn whole(network: F::Net, subnet_len: u8) -> Self {
+        let first = F::base(network);
+        let host_bits = u32::from(F::BITS - F::prefix_len(network));
+        let last = F::number(first) + u128::MAX.checked_shr(128 - host_bits).unwrap_or(0);
+        let size = u128::MAX.checked_shr(128 - u32::from(F::BITS - subnet_len)).unwrap_or(0);
+        let subnet_max = F::of_number(last - size).unwrap_or(first);
+        Self { network, subnet_len, subnet_min: first, subnet_max }
+    }
+
     /// Reads the family's keys.
     pub(super) fn read(object: &Object) -> Result<Self, ConfigError> {
         let rules = Rules::of::<F>();
         let network = network::<F>(object, &rules)?;
         let subnet_len = subnet_len::<F>(object, &rules, network)?;
-        let base = F::number(F::base(network));
-        // Unset bounds: the first subnet is left out, as flannel leaves it.
-        let unset = Self { network, subnet_len, subnet_min: F::UNSPECIFIED, subnet_max: F::UNSPECIFIED };
-        let size = unset.subnet_size();
-        let host_bits = u32::from(F::BITS - F::prefix_len(network));
-        let last = base + (u128::MAX >> (128 - host_bits)) - (size - 1);
-        let address = |number| F::of_number(number).unwrap_or(F::UNSPECIFIED);
-        let subnet_min = unset.bound(object, rules.subnet_min, &rules)?;
-        let subnet_max = unset.bound(object, rules.subnet_max, &rules)?;
-        let subnet_min = subnet_min.unwrap_or_else(|| address(base + size));
-        let subnet_max = subnet_max.unwrap_or_else(|| address(last));
+        let whole = Self::whole(network, subnet_len);
+        // The first subnet is left out, as flannel leaves it.
+        let second = F::of_number(F::number(whole.subnet_min) + whole.subnet_size());
+        let subnet_min = whole.bound(object, rules.subnet_min, &rules)?;
+        let subnet_max = whole.bound(object, rules.subnet_max, &rules)?;
+        let subnet_min = subnet_min.or(second).unwrap_or(whole.subnet_max);
+        let subnet_max = subnet_max.unwrap_or(whole.subnet_max);
         if subnet_min > subnet_max {
             return Err(ConfigError(format!(
                 "{} {subnet_min} is above {} {subnet_max}: no subnet is left between them",
                 rules.subnet_min, rules.subnet_max
             )));
         }
-        Ok(Self { subnet_min, subnet_max, ..unset })
+        Ok(Self { subnet_min, subnet_max, ..whole })
     }
 
     fn bound(

@@ -131,6 +131,7 @@ impl Reconciler {
         let health = self.keeper.etcd_health();
         let unheard = cluster.unheard.filter(|_| !cluster.connected);
         Etcd {
+            source: if self.node.config.kube.is_some() { "kubernetes" } else { "etcd" }.into(),
             endpoints: health.endpoints,
             member: health.member,
             connected: cluster.connected,

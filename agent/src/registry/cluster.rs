@@ -1,4 +1,4 @@
-//! The snapshot that the registry publishes: our lease, our peers, and how sure they are.
+//! The snapshot that is published of the leases, wherever they come from: our lease, our peers, and how sure they are.
 
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
 
@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use super::record::{Record, Records, Told};
 use crate::{
     family::{Family as _, V4},
-    lease::Lease,
+    lease::{Lease, LeaseAttrs},
     network::{Backend, quoted},
 };
 
@@ -19,13 +19,14 @@ pub struct Cluster {
     /// Leases of other nodes, by subnet; never one that overlaps our own subnet. Empty and meaningless until
     /// [`Self::is_listed`].
     pub peers: BTreeMap<Ipv4Net, Lease>,
-    /// etcd's revision of the newest news; 0 until the first listing.
+    /// etcd's revision, or Kubernetes' resourceVersion, of the newest news; 0 until the first listing.
     pub revision: i64,
-    /// Whether etcd is being watched. While it is not, all else here is as it last was, and stays in force.
+    /// Whether the leases are being watched. While it is not, all else here is as it last was, and stays in force.
     pub connected: bool,
     /// Since when it is not.
     pub unheard: Option<Instant>,
-    /// When etcd last confirmed the lease; `None` for a reservation, which needs none.
+    /// When etcd last confirmed the lease; `None` for a reservation and in
+    /// Kubernetes, where it needs none.
     pub renewed: Option<Instant>,
     /// Whether the network config in etcd is still the one that this agent runs with.
     pub config: ConfigState,
@@ -112,24 +113,34 @@ impl PeerRules<'_> {
     /// Why a record is none of a peer's. Values that do not parse were warned of when they were read.
     fn refuse(&self, record: &Record) -> Option<String> {
         let attrs = record.attrs.as_ref().ok()?;
-        let subnet = record.key.subnet;
-        if !self.networks.iter().any(|network| network.contains(&subnet)) {
-            return Some(format!("its subnet {subnet} is outside of the network {}", self.networks[0]));
-        }
-        if V4::overlap(subnet, self.own) {
-            return Some(format!("its subnet {subnet} overlaps this node's {}", self.own));
-        }
-        if attrs.backend_type != self.backend.lease_type() {
-            let ours = self.backend.lease_type();
-            return Some(format!(
-                "its BackendType is {}, this cluster's is {ours:?}",
-                quoted(&attrs.backend_type)
-            ));
-        }
-        match (self.backend, attrs.vtep()) {
-            (Backend::Vxlan(_), Err(error)) => Some(error.to_string()),
-            _ => None,
-        }
+        refuse(record.key.subnet, attrs, self.own, self.backend, &self.networks)
+    }
+}
+
+/// Why another node's lease makes it no peer of the node that has the subnet `own`.
+pub(crate) fn refuse(
+    subnet: Ipv4Net,
+    attrs: &LeaseAttrs,
+    own: Ipv4Net,
+    backend: &Backend,
+    networks: &[Ipv4Net],
+) -> Option<String> {
+    if !networks.iter().any(|network| network.contains(&subnet)) {
+        return Some(format!("its subnet {subnet} is outside of the network {}", networks[0]));
+    }
+    if V4::overlap(subnet, own) {
+        return Some(format!("its subnet {subnet} overlaps this node's {own}"));
+    }
+    if attrs.backend_type != backend.lease_type() {
+        let ours = backend.lease_type();
+        return Some(format!(
+            "its BackendType is {}, this cluster's is {ours:?}",
+            quoted(&attrs.backend_type)
+        ));
+    }
+    match (backend, attrs.vtep()) {
+        (Backend::Vxlan(_), Err(error)) => Some(error.to_string()),
+        _ => None,
     }
 }
 
@@ -139,7 +150,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        lease::{LeaseAttrs, LeaseKey, VtepData},
+        lease::{LeaseKey, VtepData},
         network::Vxlan,
     };
 

@@ -7,7 +7,7 @@
 mod round;
 mod settle;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -18,7 +18,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use self::round::{Broken, Ended};
+use self::round::Ended;
 use super::{
     Claim, Cluster, ConfigState, EtcdHealth, Own, Registry, RegistryError,
     cluster::PeerRules,
@@ -44,27 +44,58 @@ pub struct Keeper {
     pub cluster: watch::Receiver<Arc<Cluster>>,
     commands: mpsc::UnboundedSender<Command>,
     task: JoinHandle<()>,
-    registry: Registry,
+    heard: Heard,
 }
 
+/// Where leases come from.
 #[derive(Debug)]
-enum Command {
+pub(crate) enum Heard {
+    /// From there.
+    Etcd(Registry),
+    /// From the Kubernetes API at this URL.
+    Kube(String),
+}
+
+/// What a keeper asks of its task.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// See [`Keeper::set_attrs`].
     SetAttrs(LeaseAttrs),
+    /// See [`Keeper::set_occupied`].
     SetOccupied { occupied: Vec<Ipv4Net>, bridges: Vec<Ipv4Net>, v6: (Vec<Ipv6Net>, Vec<Ipv6Net>) },
+    /// See [`Keeper::release`].
     Release(oneshot::Sender<Result<(), RegistryError>>),
 }
 
 impl Keeper {
+    /// The keeper of a task that publishes `cluster` and takes what is sent to `commands`: leases from elsewhere than
+    /// etcd look the same to everybody else.
+    pub(crate) fn of(
+        cluster: watch::Receiver<Arc<Cluster>>,
+        commands: mpsc::UnboundedSender<Command>,
+        task: impl Future<Output = ()> + Send + 'static,
+        heard: Heard,
+    ) -> Self {
+        Self { cluster, commands, task: tokio::spawn(task), heard }
+    }
+
     pub(super) fn start(registry: Registry, config: NetworkConfig, claim: Claim, lease: Lease) -> Self {
         let (commands, receiver) = mpsc::unbounded_channel();
         let (task, cluster) = Task::new(registry.clone(), config, claim, lease, receiver);
-        Self { cluster, commands, task: tokio::spawn(task.run()), registry }
+        Self::of(cluster, commands, task.run(), Heard::Etcd(registry))
     }
 
-    /// How etcd is heard.
+    /// How etcd, or what stands in its place, is heard.
     #[must_use]
     pub fn etcd_health(&self) -> EtcdHealth {
-        self.registry.health()
+        match &self.heard {
+            Heard::Etcd(registry) => registry.health(),
+            Heard::Kube(url) => EtcdHealth {
+                endpoints: vec![url.clone()],
+                member: Some(url.clone()),
+                ..EtcdHealth::default()
+            },
+        }
     }
 
     /// Publishes the lease with another value (a new VTEP MAC, a new public IP), on the same subnet.
@@ -188,7 +219,7 @@ impl Task {
             .with_jitter()
             .without_max_times();
         let mut waits = backoff.build();
-        let mut outage = Outage::default();
+        let mut outage = Outage::of("etcd");
         loop {
             let start = Instant::now();
             let broken = match self.round(&mut outage).await {
@@ -296,26 +327,31 @@ fn renew_every(claim: &Claim) -> Duration {
 }
 
 /// Tells of an outage when it begins, each minute while it lasts, and when it is over.
-#[derive(Default)]
-struct Outage {
+pub(crate) struct Outage {
+    of: &'static str,
     since: Option<Instant>,
     told: Option<Instant>,
 }
 
 impl Outage {
-    fn tell(&mut self, broken: &Broken) {
+    /// Nothing has failed yet of what is named.
+    pub(crate) fn of(of: &'static str) -> Self {
+        Self { of, since: None, told: None }
+    }
+
+    pub(crate) fn tell(&mut self, broken: &dyn fmt::Display) {
         let now = Instant::now();
         let since = *self.since.get_or_insert(now);
         if self.told.is_none_or(|told| now - told >= REMIND) {
             let seconds = (now - since).as_secs();
-            warn!(%broken, seconds, "not following etcd; peers and routes stay as they are");
+            warn!(%broken, seconds, "not following {}; peers and routes stay as they are", self.of);
             self.told = Some(now);
         }
     }
 
-    fn over(&mut self) {
+    pub(crate) fn over(&mut self) {
         if let Some(since) = self.since.take() {
-            info!(seconds = since.elapsed().as_secs(), "following etcd again");
+            info!(seconds = since.elapsed().as_secs(), "following {} again", self.of);
         }
         self.told = None;
     }

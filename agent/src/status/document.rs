@@ -256,10 +256,12 @@ pub struct Endpoint {
     pub slow: BTreeMap<String, u64>,
 }
 
-/// What etcd says and how well it is heard.
+/// What etcd, or the Kubernetes API in its place, says and how well it is heard.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Etcd {
+    /// `etcd` or `kubernetes`.
+    pub source: String,
     /// Where it may be.
     pub endpoints: Vec<String>,
     /// The endpoint in use.

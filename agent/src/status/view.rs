@@ -94,7 +94,7 @@ fn node(status: &Status) -> String {
         format!("NOT followed for {}", age(etcd.lag_seconds))
     };
     let member = etcd.member.as_deref().unwrap_or("no endpoint answers");
-    line("etcd", format!("{member}, {heard}, revision {}", etcd.revision));
+    line(&etcd.source, format!("{member}, {heard}, revision {}", etcd.revision));
     for refused in &status.refused {
         line("refused", refused.clone());
     }
@@ -279,6 +279,7 @@ mod tests {
             datapath: "ebpf".into(),
             gate: "strict".into(),
             etcd: Etcd {
+                source: "etcd".into(),
                 member: Some("http://192.0.2.9:2379".into()),
                 connected: true,
                 revision: 7,

@@ -1,0 +1,130 @@
+//! Where the node's lease comes from: etcd, or the Kubernetes API.
+
+use std::{fmt::Display, time::Duration};
+
+use crate::{
+    config::{Config, EtcdConfig},
+    health::Readiness,
+    kube::{self, Api, KubeError, KubeOptions, OwnNode},
+    lease::{LeaseAttrs, LeaseKey},
+    network::NetworkConfig,
+    registry::{Claim, ClaimV6, EtcdOptions, Keeper, Registry},
+};
+use anyhow::Result;
+
+/// How often the network config, or this node, is asked for while there is none, as flannel does.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often the absence is told of: the first time, then every so many tries.
+const REMIND: u32 = 30;
+
+/// Where the lease comes from.
+pub(super) enum Source {
+    /// A subnet is claimed there.
+    Etcd(Registry),
+    /// The subnet is this node's podCIDR.
+    Kube(Box<(Api, OwnNode)>),
+}
+
+impl Source {
+    /// Waits until there is a network config, and in Kubernetes until this node has a subnet. What people have set for
+    /// the node there overrules `config`.
+    ///
+    /// # Errors
+    ///
+    /// Where options cannot work, and where the node's subnet is outside of the network.
+    pub(super) async fn open(config: &mut Config) -> Result<(Self, NetworkConfig)> {
+        let Some(kube) = &config.kube else {
+            let registry = Registry::connect(etcd_options(&config.etcd)).await?;
+            let network = until("network config", async || registry.network_config().await, |_| true).await?;
+            return Ok((Self::Etcd(registry), network));
+        };
+        let api = Api::connect(KubeOptions::new(kube.clone())).await?;
+        let may_pass = KubeError::may_pass;
+        let mut network = until("network config", async || kube::network_config(kube), may_pass).await?;
+        let env = |name: &str| std::env::var(name).ok();
+        let name = until("name of this node", async || api.node_name(&env).await, may_pass).await?;
+        let own =
+            until("subnet for this node", async || api.own_node(&name, &network).await, may_pass).await?;
+        tracing::info!(node = name, subnet = %own.subnet, "podCIDR found");
+        network.take_subnet_len(own.subnet);
+        if network.v6.take().is_some() {
+            tracing::warn!("EnableIPv6 is without effect with --kube-subnet-mgr: IPv4 alone is carried");
+        }
+        if network.v6.take().is_some() {
+            tracing::warn!("EnableIPv6 has no effect with --kube-subnet-mgr yet: IPv6 is left to others");
+        }
+        if let Some(public_ip) = own.public_ip {
+            config.uplink.public_ip = Some(public_ip);
+        }
+        Ok((Self::Kube(Box::new((api, own))), network))
+    }
+
+    /// The MAC address that peers know of this node's VTEP.
+    pub(super) fn vtep_mac(&self) -> Option<[u8; 6]> {
+        match self {
+            Self::Etcd(_) => None,
+            Self::Kube(kube) => kube.1.vtep_mac,
+        }
+    }
+
+    /// Takes the lease and starts the task that keeps it.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none to be had.
+    pub(super) async fn take(
+        self,
+        network: &NetworkConfig,
+        claim: Claim,
+        readiness: &Readiness,
+    ) -> Result<(Lease, Keeper)> {
+        match self {
+            Self::Etcd(registry) => {
+                let lease = registry.claim(network, &claim).await?;
+                Ok((lease.clone(), registry.keep(network.clone(), claim, lease)))
+            }
+            Self::Kube(kube) => {
+                let ((api, mut own), attrs) = (*kube, claim.attrs);
+                let lease =
+                    until("lease", async || api.publish(&mut own, &attrs).await, KubeError::may_pass).await?;
+                tracing::info!(subnet = %lease.subnet, public_ip = %lease.attrs.public_ip, "lease published");
+                Ok((lease.clone(), api.keep(own, network.clone(), attrs, lease, readiness.clone())))
+            }
+        }
+    }
+}
+
+fn etcd_options(etcd: &EtcdConfig) -> EtcdOptions {
+    EtcdOptions {
+        endpoints: etcd.endpoints.clone(),
+        prefix: etcd.prefix.clone(),
+        ca_file: etcd.ca_file.clone(),
+        cert_file: etcd.cert_file.clone(),
+        key_file: etcd.key_file.clone(),
+        username: etcd.username.clone(),
+        password: etcd.password.as_ref().map(|password| password.expose().to_owned()),
+    }
+}
+
+/// Asks until there is an answer, or an error that waiting does not mend.
+async fn until<T, E: Display>(
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<T, E>,
+    may_pass: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let mut tries = 0;
+    let mut told = String::new();
+    loop {
+        match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if !may_pass(&error) => return Err(error),
+            Err(error) if tries % REMIND == 0 || told != error.to_string() => {
+                tracing::warn!("no {what} yet, trying every second: {error}");
+                told = error.to_string();
+            }
+            Err(error) => tracing::debug!("no {what} yet: {error}"),
+        }
+        tries += 1;
+        tokio::time::sleep(RETRY).await;
+    }
+}
