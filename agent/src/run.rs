@@ -28,7 +28,7 @@ use crate::{
     metrics,
     network::{Backend, NetworkConfig, Vxlan},
     reconcile::{Node, NodeV6, Overlay, Reconciler},
-    registry::ClaimV6,
+    registry::{Claim, ClaimV6},
     service::{Heartbeat, ServiceManager},
     subnet_file,
     uplink::Uplink,
@@ -88,12 +88,23 @@ async fn start(
     let overlay_v6 = open_overlay_v6(&kernel, &network, &uplink).await?;
 
     let prefixes = host::prefixes::<V4>(&kernel, overlay.as_ref()).await?;
-    let claim_v6 = claim_v6(&kernel, &config, &network, overlay_v6.as_ref()).await?;
-    let attrs = attrs(&network.backend, &uplink, overlay.as_ref(), overlay_v6.as_ref());
-    let (key, keeper) = source.take(&config, &network, attrs, (&prefixes, claim_v6), &readiness).await?;
-    let v6 = network.v6.zip(key.subnet_v6);
+    let claim = Claim {
+        attrs: attrs(&network.backend, &uplink, overlay.as_ref(), overlay_v6.as_ref()),
+        previous: subnet_file::previous_subnet(&config.subnet_file).unwrap_or_else(|error| {
+            tracing::warn!("{error}; going on without it");
+            None
+        }),
+        occupied: prefixes.others,
+        bridges: prefixes.bridges,
+        v6: claim_v6(&kernel, &config, &network, overlay_v6.as_ref()).await?,
+        ttl: config.lease_ttl,
+        renew_margin: config.renew_margin,
+    };
+    let (lease, keeper) = source.take(&network, claim, &readiness).await?;
+    let subnet = lease.subnet;
+    let v6 = network.v6.zip(lease.key.subnet_v6);
     let v6 = v6.map(|(pool, subnet)| NodeV6 { pool, subnet, overlay: overlay_v6 });
-    let node = Node { config, network, uplink, overlay, subnet: key.subnet, v6 };
+    let node = Node { config, network, uplink, overlay, subnet, v6 };
     Reconciler::new(node, kernel, keeper, control, readiness, heartbeat)
 }
 

@@ -13,6 +13,7 @@ pub mod crowd;
 pub mod docker;
 pub mod etcd;
 pub mod flannel;
+pub mod kubernetes_validate;
 pub mod netns;
 pub mod nic;
 pub mod node;

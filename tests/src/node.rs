@@ -69,6 +69,7 @@ pub struct Node {
     directory: PathBuf,
     bpffs: PathBuf,
     binary: PathBuf,
+    environment: Vec<(String, String)>,
     veths: u32,
 }
 
@@ -97,6 +98,7 @@ impl Node {
             directory,
             bpffs,
             binary,
+            environment: Vec::new(),
             veths: 0,
         })
     }
@@ -153,6 +155,11 @@ impl Node {
         self.directory.join("agent.log")
     }
 
+    /// Sets a variable in the environment of the agents that are started from now on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Starts the agent with these arguments besides those that tell it apart from other nodes, and waits until
     /// it is ready.
     ///
@@ -177,6 +184,7 @@ impl Node {
             .arg("agent")
             .args(self.agent_arguments())
             .args(args)
+            .envs(self.environment.iter().cloned())
             .stdin(File::open("/dev/null")?)
             .stdout(log.try_clone()?)
             .stderr(log);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use loden_tests::netns::run as capture;
+use loden_tests::{kubernetes_validate, netns::run as capture};
 use nix::unistd::geteuid;
 
 use crate::progress::Step;
@@ -34,6 +34,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("tar", "tar", "packs their images"),
     ("containerd", "containerd", "calls the CNI plugin"),
     ("tc", "iproute2", "shapes what pods get"),
+    ("python3", "python3", "checks the Kubernetes manifests"),
     ("promtool", "prometheus", "reads the metrics and the alert rules"),
     ("chromium", "chromium", "looks at the web page"),
     ("systemd-analyze", "systemd", "checks the units"),
@@ -73,9 +74,25 @@ pub(crate) fn run() -> Result<()> {
     }
     let (file, package) = CNI_PLUGINS;
     more.extend((!Path::new(file).exists()).then_some(package));
+    // Debian's python3 comes without it.
+    if capture("python3", &["-c", "import ensurepip"]).is_err() {
+        more.push("python3-venv");
+    }
     packages(PROGRAMS, more)?;
     rust_src()?;
-    bpf_linker()
+    bpf_linker()?;
+    manifest_checker()
+}
+
+/// From PyPI, into cargo's target directory.
+fn manifest_checker() -> Result<()> {
+    if kubernetes_validate::program().is_ok() {
+        return Ok(());
+    }
+    let step = Step::start(format!("installing kubernetes-validate {}", kubernetes_validate::VERSION));
+    kubernetes_validate::install()?;
+    step.done("installed");
+    Ok(())
 }
 
 /// Installs what booting other kernels takes, and only that.

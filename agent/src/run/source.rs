@@ -2,15 +2,16 @@
 
 use std::{fmt::Display, time::Duration};
 
+use anyhow::Result;
+
 use crate::{
     config::{Config, EtcdConfig},
     health::Readiness,
     kube::{self, Api, KubeError, KubeOptions, OwnNode},
-    lease::{LeaseAttrs, LeaseKey},
+    lease::Lease,
     network::NetworkConfig,
-    registry::{Claim, ClaimV6, EtcdOptions, Keeper, Registry},
+    registry::{Claim, EtcdOptions, Keeper, Registry},
 };
-use anyhow::Result;
 
 /// How often the network config, or this node, is asked for while there is none, as flannel does.
 const RETRY: Duration = Duration::from_secs(1);

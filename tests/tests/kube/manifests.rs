@@ -1,0 +1,374 @@
+//! What is applied to a cluster: the plain manifests and the chart.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use gtmpl_ng::{FuncError, Template, Value as Go};
+use loden_agent::{
+    cli::{self, Command},
+    config::Config,
+    network::NetworkConfig,
+};
+use loden_tests::{kubernetes_validate, netns, node};
+use serde_json::{Value, json};
+
+use crate::{
+    server::Cut,
+    source::{Source, cluster_of, mac},
+};
+
+fn deploy(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
+}
+
+fn read(path: &str) -> String {
+    let path = deploy(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn yaml(text: &str) -> Value {
+    serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+/// The documents of a YAML file, those without content left out.
+fn documents(text: &str) -> Vec<Value> {
+    let parts =
+        text.split("\n---").map(str::trim).filter(|part| part.lines().any(|line| !line.starts_with('#')));
+    parts.map(yaml).collect()
+}
+
+/// As Go's templates see a value.
+fn go(value: &Value) -> Go {
+    match value {
+        Value::Null => Go::Nil,
+        Value::Bool(value) => Go::Bool(*value),
+        Value::Number(number) => number.as_i64().unwrap().into(),
+        Value::String(text) => Go::String(text.clone()),
+        Value::Array(items) => Go::Array(items.iter().map(go).collect()),
+        Value::Object(map) => Go::Map(map.iter().map(|(key, value)| (key.clone(), go(value))).collect()),
+    }
+}
+
+fn json_of(value: &Go) -> Value {
+    match value {
+        Go::Bool(value) => json!(value),
+        Go::String(text) => json!(text),
+        Go::Number(number) => json!(number.as_i64().unwrap()),
+        Go::Array(items) => items.iter().map(json_of).collect(),
+        Go::Map(map) | Go::Object(map) => {
+            let sorted: std::collections::BTreeMap<_, _> = map.iter().collect();
+            Value::Object(sorted.into_iter().map(|(key, value)| (key.clone(), json_of(value))).collect())
+        }
+        Go::Nil | Go::NoValue | Go::Function(_) => Value::Null,
+    }
+}
+
+/// The only functions of Helm's that the chart uses, besides those of Go's own templates.
+fn to_json(args: &[Go]) -> Result<Go, FuncError> {
+    Ok(Go::String(json_of(&args[0]).to_string()))
+}
+
+fn quote(args: &[Go]) -> Result<Go, FuncError> {
+    let text = match &args[0] {
+        Go::String(text) => text.clone(),
+        other => json_of(other).to_string(),
+    };
+    // What Go's %q does to such text is what JSON does.
+    Ok(Go::String(json!(text).to_string()))
+}
+
+/// The chart with these values in place of its own, in the namespace `loden`.
+fn render(values: &Value) -> Vec<Value> {
+    let mut all = yaml(&read("helm/loden/values.yaml"));
+    merge(&mut all, values);
+    let chart = yaml(&read("helm/loden/Chart.yaml"));
+    let context = json!({
+        "Values": all,
+        "Release": { "Name": "loden", "Namespace": "loden" },
+        "Chart": { "Name": chart["name"], "Version": chart["version"], "AppVersion": chart["appVersion"] },
+    });
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(deploy("helm/loden/templates")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let mut rendered = Vec::new();
+    for file in files {
+        let mut template = Template::default();
+        template.add_func("toJson", to_json);
+        template.add_func("quote", quote);
+        let text = fs::read_to_string(&file).unwrap();
+        template.parse(text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let text = template
+            .render(&gtmpl_ng::Context::from(go(&context)))
+            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        assert!(!text.contains("<no value>"), "{}: {text}", file.display());
+        if file.extension().is_some_and(|extension| extension == "yaml") {
+            rendered.extend(documents(&text));
+        }
+    }
+    rendered
+}
+
+/// As Helm lays values over a chart's own.
+fn merge(target: &mut Value, over: &Value) {
+    match (target, over) {
+        (Value::Object(target), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(target.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (target, over) => *target = over.clone(),
+    }
+}
+
+/// Everything that somebody may choose, one after the other.
+fn variants() -> Vec<(&'static str, Value)> {
+    vec![
+        ("defaults", json!({})),
+        ("etcd", json!({ "leases": "etcd" })),
+        (
+            "etcd-plain",
+            json!({ "leases": "etcd", "etcd": { "secret": "", "endpoints": "http://10.0.0.1:2379,http://10.0.0.2:2379" } }),
+        ),
+        ("no-cni", json!({ "cni": { "install": false } })),
+        ("no-metrics", json!({ "metrics": { "port": 0 } })),
+        (
+            "more",
+            json!({
+                "extraArgs": ["--iface=eth1", "--log-format=json", "--xdp=auto"],
+                "kubernetesServiceHost": "10.0.0.10", "kubernetesServicePort": "6443",
+                "image": { "repository": "registry.example/loden", "tag": "v1", "pullSecrets": [{ "name": "pull" }] },
+                "netConf": { "Network": "10.0.0.0/8", "Backend": { "Type": "host-gw" } },
+                "gate": "open", "datapath": "kernel", "ipMasq": false,
+            }),
+        ),
+    ]
+}
+
+fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Option<&'a Value> {
+    documents.iter().find(|document| document["kind"] == kind)
+}
+
+/// ConfigMaps hold JSON as text: what it says counts, not its blanks.
+fn comparable(documents: Vec<Value>) -> BTreeSet<String> {
+    let mut texts = BTreeSet::new();
+    for mut document in documents.into_iter().filter(|document| document["kind"] != "Namespace") {
+        if document["kind"] == "ConfigMap" {
+            for value in document["data"].as_object_mut().unwrap().values_mut() {
+                *value = sorted(&serde_json::from_str(value.as_str().unwrap()).unwrap());
+            }
+        }
+        texts.insert(sorted(&document).to_string());
+    }
+    texts
+}
+
+fn sorted(value: &Value) -> Value {
+    json_of(&go(value))
+}
+
+#[test]
+fn the_plain_manifests_are_what_the_chart_makes() {
+    for (file, values) in
+        [("kube/loden.yml", json!({})), ("kube/loden-etcd.yml", json!({ "leases": "etcd" }))]
+    {
+        assert_eq!(comparable(documents(&read(file))), comparable(render(&values)), "{file}");
+    }
+}
+
+#[test]
+fn every_variant_fits_the_schemas_of_old_and_new_kubernetes() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut files = vec![deploy("kube/loden.yml"), deploy("kube/loden-etcd.yml")];
+    for (name, values) in variants() {
+        let file = directory.path().join(format!("{name}.yml"));
+        let text: Vec<String> = render(&values).iter().map(ToString::to_string).collect();
+        fs::write(&file, text.join("\n---\n")).unwrap();
+        files.push(file);
+    }
+    let validate = |version: &str, files: &[PathBuf]| {
+        let mut command = std::process::Command::new(kubernetes_validate::program().unwrap());
+        netns::output(command.args(["--strict", "--quiet", "-k", version]).args(files))
+    };
+    for version in ["1.25", kubernetes_validate::NEWEST] {
+        validate(version, &files).unwrap_or_else(|error| panic!("{version}: {error:#}"));
+    }
+    // What would be wrong is found.
+    for (wrong, right) in
+        [("hostNetwork: yes-please", "hostNetwork: true"), ("hostnetwork: true", "hostNetwork: true")]
+    {
+        let file = directory.path().join("wrong.yml");
+        fs::write(&file, read("kube/loden.yml").replace(right, wrong)).unwrap();
+        validate(kubernetes_validate::NEWEST, &[file]).unwrap_err();
+    }
+}
+
+#[test]
+fn the_chart_says_which_values_it_takes() {
+    let schema = deploy("helm/loden/values.schema.json");
+    let mut all = vec![("values", yaml(&read("helm/loden/values.yaml")))];
+    for (name, over) in variants() {
+        let mut values = all[0].1.clone();
+        merge(&mut values, &over);
+        all.push((name, values));
+    }
+    let check = |values: &Value| {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("values.json");
+        fs::write(&file, values.to_string()).unwrap();
+        let code =
+            "import json, jsonschema, sys; jsonschema.validate(*[json.load(open(f)) for f in sys.argv[1:]])";
+        let mut command = std::process::Command::new(kubernetes_validate::python().unwrap());
+        netns::output(command.args(["-c", code]).args([&file, &schema]))
+    };
+    for (name, values) in &all {
+        check(values).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    }
+    for wrong in [
+        json!({ "leases": "both" }),
+        json!({ "gate": "ajar" }),
+        json!({ "healthz": { "port": 0 } }),
+        json!({ "cni": { "confName": "a" } }),
+    ] {
+        let mut values = all[0].1.clone();
+        merge(&mut values, &wrong);
+        check(&values).unwrap_err();
+    }
+}
+
+#[test]
+fn the_agent_takes_every_flag_and_the_network_config() {
+    for (name, values) in variants() {
+        let rendered = render(&values);
+        let daemon_set = of_kind(&rendered, "DaemonSet").unwrap();
+        let agent = &daemon_set["spec"]["template"]["spec"]["containers"][0];
+        let words = ["command", "args"].into_iter().flat_map(|list| agent[list].as_array().unwrap());
+        let words: Vec<std::ffi::OsString> = words.map(|word| word.as_str().unwrap().into()).collect();
+        let parsed = cli::parse(words, &|_| None).unwrap_or_else(|exit| panic!("{name}: {}", exit.text));
+        let Command::Agent(args) = parsed else { panic!("{name}: no agent") };
+        let config = Config::from_args(args).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(config.warnings, Vec::<String>::new(), "{name}");
+        let data = &of_kind(&rendered, "ConfigMap").unwrap()["data"];
+        assert_eq!(config.kube.is_some(), data["net-conf.json"].is_string(), "{name}");
+        if let Some(text) = data["net-conf.json"].as_str() {
+            NetworkConfig::parse_for_given_subnets(text).unwrap();
+        }
+        let cni: Value = serde_json::from_str(data["cni-conf.json"].as_str().unwrap()).unwrap();
+        assert_eq!(cni["plugins"][0]["type"], "flannel");
+        // The kubelet asks where the agent answers.
+        let health = config.healthz.unwrap();
+        for probe in ["livenessProbe", "readinessProbe"] {
+            let get = &agent[probe]["httpGet"];
+            assert_eq!(
+                (get["host"].as_str().unwrap(), get["port"].as_u64().unwrap()),
+                ("127.0.0.1", u64::from(health.port()))
+            );
+            assert!(health.ip().is_loopback());
+        }
+        let ports: Vec<u64> = agent["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|p| p["containerPort"].as_u64().unwrap())
+            .collect();
+        assert_eq!(
+            ports,
+            config.metrics_addr.map(|address| u64::from(address.port())).into_iter().collect::<Vec<_>>()
+        );
+        // What the agent writes must outlive its container.
+        let mounted = |path: &str| {
+            agent["volumeMounts"].as_array().unwrap().iter().any(|mount| mount["mountPath"] == *path)
+        };
+        let file = config.subnet_file.parent().unwrap().to_str().unwrap();
+        for path in [
+            file,
+            config.run_dir.to_str().unwrap(),
+            config.bpffs_dir.parent().unwrap().to_str().unwrap(),
+            "/run/xtables.lock",
+        ] {
+            assert!(mounted(path), "{name}: {path} is not mounted");
+        }
+    }
+}
+
+/// The init container's command as it stands, but for the directories.
+#[test]
+fn the_init_container_installs_the_plugin_under_both_names_and_the_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |path: &str| directory.path().join(path);
+    let rendered = render(&json!({}));
+    let daemon_set = of_kind(&rendered, "DaemonSet").unwrap();
+    let init = &daemon_set["spec"]["template"]["spec"]["initContainers"][0];
+    for mount in init["volumeMounts"].as_array().unwrap() {
+        fs::create_dir_all(at(mount["mountPath"].as_str().unwrap().trim_start_matches('/'))).unwrap();
+    }
+    let conf = of_kind(&rendered, "ConfigMap").unwrap()["data"]["cni-conf.json"].as_str().unwrap();
+    fs::write(at("etc/kube-flannel/cni-conf.json"), conf).unwrap();
+    let words = ["command", "args"].into_iter().flat_map(|list| init[list].as_array().unwrap());
+    let root = directory.path().display().to_string();
+    let words: Vec<String> =
+        words.map(|word| word.as_str().unwrap().replace("=/", &format!("={root}/"))).collect();
+    let program = node::binary().unwrap().with_file_name(&words[0]);
+    for time in ["first", "second"] {
+        netns::output(std::process::Command::new(&program).args(&words[1..]))
+            .unwrap_or_else(|error| panic!("the {time} time: {error:#}"));
+    }
+    for name in ["loden-cni", "flannel"] {
+        assert!(at("host/opt/cni/bin").join(name).is_file(), "{name}");
+    }
+    assert_eq!(fs::read_to_string(at("host/etc/cni/net.d/10-flannel.conflist")).unwrap(), conf);
+}
+
+/// What the agent asks of the API is what its ClusterRole allows, and nothing is allowed that it does not ask.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cluster_role_allows_just_what_the_agent_asks() {
+    let server = cluster_of(2);
+    let source = Source::start(&server).await;
+    server.store().add_node("n3", Some("10.244.3.0/24"));
+    server.store().annotate_as_flannel("n3", "192.168.64.3", &mac(3));
+    source.until_peers(&[2, 3]).await;
+    server.store().cut(Cut::Clean);
+    server.until("the next watch", |store| store.watches().len() >= 2);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let asked: BTreeSet<(String, String)> = server
+        .store()
+        .requests
+        .iter()
+        .map(|request| {
+            let path = request.uri.split('?').next().unwrap().strip_prefix("/api/v1/").unwrap();
+            let parts: Vec<&str> = path.split('/').collect();
+            let verb = match (request.method.as_str(), &parts[..]) {
+                ("GET", [_]) if request.uri.contains("watch=true") => "watch",
+                ("GET", [_]) => "list",
+                ("GET", [_, _]) => "get",
+                ("PATCH", _) => "patch",
+                other => panic!("{other:?}"),
+            };
+            let resource = match &parts[..] {
+                [resource] | [resource, _] => (*resource).to_owned(),
+                [resource, _, subresource] => format!("{resource}/{subresource}"),
+                other => panic!("{other:?}"),
+            };
+            (resource, verb.to_owned())
+        })
+        .collect();
+    let role = documents(&read("kube/loden.yml"));
+    let rules = of_kind(&role, "ClusterRole").unwrap()["rules"].as_array().unwrap().clone();
+    let strings = |value: &Value| -> Vec<String> {
+        value.as_array().unwrap().iter().map(|item| item.as_str().unwrap().to_owned()).collect()
+    };
+    let allowed: BTreeSet<(String, String)> = rules
+        .iter()
+        .flat_map(|rule| {
+            assert_eq!(strings(&rule["apiGroups"]), [""]);
+            let verbs = strings(&rule["verbs"]);
+            strings(&rule["resources"])
+                .into_iter()
+                .flat_map(move |resource| verbs.clone().into_iter().map(move |verb| (resource.clone(), verb)))
+        })
+        .collect();
+    assert_eq!(asked, allowed);
+}
