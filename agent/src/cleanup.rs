@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use crate::{
     config::Config,
-    dataplane,
+    dataplane, facts,
     firewall::Firewall,
     kernel::{Kernel, sysctl},
     run,
@@ -47,7 +47,7 @@ pub async fn run(config: &Config, keep_kernel: bool) -> Result<Vec<String>> {
             Err(error) => errors.push(error.to_string()),
         }
     }
-    for path in [&config.subnet_file, &config.run_dir.join("control.sock")] {
+    for path in [&config.subnet_file, &config.run_dir.join("control.sock"), &facts::path(&config.run_dir)] {
         match std::fs::remove_file(path) {
             Ok(()) => println!("{} removed", path.display()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

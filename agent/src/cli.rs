@@ -9,6 +9,7 @@
 
 mod agent;
 mod layers;
+pub mod pages;
 pub(crate) mod words;
 
 use std::ffi::OsString;
@@ -18,8 +19,9 @@ use std::path::Path;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use agent::{AgentArgs, EtcdArgs, FlannelOnlyArgs, KubeArgs, UplinkArgs};
+pub use pages::{CompletionsArgs, ManArgs};
 
-use crate::{docker_opts::DockerOptsArgs, status::StatusArgs};
+use crate::{docker_opts::DockerOptsArgs, doctor::DoctorArgs, explain::ExplainArgs, status::StatusArgs};
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -51,11 +53,19 @@ pub enum Command {
     Agent(AgentArgs),
     /// Show what the running agent knows and does
     Status(StatusArgs),
+    /// Look for what is wrong: this host, its peers, the ways to them, etcd; ends with 0 where nothing is
+    Doctor(DoctorArgs),
+    /// Tell whether a flow would skip the host's stack, and if not, why
+    Explain(ExplainArgs),
     /// Remove from this node what the agent has left in place, and nothing else
     #[command(after_help = ENVIRONMENT)]
     Cleanup(CleanupArgs),
     /// Write dockerd's options from subnet.env, as flannel's mk-docker-opts.sh does
     DockerOpts(DockerOptsArgs),
+    /// Print what a shell needs to complete `loden`'s commands and flags
+    Completions(CompletionsArgs),
+    /// Write the manual pages, one for each command
+    Man(ManArgs),
 }
 
 /// The flags of `loden cleanup`.
@@ -153,11 +163,8 @@ pub fn parse(
 
 /// Hands normalised words to clap.
 fn matches(args: Vec<OsString>, origin: Option<&str>) -> Result<Command, Exit> {
-    let hidden = |command: clap::Command| command.mut_args(hide_from_cleanup);
-    let found = Cli::command()
-        .mut_subcommand("cleanup", hidden)
-        .try_get_matches_from(args)
-        .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
+    let found =
+        command().try_get_matches_from(args).and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
     found.map(|cli| cli.command).map_err(|error| match error.kind() {
         clap::error::ErrorKind::DisplayVersion => {
             Exit { text: concat!("loden ", env!("CARGO_PKG_VERSION")).to_owned(), code: 0 }
@@ -174,6 +181,11 @@ fn matches(args: Vec<OsString>, origin: Option<&str>) -> Result<Command, Exit> {
             None => Exit::error(one_line(&error)),
         },
     })
+}
+
+/// The whole command line, as the help shows it.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommand("cleanup", |cleanup| cleanup.mut_args(hide_from_cleanup))
 }
 
 /// `cleanup --help` shows only the flags that say which agent's things are meant.

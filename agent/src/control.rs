@@ -28,12 +28,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Request {
     /// The whole state, as `loden status --json` prints it.
     Status,
+    /// What the agent wants this node to be: [`crate::facts::Facts`].
+    Facts,
 }
 
 impl Request {
     fn parse(line: &str) -> Option<Self> {
         match line.trim() {
             "status" => Some(Self::Status),
+            "facts" => Some(Self::Facts),
             _ => None,
         }
     }
@@ -41,6 +44,7 @@ impl Request {
     fn line(self) -> &'static str {
         match self {
             Self::Status => "status\n",
+            Self::Facts => "facts\n",
         }
     }
 }
@@ -109,7 +113,7 @@ async fn serve(
     BufReader::new(reading.take(LINE_MAX)).read_line(&mut line).await?;
     let answer = match Request::parse(&line) {
         None => {
-            serde_json::json!({ "error": format!("unknown request {:?}; there is: status", line.trim()) })
+            serde_json::json!({ "error": format!("unknown request {:?}; there are: status, facts", line.trim()) })
         }
         Some(request) => {
             let (back, answer) = oneshot::channel();

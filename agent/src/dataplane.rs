@@ -9,13 +9,16 @@
 mod clsact;
 mod features;
 mod hooks;
+mod inspect;
 mod load;
 mod packet_log;
 mod pinned;
 mod pins;
+mod reading;
 mod report;
 mod tables;
 mod traffic;
+mod trial;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
@@ -32,11 +35,14 @@ use loden_ebpf::{
 
 pub use self::{
     hooks::{Direction, GuardMode, Hook, Program},
+    inspect::Attached,
     load::{Settings, VxlanSettings},
     pinned::{OF_A_POD, PinnedDataplane, forget_pod},
     pins::{Pins, detach_all},
+    reading::PinnedMaps,
     report::Loaded,
     traffic::{Counted, slow_reasons},
+    trial::Trial,
 };
 
 /// What can go wrong between the agent and the kernel's BPF side.

@@ -11,11 +11,24 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Serialize, de::DeserializeOwned};
 
 /// An address family: [`V4`] or [`V6`].
 pub trait Family: Copy + Debug + Default + Eq + Ord + Hash + Send + Sync + 'static {
     /// An address.
-    type Addr: Copy + Debug + Display + Eq + Ord + Hash + FromStr + Into<IpAddr> + Send + Sync + 'static;
+    type Addr: Copy
+        + Debug
+        + Display
+        + Eq
+        + Ord
+        + Hash
+        + FromStr
+        + Into<IpAddr>
+        + Serialize
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static;
     /// A prefix; may have host bits.
     type Net: Copy
         + Debug
@@ -27,6 +40,8 @@ pub trait Family: Copy + Debug + Default + Eq + Ord + Hash + Send + Sync + 'stat
         + FromStr
         + From<Self::Addr>
         + Into<IpNet>
+        + Serialize
+        + DeserializeOwned
         + Send
         + Sync
         + 'static;

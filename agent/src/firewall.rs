@@ -23,7 +23,10 @@ mod tool;
 use ipnet::IpNet;
 
 use self::masquerade::Masquerade;
-pub use self::{foreign::forward_drops, tool::FirewallError};
+pub use self::{
+    foreign::{forward_drops, rules},
+    tool::FirewallError,
+};
 
 /// What this module returns.
 pub type Result<T, E = FirewallError> = std::result::Result<T, E>;

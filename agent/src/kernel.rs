@@ -12,6 +12,7 @@ mod event;
 mod link;
 mod neighbour;
 mod netns;
+pub mod offload;
 mod peers;
 mod route;
 mod ruleset;

@@ -20,7 +20,9 @@
 //! | [`run`], [`reconcile`] | the start, and the loop that brings all of them together |
 //! | [`control`], [`status`], [`cleanup`] | the control socket, what it tells, and undoing everything |
 //! | [`activity`], [`metrics`], [`web`] | when who was heard of; `/metrics`; the web page |
-//! | [`state`] | what there is to undo |
+//! | [`state`], [`facts`] | what there is to undo; what the agent wants of the node |
+//! | [`doctor`] | what is wrong with this node, from a snapshot of it |
+//! | [`explain`] | would this flow be fast, and why not |
 //! | [`cni`] | the CNI plugin `loden-cni`, which needs no running agent |
 
 pub mod activity;
@@ -32,7 +34,10 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod docker_opts;
+pub mod doctor;
 pub mod endpoints;
+pub mod explain;
+pub mod facts;
 pub mod family;
 pub mod firewall;
 pub mod health;

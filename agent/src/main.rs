@@ -1,12 +1,12 @@
 //! `loden`: parse, check, run.
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use loden_agent::{
     cleanup,
-    cli::{self, CleanupArgs, Command, Exit},
+    cli::{self, CleanupArgs, Command, Exit, pages},
     config::Config,
-    docker_opts, run, status, telemetry,
+    docker_opts, doctor, explain, run, status, telemetry,
 };
 use tokio::runtime::Builder;
 
@@ -27,10 +27,21 @@ fn dispatch(command: Command) -> Result<ExitCode, Exit> {
             block_on(run::run(config)).map(|()| ExitCode::SUCCESS)
         }
         Command::Status(args) => block_on(status::run(&args)).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(args) => {
+            block_on(doctor::run(&args)).map(ExitCode::from).map_err(|exit| Exit { code: 2, ..exit })
+        }
+        Command::Explain(args) => block_on(explain::run(&args)).map(|()| ExitCode::SUCCESS),
         Command::Cleanup(args) => clean_up(args),
         Command::DockerOpts(args) => docker_opts::run(&args, docker_opts::process_variables())
             .map(|()| ExitCode::SUCCESS)
             .map_err(failure),
+        Command::Completions(args) => std::io::stdout()
+            .write_all(pages::completions(args.shell).as_bytes())
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(failure),
+        Command::Man(args) => pages::write_manual(&args.directory)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|error| failure(format!("{}: {error}", args.directory.display()))),
     }
 }
 

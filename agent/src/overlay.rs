@@ -17,6 +17,8 @@ mod tests;
 
 use std::{collections::BTreeMap, fmt};
 
+use serde::{Deserialize, Serialize};
+
 pub use self::{expected::Expected, plan::plan};
 use crate::{
     family::{Family, V4},
@@ -24,7 +26,8 @@ use crate::{
 };
 
 /// Another node, as its lease describes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub struct OverlayPeer<F: Family = V4> {
     /// Its subnet.
     pub subnet: F::Net,
@@ -37,7 +40,8 @@ pub struct OverlayPeer<F: Family = V4> {
 }
 
 /// The overlay as it ought to be on this node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub struct Desired<F: Family = V4> {
     /// The whole network, of which every subnet is a part.
     pub network: F::Net,

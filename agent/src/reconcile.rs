@@ -5,6 +5,7 @@
 //! is remembered of events but that something happened, so a missed one costs time and never correctness.
 
 mod containers;
+mod facts;
 mod ipv6;
 mod pass;
 mod path;
@@ -43,6 +44,7 @@ use crate::{
     control,
     dataplane::{Dataplane, Underlay},
     endpoints::{Bridge, Endpoints},
+    facts::Facts,
     firewall::{Firewall, FirewallSpec},
     health::Readiness,
     host::Prefixes,
@@ -62,6 +64,8 @@ const TICK: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(5);
 /// How long the host's rules may go on changing before ours are looked at.
 const RULES_SETTLE: Duration = Duration::from_secs(1);
+/// How long the leases may go on changing before the facts are written: a file of all peers for many changes.
+const FACTS_SETTLE: Duration = Duration::from_secs(1);
 /// How long events are gathered before a pass: containers come with a dozen of them.
 const GATHER: Duration = Duration::from_millis(20);
 /// First and longest wait after a failed pass.
@@ -143,6 +147,10 @@ pub struct Reconciler {
     /// What is wrong with the host's bridges, and what to do.
     advice: Vec<String>,
     endpoints: Endpoints,
+    /// When to leave the facts behind again.
+    facts_due: Option<Instant>,
+    /// What was last written of the facts.
+    facts_left: Option<Facts>,
     /// What could not be done, by the part of a pass that tried it last.
     failures: BTreeMap<Work, Vec<String>>,
     /// Passes, and those of them that had to change something.
@@ -208,6 +216,8 @@ impl Reconciler {
             prefixes: Prefixes::default(),
             bridges: Vec::new(),
             advice: Vec::new(),
+            facts_due: None,
+            facts_left: None,
             failures: BTreeMap::new(),
             tally: Reconcile::default(),
             repairs: 0,
@@ -250,7 +260,8 @@ impl Reconciler {
     }
 
     /// The lease stays for the next start, unless it was asked to be given back.
-    async fn end(self) -> Result<()> {
+    async fn end(mut self) -> Result<()> {
+        self.leave_facts();
         if self.node.config.release_lease {
             self.keeper.release().await?;
             tracing::info!(subnet = %self.node.subnet, "lease given back");
@@ -300,6 +311,11 @@ impl Reconciler {
                 }
                 _ = looks.tick() => {
                     self.note_activity(std::time::Instant::now());
+                    None
+                }
+                () = sleep_until(self.facts_due.unwrap_or_else(Instant::now)), if self.facts_due.is_some() => {
+                    self.facts_due = None;
+                    self.leave_facts();
                     None
                 }
                 _ = tick.tick() => Some(Work::Everything),

@@ -12,6 +12,7 @@ use std::{
 };
 
 use regex::Regex;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     config::UplinkChoice,
@@ -46,7 +47,7 @@ pub struct CandidateAddress<F: Family = V4> {
 }
 
 /// The interface and addresses that carry the overlay.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Uplink {
     pub ifindex: u32,
     pub name: String,

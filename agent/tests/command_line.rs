@@ -95,3 +95,57 @@ fn the_script_of_flannel_is_replaced_by_docker_opts() {
         "loden: FLANNEL_IPMASQ=perhaps must be true or false\n"
     );
 }
+
+#[test]
+fn bash_completes_commands_and_flags_from_the_script() {
+    let complete = |words: &str| {
+        let mut backwards = words.split(' ').rev();
+        let (current, previous) = (backwards.next().unwrap(), backwards.next().unwrap());
+        let index = words.split(' ').count() - 1;
+        let script = format!(
+            "source <({} completions bash); COMP_WORDS=({words}); COMP_CWORD={index}; \
+             _loden loden '{current}' '{previous}'; echo \"${{COMPREPLY[@]}}\"",
+            env!("CARGO_BIN_EXE_loden")
+        );
+        let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(complete("loden stat"), "status");
+    assert_eq!(complete("loden agent --etcd-endp"), "--etcd-endpoints");
+    assert_eq!(complete("loden agent --gate str"), "strict");
+}
+
+#[test]
+fn every_shell_gets_a_script_that_knows_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = loden(&["completions", shell]).output().unwrap();
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success());
+        for command in ["agent", "status", "cleanup", "docker-opts"] {
+            assert!(script.contains(command), "{shell}: {command}");
+        }
+    }
+    assert!(refused(&mut loden(&["completions", "tcsh"])).contains("bash"));
+}
+
+#[test]
+fn the_manual_has_a_page_for_each_command_that_tells_of_its_flags() {
+    let directory = tempfile::tempdir().unwrap();
+    let pages = directory.path().join("man1");
+    let output = loden(&["man"]).arg(&pages).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let page = |name: &str| std::fs::read_to_string(pages.join(name)).unwrap();
+    let whole = page("loden.1");
+    assert!(whole.contains(".TH loden 1") && whole.contains(".SH NAME"), "{whole}");
+    for command in ["agent", "status", "cleanup", "docker-opts", "completions", "man"] {
+        assert!(whole.contains(&format!("loden\\-{}(1)", command.replace('-', "\\-"))), "{command}: {whole}");
+        assert!(page(&format!("loden-{command}.1")).contains(".SH SYNOPSIS"), "{command}");
+    }
+    // In roff a hyphen that must stay one is written with a backslash.
+    let agent = page("loden-agent.1");
+    for flag in ["--etcd-endpoints", "--iface", "--gate"] {
+        assert!(agent.contains(&flag.replace('-', "\\-")), "{flag}");
+    }
+    assert!(!agent.contains("kube\\-annotation"), "hidden flags stay hidden");
+}

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::ExitStatus,
+    process::{ExitStatus, Output},
     time::Duration,
 };
 
@@ -268,6 +268,16 @@ impl Node {
         netns::output(
             self.netns.command(&self.binary.display().to_string()).args(args).args(self.own_paths()),
         )
+    }
+
+    /// The same, whatever its exit status.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be started.
+    pub fn loden_output(&self, args: &[&str]) -> Result<Output> {
+        let mut command = self.netns.command(&self.binary.display().to_string());
+        command.args(args).args(self.own_paths()).output().with_context(|| format!("{command:?}"))
     }
 
     /// `loden status --json`.

@@ -13,6 +13,7 @@ use loden_ebpf::{
     abi::{self, ENDPOINTS_MAX, PEERS_MAX, global, map},
     reason,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     Dataplane, DataplaneError, Direction, GuardMode, Program, features,
@@ -25,7 +26,7 @@ use super::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/loden-programs"));
 
 /// What is constant while the programs are loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// The cluster's network.
     pub network: Ipv4Net,
@@ -50,7 +51,7 @@ pub struct Settings {
 }
 
 /// What the programs know of the VXLAN device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VxlanSettings {
     /// Its MAC.
     pub mac: [u8; 6],
@@ -111,7 +112,7 @@ impl Dataplane {
     /// As [`Self::load`], where the pins' directories are there.
     pub(super) fn with_pins(settings: &Settings, pins: Pins) -> Result<Self, DataplaneError> {
         remove_misfits(&pins, settings)?;
-        let mut ebpf = load(settings, &pins)?;
+        let mut ebpf = load(settings, Some(&pins))?;
         pinned::pin_programs(&mut ebpf, &pins, settings.subnet)?;
         let packet_log = settings
             .log_packets
@@ -154,7 +155,8 @@ impl Dataplane {
     }
 }
 
-fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, DataplaneError> {
+/// Loads with the maps that are pinned, or with maps of its own.
+pub(super) fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError> {
     let network = u32::from(settings.network.network());
     let network_mask = u32::from(settings.network.netmask());
     let grid_shift = u32::from(32 - settings.subnet_len);
@@ -189,8 +191,16 @@ fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, DataplaneError> {
         .map_max_entries(map::ENDPOINTS, settings.endpoint_slots()?)
         .map_max_entries(map::PEER_TRAFFIC, peer_traffic)
         .map_max_entries(map::ENDPOINT_TRAFFIC, endpoint_traffic);
-    for name in PINNED_MAPS {
-        loader.map_pin_path(name, pins.map(name));
+    match pins {
+        Some(pins) => {
+            for name in PINNED_MAPS {
+                loader.map_pin_path(name, pins.map(name));
+            }
+        }
+        // LRU takes its memory at once: little of it for what nobody keeps.
+        None => {
+            loader.map_max_entries(map::FLOWS, 64);
+        }
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| features::refused(error.into()))?;
     for program in Program::ALL {

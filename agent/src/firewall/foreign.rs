@@ -32,6 +32,15 @@ async fn chains() -> Result<String> {
     }
 }
 
+/// All rules of the host that nft knows, as it prints them; those of iptables-legacy it does not.
+///
+/// # Errors
+///
+/// Where `nft` fails or is missing.
+pub async fn rules() -> Result<String> {
+    run("nft", &["list", "ruleset"], "").await
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Listing {

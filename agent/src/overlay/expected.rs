@@ -86,6 +86,12 @@ impl<F: Family> Expected<F> {
         }
     }
 
+    /// What the plan was for.
+    #[must_use]
+    pub fn desired(&self) -> &Desired<F> {
+        &self.desired
+    }
+
     fn route(&self, change: Change, route: &Route<F>) -> bool {
         let wanted = self.target.routes.get(&route.dst);
         match change {

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
+use tokio::time::Instant;
 
-use super::{NodeV6, Path, Reconciler, Work, firewall_spec, settings};
+use super::{FACTS_SETTLE, NodeV6, Path, Reconciler, Work, firewall_spec, settings};
 use crate::{
     dataplane::PeerPath,
     family::V4,
@@ -50,6 +51,13 @@ impl Reconciler {
             }
         }
         self.say_what_is_ready(&cluster);
+        match work {
+            Work::Everything => self.leave_facts(),
+            Work::Peers | Work::Overlay => {
+                self.facts_due.get_or_insert_with(|| Instant::now() + FACTS_SETTLE);
+            }
+            Work::Containers => {}
+        }
     }
 
     fn say_what_is_ready(&self, cluster: &Cluster) {

@@ -28,6 +28,9 @@ impl Reconciler {
                 serde_json::to_value(self.status(now))
                     .unwrap_or_else(|error| Value::String(error.to_string()))
             }
+            Request::Facts => {
+                serde_json::to_value(self.facts()).unwrap_or_else(|error| Value::String(error.to_string()))
+            }
         }
     }
 

@@ -12,7 +12,11 @@ use super::{
     Registry, RegistryError,
     record::{Pair, Record, Records},
 };
-use crate::{lease::LeaseKey, network::NetworkConfig, subnet};
+use crate::{
+    lease::{Lease, LeaseKey},
+    network::NetworkConfig,
+    subnet,
+};
 
 /// Far above etcd's own limit to a database's keys that anybody has seen; tonic's default is 4 MiB.
 const MAX_ANSWER: usize = 256 << 20;
@@ -47,6 +51,15 @@ impl Registry {
             .call("read the network config", |mut client| async move { client.get(key, None).await })
             .await?;
         Ok(answer.kvs().first().map(|pair| pair.value().to_vec()))
+    }
+
+    /// Every lease there is; a value that is none is left out.
+    ///
+    /// # Errors
+    ///
+    /// Where etcd is away or refuses.
+    pub async fn leases(&self) -> Result<Vec<Lease>, RegistryError> {
+        Ok(self.list().await?.records.iter().filter_map(Record::lease).collect())
     }
 
     /// All leases and the network config, in one request.

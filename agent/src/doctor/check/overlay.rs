@@ -1,0 +1,105 @@
+//! The VXLAN device, and routes, neighbours and FDB entries against the leases.
+
+use super::few;
+use crate::{
+    doctor::{finding::Finding, snapshot::Snapshot},
+    kernel::{LinkKind, mac_text},
+    overlay::{Op, plan},
+};
+
+const REMEDY: &str =
+    "a running agent puts it right within seconds: start it, or see its log for who changes it back";
+
+pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = device(snapshot).into_iter().collect();
+    findings.extend(entries(snapshot));
+    let refused: Vec<&String> = snapshot.facts.refused.iter().collect();
+    if !refused.is_empty() {
+        findings.push(Finding::fault(
+            "refused-peer",
+            few(&refused),
+            "correct that node's lease, or this host's addresses",
+        ));
+    }
+    findings
+}
+
+fn device(snapshot: &Snapshot) -> Option<Finding> {
+    const CHECK: &str = "device";
+    let wanted = snapshot.facts.device.as_ref()?;
+    let Some(link) = snapshot.links.iter().find(|link| link.name == wanted.name) else {
+        return Some(Finding::fault(CHECK, format_args!("there is no {}", wanted.name), REMEDY));
+    };
+    let mut wrong = Vec::new();
+    if !link.up {
+        wrong.push("it is down".to_owned());
+    }
+    if link.mac != Some(wanted.mac) {
+        let found = link.mac.map_or_else(|| "none".to_owned(), mac_text);
+        wrong.push(format!("its MAC is {found}, the lease says {}", mac_text(wanted.mac)));
+    }
+    if link.mtu != wanted.mtu {
+        wrong.push(format!("its MTU is {} and should be {}", link.mtu, wanted.mtu));
+    }
+    match &link.kind {
+        LinkKind::Vxlan(attrs) => {
+            if (attrs.vni, attrs.port) != (wanted.vni, wanted.port) {
+                wrong.push(format!(
+                    "it has VNI {} on port {}, and should have {} on {}",
+                    attrs.vni, attrs.port, wanted.vni, wanted.port
+                ));
+            }
+            // 0.0.0.0 stands for whatever address the route has.
+            if attrs.local.is_some_and(|local| {
+                local != snapshot.facts.uplink.public_ip && local != snapshot.facts.uplink.address
+            }) {
+                wrong.push(format!(
+                    "it sends from {}",
+                    attrs.local.map_or_else(String::new, |local| local.to_string())
+                ));
+            }
+        }
+        other => wrong.push(format!("it is no VXLAN device ({other:?})")),
+    }
+    Some(if wrong.is_empty() {
+        Finding::ok(CHECK, format_args!("{}, MAC {}, MTU {}", wanted.name, mac_text(wanted.mac), wanted.mtu))
+    } else {
+        Finding::fault(CHECK, format_args!("{}: {}", wanted.name, few(&wrong)), REMEDY)
+    })
+}
+
+/// What the agent's own plan would change.
+fn entries(snapshot: &Snapshot) -> Vec<Finding> {
+    let Some(desired) = &snapshot.facts.overlay else { return Vec::new() };
+    let actual = match &snapshot.overlay {
+        Ok(actual) => actual,
+        Err(why) => return vec![Finding::unknown("route", why)],
+    };
+    let plan = plan(desired, actual);
+    let kind = |op: &Op| match op {
+        Op::SetRoute(_) | Op::DelRoute(_) => "route",
+        Op::SetNeighbour { .. } | Op::DelNeighbour { .. } => "neighbour",
+        Op::SetFdb { .. } | Op::DelFdb { .. } => "fdb",
+    };
+    let checks: &[(&str, &str)] = &[("route", "routes"), ("neighbour", "neighbours"), ("fdb", "FDB entries")];
+    let about = |(check, what): &(&'static str, &str)| {
+        let ops: Vec<String> = plan
+            .ops
+            .iter()
+            .filter(|op| kind(op) == *check)
+            .map(|op| {
+                if op.is_removal() { format!("of no peer: {op}") } else { format!("missing or wrong: {op}") }
+            })
+            .collect();
+        if ops.is_empty() {
+            Finding::ok(
+                check,
+                format_args!("the {what} of {} peers are as their leases say", desired.peers.len()),
+            )
+        } else {
+            Finding::fault(check, few(&ops), REMEDY)
+        }
+    };
+    let vxlan = desired.device != 0;
+    checks.iter().filter(|(check, _)| vxlan || *check == "route").map(about).collect()
+}

@@ -1,0 +1,10 @@
+//! The commands that look into a node: what they say is compared with what the node does.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy.toml allows it in tests, which for clippy does not mean their modules"
+)]
+
+mod bpftool;
+mod explain;
+mod faults;
