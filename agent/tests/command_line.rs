@@ -31,7 +31,7 @@ fn a_wrong_flag_ends_it_with_2_and_a_line_that_names_the_flag() {
         (&["agent", "-healthz-port=x"], "--healthz-port"),
         (&["agent", "-datapath", "fast"], "auto, ebpf, kernel"),
         (&["agent", "-etcd-prefix=x"], "/coreos.com/network"),
-        (&["agent", "-kube-subnet-mgr"], "--kube-subnet-mgr=true"),
+        (&["agent", "-kube-api-url=x"], "--kube-api-url"),
         (&["agent", "-etcd-certfile=/c"], "--etcd-keyfile"),
         (&["cleanup", "-bad"], "--bad"),
         (&["docker-opts", "-z"], "-z"),
@@ -147,5 +147,5 @@ fn the_manual_has_a_page_for_each_command_that_tells_of_its_flags() {
     for flag in ["--etcd-endpoints", "--iface", "--gate"] {
         assert!(agent.contains(&flag.replace('-', "\\-")), "{flag}");
     }
-    assert!(!agent.contains("kube\\-annotation"), "hidden flags stay hidden");
+    assert!(!agent.contains("iptables\\-resync"), "hidden flags stay hidden");
 }
