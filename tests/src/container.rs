@@ -70,7 +70,7 @@ impl Container {
     /// It as one end of a conversation.
     #[must_use]
     pub fn host(&self) -> Host<'_> {
-        Host { netns: &self.netns, address: self.address }
+        Host { netns: &self.netns, address: self.address.into() }
     }
 
     /// Packets that left through `eth0` since it was made; a GSO packet counts once, as in the programs.

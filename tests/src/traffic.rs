@@ -9,7 +9,7 @@ pub mod transactions;
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     sync::LazyLock,
     thread,
@@ -35,8 +35,8 @@ pub static PATIENCE: LazyLock<Duration> = LazyLock::new(|| Duration::from_secs(5
 pub struct Host<'a> {
     /// Where its sockets are.
     pub netns: &'a Netns,
-    /// Where others reach it.
-    pub address: Ipv4Addr,
+    /// Where others reach it; of either family.
+    pub address: IpAddr,
 }
 
 /// Runs both ends at the same time, each on a thread in its namespace, and returns what each returns. The server
@@ -131,7 +131,8 @@ fn echo_hello(stream: &mut TcpStream, first: bool) -> Result<()> {
 /// # Errors
 ///
 /// Where a reply is missing after two seconds.
-pub fn ping(client: &Netns, address: Ipv4Addr, count: u32) -> Result<()> {
+pub fn ping(client: &Netns, address: impl Into<IpAddr>, count: u32) -> Result<()> {
+    let address = address.into();
     client.exec(&format!("ping -n -q -c {count} -i 0.05 -W 2 {address}")).map(drop)
 }
 
@@ -140,7 +141,7 @@ pub fn ping(client: &Netns, address: Ipv4Addr, count: u32) -> Result<()> {
 /// # Errors
 ///
 /// Where the port is taken or the address is not here.
-pub(crate) fn listen(address: Ipv4Addr, service: Option<Service>) -> Result<TcpListener> {
+pub(crate) fn listen(address: IpAddr, service: Option<Service>) -> Result<TcpListener> {
     let port = service.map_or(0, |service| service.backend);
     // A child that another thread is just starting holds a copy of the last listener until its exec.
     let listener = wait_for(&format!("port {port} to be free"), *PATIENCE, || {

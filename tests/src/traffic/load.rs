@@ -3,7 +3,7 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{Shutdown, SocketAddrV4, TcpStream, UdpSocket},
+    net::{Shutdown, SocketAddr, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
@@ -98,7 +98,7 @@ fn ended<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 
 fn connections(from: Host<'_>, to: Host<'_>, flows: usize) -> Result<Vec<(TcpStream, TcpStream)>> {
     let listener = socket::listen(to, 0)?;
-    let at = SocketAddrV4::new(to.address, listener.local_addr()?.port());
+    let at = SocketAddr::new(to.address, listener.local_addr()?.port());
     (0..flows).map(|_| socket::open(from.netns, None, at, &listener)).collect()
 }
 

@@ -2,14 +2,14 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     thread,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt::ReuseAddr,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt::ReuseAddr,
 };
 
 use super::{Host, PATIENCE, patient};
@@ -33,10 +33,11 @@ pub fn listen(host: Host<'_>, port: u16) -> Result<TcpListener> {
 /// Where it is not accepted within [`PATIENCE`].
 pub fn open(
     client: &Netns,
-    from: Option<SocketAddrV4>,
-    to: SocketAddrV4,
+    from: Option<SocketAddr>,
+    to: impl Into<SocketAddr>,
     listener: &TcpListener,
 ) -> Result<(TcpStream, TcpStream)> {
+    let to = to.into();
     let near = dial(client, from, to)?;
     let (far, _) = listener.accept().with_context(|| format!("{to} reaches nobody"))?;
     configure(&far)?;
@@ -48,21 +49,26 @@ pub fn open(
 /// # Errors
 ///
 /// Where nobody answers within [`PATIENCE`].
-pub fn dial(client: &Netns, from: Option<SocketAddrV4>, to: SocketAddrV4) -> Result<TcpStream> {
+pub fn dial(client: &Netns, from: Option<SocketAddr>, to: impl Into<SocketAddr>) -> Result<TcpStream> {
+    let to = to.into();
     let stream = client.run(|| -> Result<TcpStream> {
-        let Some(from) = from else { return Ok(TcpStream::connect_timeout(&to.into(), *PATIENCE)?) };
-        let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let Some(from) = from else { return Ok(TcpStream::connect_timeout(&to, *PATIENCE)?) };
+        let fd = socket(family(to), SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&fd, ReuseAddr, &true)?;
         // Linux bounds connect by the send timeout.
         let stream = TcpStream::from(fd);
         stream.set_write_timeout(Some(*PATIENCE))?;
-        bind(stream.as_raw_fd(), &SockaddrIn::from(from))?;
-        connect(stream.as_raw_fd(), &SockaddrIn::from(to))?;
+        bind(stream.as_raw_fd(), &SockaddrStorage::from(from))?;
+        connect(stream.as_raw_fd(), &SockaddrStorage::from(to))?;
         Ok(stream)
     });
     let stream = stream.with_context(|| format!("connecting to {to} from {from:?}"))?;
     configure(&stream)?;
     Ok(stream)
+}
+
+fn family(address: SocketAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
 fn configure(stream: &TcpStream) -> Result<()> {
@@ -131,11 +137,12 @@ pub fn wants_end(mut stream: &TcpStream) -> Result<()> {
 ///
 /// Where the port is taken.
 pub fn udp(host: Host<'_>, port: u16) -> Result<UdpSocket> {
+    let at = SocketAddr::new(host.address, port);
     let fd = host.netns.run(|| -> Result<UdpSocket> {
-        let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        let fd = socket(family(at), SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&fd, ReuseAddr, &true)?;
         let socket = UdpSocket::from(fd);
-        bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(host.address, port)))?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
         Ok(socket)
     })?;
     fd.set_read_timeout(Some(*PATIENCE))?;

@@ -25,7 +25,7 @@ fn a_host_port_leads_to_a_routed_pod_from_another_node() {
     let server = runtime.add("server").unwrap();
     let client = runtimes[0].add("client").unwrap();
     let service = Some(Service { front: SocketAddr::from((node.address(), 8000)), backend: 8080 });
-    let from_host = Host { netns: cluster.nodes[0].netns(), address: cluster.nodes[0].address() };
+    let from_host = Host { netns: cluster.nodes[0].netns(), address: cluster.nodes[0].address().into() };
     assert_eq!(hello(from_host, server.host(), service).unwrap(), cluster.nodes[0].address());
     hello(client.host(), server.host(), service).unwrap();
     assert_eq!(hello(client.host(), server.host(), None).unwrap(), client.address);

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -105,7 +106,7 @@ fn containerd_attaches_and_detaches_containers_by_the_installed_plugin() {
     let containerd = Containerd::start(&cluster);
     let far = runtimes[1].add("far").unwrap();
     let mut container = containerd.run("box");
-    let address = wait_for("the container's address", Duration::from_secs(10), || {
+    let address: Ipv4Addr = wait_for("the container's address", Duration::from_secs(10), || {
         let shown = containerd.exec("box", "ip -4 -o address show dev eth0").ok()?;
         shown.split_whitespace().find_map(|word| word.strip_suffix("/32")?.parse().ok())
     })

@@ -94,7 +94,8 @@ fn an_add_that_is_killed_half_way_is_undone() {
         child.wait().unwrap();
         let result =
             runtime.add_to("killed", &netns).unwrap_or_else(|error| panic!("{millis} ms: {error:#}"));
-        let address = result["ips"][0]["address"].as_str().unwrap().trim_end_matches("/32").parse().unwrap();
+        let address: std::net::Ipv4Addr =
+            result["ips"][0]["address"].as_str().unwrap().trim_end_matches("/32").parse().unwrap();
         ping(cluster.nodes[0].netns(), address, 1).unwrap();
         assert_eq!(runtime.given_out().len(), 1, "{millis} ms");
         runtime.del("killed", Some(&netns), &result).unwrap();

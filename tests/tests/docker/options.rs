@@ -25,7 +25,7 @@ fn a_dockerd_starts_with_what_docker_opts_writes() {
     let [a, b] = fleet.pair();
     assert_fast(&fleet.cluster.nodes, &a, &b);
     let router = fleet.cluster.underlay().address(1).unwrap();
-    let outside = Host { netns: fleet.cluster.underlay().netns(), address: router };
+    let outside = Host { netns: fleet.cluster.underlay().netns(), address: router.into() };
     assert_eq!(hello(a.host(), outside, None).unwrap(), fleet.cluster.nodes[0].address());
 }
 

@@ -31,15 +31,15 @@ fn a_published_port_is_reached_from_everywhere() {
     let outside = Netns::create("outside").unwrap();
     let address = fleet.cluster.underlay().plug(&outside, 200).unwrap();
     assert_eq!(
-        ask(Host { netns: &outside, address }),
+        ask(Host { netns: &outside, address: address.into() }),
         IpAddr::V4(address),
         "a client outside keeps its address"
     );
-    let node = Host { netns: nodes[0].netns(), address: nodes[0].address() };
+    let node = Host { netns: nodes[0].netns(), address: nodes[0].address().into() };
     assert_eq!(ask(node), IpAddr::V4(nodes[0].address()), "so does another node");
     // Docker masquerades what leaves its bridge for outside of the overlay.
     assert_eq!(ask(client.host()), IpAddr::V4(nodes[0].address()), "a container on another node");
-    own_node(&server, Host { netns: nodes[1].netns(), address: nodes[1].address() }, service);
+    own_node(&server, Host { netns: nodes[1].netns(), address: nodes[1].address().into() }, service);
     // Docker's proxy answers these two, so that the source is the bridge: as everywhere.
     let neighbour = fleet.engines[1].run("").unwrap();
     for own in [&neighbour, &server] {

@@ -72,7 +72,7 @@ impl Forwarder {
     /// Bulk TCP from the other node's pod to what is behind this one, and back.
     fn assert_bulk(&self, what: &str) {
         let (far, pod) = (&self.containers[0], &self.containers[1]);
-        let inside = Host { netns: &self.inside, address: INSIDE };
+        let inside = Host { netns: &self.inside, address: INSIDE.into() };
         let service = Service { front: SocketAddr::from((pod.address(), PORT)), backend: PORT };
         for (from, to, service) in [(far.host(), inside, Some(service)), (inside, far.host(), None)] {
             let before = [far.netns(), &self.inside].map(|netns| nic::retransmitted_in(netns).unwrap());

@@ -40,7 +40,7 @@ fn ports_of_nodes_lead_to_pods(args: &[&str], tool: Tool) {
     let (node_a, node_b) = (cluster.nodes[0].address(), cluster.nodes[1].address());
     let outside = Netns::create("outside").unwrap();
     let address = cluster.underlay().plug(&outside, 200).unwrap();
-    let outside = Host { netns: &outside, address };
+    let outside = Host { netns: &outside, address: address.into() };
     // The nodes' pods are reached straight from the underlay too where nothing masquerades them.
     for (node, own, backends) in [(node_a, a, [b]), (node_b, b, [a])] {
         let fronts = [

@@ -50,7 +50,7 @@ fn a_first_service_flow_is_kept_apart_from_a_direct_one_by_the_strict_gate() {
 
 fn tcp(client: &Container, backend: &Container, port: u16, to: [std::net::SocketAddrV4; 2]) {
     let listener = socket::listen(backend.host(), PORT).unwrap();
-    let from = Some(at(client.address(), port));
+    let from = Some(at(client.address(), port).into());
     let connections = to.map(|to| {
         open(client.netns(), from, to, &listener)
             .unwrap_or_else(|error| panic!("TCP from port {port} to {to}: {error:#}"))
