@@ -4,64 +4,104 @@
 //! Advice only: a node is ready without it. dockerd waits for the agent in most installations, and could never put
 //! right what it is waiting for. Pure: [`crate::reconcile`] reads the kernel.
 
-use ipnet::Ipv4Net;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 /// A bridge with its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressedBridge {
     /// Its name.
     pub name: String,
-    /// Its addresses, with host bits.
-    pub addresses: Vec<Ipv4Net>,
+    /// Its addresses of both families, with host bits; none of IPv6's link-local ones.
+    pub addresses: Vec<IpNet>,
     /// The largest MTU among the containers' ends of it, in bytes; `None` without containers.
     pub containers_mtu: Option<u32>,
 }
 
 /// What containers need on this node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Lease {
-    /// The whole network.
-    pub network: Ipv4Net,
-    /// The subnet of this node.
-    pub subnet: Ipv4Net,
+    /// Of each family that the network has, IPv4 first.
+    pub halves: Vec<Half>,
     /// The MTU of containers, in bytes.
     pub mtu: u32,
     /// Pods were found without a bridge, so that no bridge is missed.
     pub routed_pods: bool,
 }
 
-/// What is wrong with the bridges, and what to do, one line each.
-#[must_use]
-pub fn advice(lease: &Lease, bridges: &[AddressedBridge]) -> Vec<String> {
-    let inside =
-        |bridge: &&AddressedBridge| bridge.addresses.iter().any(|a| lease.subnet.contains(&a.addr()));
-    let in_use = lease.routed_pods || bridges.iter().any(|bridge| inside(&bridge));
-    let mut advice = Vec::new();
-    for bridge in bridges {
-        let found = match bridge.addresses.iter().find(|address| lease.subnet.contains(&address.addr())) {
-            Some(address) => inside_the_lease(lease, bridge, *address),
-            None => outside_the_lease(lease, bridge, in_use),
-        };
-        advice
-            .extend(found.map(|wrong| format!("{}: {wrong}; {}", bridge.name, remedy(lease, &bridge.name))));
-    }
-    advice
+/// One family of a lease.
+#[derive(Clone, Copy, Debug)]
+pub struct Half {
+    /// The whole network.
+    pub network: IpNet,
+    /// The subnet of this node.
+    pub subnet: IpNet,
 }
 
-fn inside_the_lease(lease: &Lease, bridge: &AddressedBridge, address: Ipv4Net) -> Option<String> {
-    let Lease { subnet, mtu, .. } = lease;
-    if address.prefix_len() < subnet.prefix_len() {
-        return Some(format!(
+/// What is wrong with the bridges, and what to do, one line for each.
+#[must_use]
+pub fn advice(lease: &Lease, bridges: &[AddressedBridge]) -> Vec<String> {
+    let line = |bridge: &AddressedBridge| {
+        let of_half = |half: &Half| match half.inside(bridge) {
+            Some(address) => too_wide(half, address),
+            None => outside_the_lease(lease, half, bridge, bridges),
+        };
+        let wrong: Vec<String> =
+            lease.halves.iter().filter_map(of_half).chain(too_large(lease, bridge)).collect();
+        let remedy = || remedy(lease, &bridge.name);
+        (!wrong.is_empty()).then(|| format!("{}: {}; {}", bridge.name, wrong.join(", and "), remedy()))
+    };
+    bridges.iter().filter_map(line).collect()
+}
+
+impl Half {
+    /// The bridge's address in this node's subnet.
+    fn inside(&self, bridge: &AddressedBridge) -> Option<IpNet> {
+        bridge.addresses.iter().copied().find(|address| self.subnet.contains(&address.addr()))
+    }
+
+    fn is_of_family(&self, address: &IpNet) -> bool {
+        address.addr().is_ipv4() == self.subnet.addr().is_ipv4()
+    }
+
+    fn family(&self) -> &'static str {
+        if self.subnet.addr().is_ipv4() { "IPv4" } else { "IPv6" }
+    }
+
+    /// As in subnet.env: the first address after the base is the bridge's.
+    fn gateway(&self) -> IpAddr {
+        match self.subnet.network() {
+            IpAddr::V4(base) => std::net::Ipv4Addr::from(u32::from(base) | 1).into(),
+            IpAddr::V6(base) => std::net::Ipv6Addr::from(u128::from(base) | 1).into(),
+        }
+    }
+}
+
+fn too_wide(half: &Half, address: IpNet) -> Option<String> {
+    let subnet = half.subnet;
+    (address.prefix_len() < subnet.prefix_len()).then(|| {
+        format!(
             "it has {address}, which is wider than this node's subnet {subnet}, and its containers take addresses of \
              other nodes"
-        ));
-    }
-    let too_large = bridge.containers_mtu.filter(|containers| containers > mtu)?;
+        )
+    })
+}
+
+fn too_large(lease: &Lease, bridge: &AddressedBridge) -> Option<String> {
+    let mtu = lease.mtu;
+    let carries = lease.halves.iter().any(|half| half.inside(bridge).is_some());
+    let too_large = bridge.containers_mtu.filter(|containers| carries && *containers > mtu)?;
     Some(format!("its containers have an MTU of {too_large}, and only {mtu} bytes fit into the overlay"))
 }
 
-fn outside_the_lease(lease: &Lease, bridge: &AddressedBridge, in_use: bool) -> Option<String> {
-    let Lease { network, subnet, .. } = lease;
+fn outside_the_lease(
+    lease: &Lease,
+    half: &Half,
+    bridge: &AddressedBridge,
+    all: &[AddressedBridge],
+) -> Option<String> {
+    let Half { network, subnet } = half;
     if let Some(address) = bridge.addresses.iter().find(|address| network.contains(&address.addr())) {
         return Some(format!(
             "it has {address}, which is another node's part of {network}; this node's subnet is {subnet}, and \
@@ -69,29 +109,52 @@ fn outside_the_lease(lease: &Lease, bridge: &AddressedBridge, in_use: bool) -> O
         ));
     }
     // Docker's own default beside a network that does carry the subnet, or beside routed pods, is as it should be.
+    let in_use = lease.routed_pods || all.iter().any(|bridge| half.inside(bridge).is_some());
     let expected = match bridge.name.as_str() {
         "cni0" => true,
         "docker0" => !in_use,
         _ => false,
     };
-    let address = bridge.addresses.first().filter(|_| expected)?;
-    Some(format!(
-        "it has {address}, which is outside of this node's subnet {subnet}, and its containers are not reached from \
-         other nodes"
-    ))
+    if !expected {
+        return None;
+    }
+    if let Some(address) = bridge.addresses.iter().find(|address| half.is_of_family(address)) {
+        return Some(format!(
+            "it has {address}, which is outside of this node's subnet {subnet}, and its containers are not reached from \
+             other nodes"
+        ));
+    }
+    // One that carries the other family's subnet is the containers' bridge.
+    let carries_other = lease.halves.iter().any(|half| half.inside(bridge).is_some());
+    carries_other.then(|| {
+        let family = half.family();
+        format!(
+            "it has no address of this node's {family} subnet {subnet}, and its containers have no {family}"
+        )
+    })
 }
 
 fn remedy(lease: &Lease, bridge: &str) -> String {
-    let Lease { subnet, mtu, .. } = lease;
-    // As in subnet.env: the first address is the bridge's.
-    let gateway = subnet.hosts().next().unwrap_or_else(|| subnet.network());
-    let length = subnet.prefix_len();
+    let mtu = lease.mtu;
+    let [v4, v6] =
+        [true, false].map(|v4| lease.halves.iter().find(|half| half.subnet.addr().is_ipv4() == v4));
+    let with_length = |half: &Half| format!("{}/{}", half.gateway(), half.subnet.prefix_len());
     match bridge {
-        "docker0" => format!(
-            "restart dockerd with --bip={gateway}/{length} --mtu={mtu} (`loden docker-opts` writes both from subnet.env)"
-        ),
+        "docker0" => {
+            let bip = v4.map(|half| format!("--bip={} ", with_length(half))).unwrap_or_default();
+            let v6 = v6.map(|half| format!("--ipv6 --fixed-cidr-v6={} ", with_length(half)));
+            let by = match v6 {
+                None => "`loden docker-opts` writes both",
+                Some(_) => "`loden docker-opts --ipv6` writes them",
+            };
+            format!("restart dockerd with {bip}{}--mtu={mtu} ({by} from subnet.env)", v6.unwrap_or_default())
+        }
         "cni0" => "move its pods away and delete it (ip link delete cni0): the next pod makes it anew from subnet.env".into(),
-        _ => format!("make its network anew with the subnet {subnet}, the gateway {gateway} and the MTU {mtu}"),
+        _ => {
+            let subnet = |half: &Half| format!("the subnet {}, the gateway {}", half.subnet, half.gateway());
+            let subnets: Vec<String> = lease.halves.iter().map(subnet).collect();
+            format!("make its network anew with {} and the MTU {mtu}", subnets.join(", "))
+        }
     }
 }
 
@@ -100,12 +163,17 @@ mod tests {
     use super::*;
 
     fn lease() -> Lease {
-        Lease {
-            network: "10.5.0.0/16".parse().unwrap(),
-            subnet: "10.5.3.0/24".parse().unwrap(),
-            mtu: 1450,
-            routed_pods: false,
-        }
+        Lease { halves: vec![half("10.5.0.0/16", "10.5.3.0/24")], mtu: 1450, routed_pods: false }
+    }
+
+    fn dual() -> Lease {
+        let mut lease = lease();
+        lease.halves.push(half("fc00::/48", "fc00:0:0:3::/64"));
+        Lease { mtu: 1430, ..lease }
+    }
+
+    fn half(network: &str, subnet: &str) -> Half {
+        Half { network: network.parse().unwrap(), subnet: subnet.parse().unwrap() }
     }
 
     fn bridge(name: &str, address: &str) -> AddressedBridge {
@@ -156,5 +224,41 @@ mod tests {
             assert!(advice.len() == 1 && advice[0].contains(words), "{name} {address}: {advice:?}");
             assert!(advice[0].starts_with(&format!("{name}: ")));
         }
+    }
+    #[test]
+    fn ipv6_is_wanted_of_the_bridge_that_carries_the_ipv4_subnet_and_of_no_other() {
+        let with = |name: &str, addresses: &[&str]| AddressedBridge {
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            ..bridge(name, "10.5.3.1/24")
+        };
+        assert!(advice(&dual(), &[with("docker0", &["10.5.3.1/24", "fc00:0:0:3::1/64"])]).is_empty());
+        assert!(advice(&dual(), &[with("br-leased", &["10.5.3.1/24"])]).is_empty(), "as it was made");
+        assert!(advice(&lease(), &[with("docker0", &["10.5.3.1/24", "fd00::1/64"])]).is_empty(), "no matter");
+        assert_eq!(
+            advice(&dual(), &[with("docker0", &["10.5.3.1/24"])]),
+            [
+                "docker0: it has no address of this node's IPv6 subnet fc00:0:0:3::/64, and its containers have no IPv6; \
+              restart dockerd with --bip=10.5.3.1/24 --ipv6 --fixed-cidr-v6=fc00:0:0:3::1/64 --mtu=1430 (`loden \
+              docker-opts --ipv6` writes them from subnet.env)"
+            ]
+        );
+        for (addresses, words) in [
+            (
+                &["10.5.3.1/24", "fc00:0:0:9::1/64"][..],
+                "fc00:0:0:9::1/64, which is another node's part of fc00::/48",
+            ),
+            (
+                &["10.5.3.1/24", "fd00::1/64"],
+                "fd00::1/64, which is outside of this node's subnet fc00:0:0:3::/64",
+            ),
+            (&["10.5.3.1/24", "fc00:0:0:3::1/48"], "fc00:0:0:3::1/48, which is wider than"),
+            (&["172.17.0.1/16"], "172.17.0.1/16, which is outside of this node's subnet 10.5.3.0/24"),
+        ] {
+            let advice = advice(&dual(), &[with("docker0", addresses)]);
+            assert!(advice.len() == 1 && advice[0].contains(words), "{addresses:?}: {advice:?}");
+        }
+        let only = Lease { halves: dual().halves.split_off(1), ..dual() };
+        let advice = advice(&only, &[with("docker0", &["172.17.0.1/16", "fd00::1/64"])]);
+        assert!(advice.len() == 1 && advice[0].contains("with --ipv6 --fixed-cidr-v6="), "{advice:?}");
     }
 }

@@ -3,15 +3,16 @@
 //! Same options, same output, with the script's peculiarities that unit files may rely on: without a `subnet.env` an
 //! empty `DOCKER_OPTS=""` is written and all is well; variables called `DOCKER_OPT_*` are added to the options; options
 //! that are already in `DOCKER_OPTS` stay in front; and the file is written before the look for a route that
-//! already leads to the subnet elsewhere. Unlike the script, nothing is executed: values are taken as they are.
+//! already leads to the subnet elsewhere. Unlike the script, nothing is executed: values are taken as they are; and
+//! with `--ipv6` dockerd gets the IPv6 subnet too, of which the script knows nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::cli::words::split_line;
 use crate::config::flag_value;
@@ -44,6 +45,10 @@ pub struct DockerOptsArgs {
     #[arg(short = 'm')]
     pub no_ip_masq: bool,
 
+    /// Add what gives containers addresses of the IPv6 subnet too, where subnet.env has one: --ipv6, --fixed-cidr-v6
+    #[arg(long)]
+    pub ipv6: bool,
+
     /// The script ignores words that are no options
     #[arg(hide = true)]
     pub ignored: Vec<String>,
@@ -73,8 +78,11 @@ pub fn run(args: &DockerOptsArgs, environment: Variables) -> Result<(), DockerOp
     let content = render(args, &variables)?;
     write(&args.docker_file, content.as_bytes())
         .map_err(|source| SubnetFileError::Write { path: args.docker_file.clone(), source })?;
-    match subnet(&variables)? {
-        Some(subnet) => refuse_foreign_route(subnet, Path::new("/proc/net/route")),
+    if let Some(subnet) = subnet(&variables)? {
+        refuse_foreign_route(subnet.into(), Path::new("/proc/net/route"), route)?;
+    }
+    match subnet6(&variables)?.filter(|_| args.ipv6) {
+        Some(subnet) => refuse_foreign_route(subnet.into(), Path::new("/proc/net/ipv6_route"), route6),
         None => Ok(()),
     }
 }
@@ -99,6 +107,10 @@ fn render(args: &DockerOptsArgs, variables: &Variables) -> Result<String, Docker
         options.insert("DOCKER_OPT_BIP", format!("--bip={subnet}"));
     } else {
         subnet(variables)?;
+    }
+    if let Some(subnet) = subnet6(variables)?.filter(|_| args.ipv6) {
+        options.insert("DOCKER_OPT_IPV6", "--ipv6".to_owned());
+        options.insert("DOCKER_OPT_FIXED_CIDR_V6", format!("--fixed-cidr-v6={subnet}"));
     }
     if let Some(mtu) = value("FLANNEL_MTU") {
         let mtu: u16 = mtu.parse().map_err(|_| invalid("FLANNEL_MTU", mtu, "an MTU, such as 1450"))?;
@@ -141,6 +153,13 @@ fn subnet(variables: &Variables) -> Result<Option<Ipv4Net>, DockerOptsError> {
     text.parse().map(Some).map_err(|_| invalid("FLANNEL_SUBNET", text, right))
 }
 
+fn subnet6(variables: &Variables) -> Result<Option<Ipv6Net>, DockerOptsError> {
+    let name = "FLANNEL_IPV6_SUBNET";
+    let Some(text) = variables.get(name).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let right = "an IPv6 address and prefix length, such as fc00:0:0:1::1/64";
+    text.parse().map(Some).map_err(|_| invalid(name, text, right))
+}
+
 /// The assignments among the lines of a file, quotes taken off.
 fn assignments(content: &str) -> Variables {
     let assignment = |line: &str| {
@@ -154,24 +173,37 @@ fn assignments(content: &str) -> Variables {
 
 /// Refuses if the main routing table already has the subnet behind a gateway: containers of this host would then answer
 /// to another host's address.
-fn refuse_foreign_route(subnet: Ipv4Net, table: &Path) -> Result<(), DockerOptsError> {
+fn refuse_foreign_route(
+    subnet: IpNet,
+    table: &Path,
+    route: fn(&str) -> Option<(IpNet, IpAddr)>,
+) -> Result<(), DockerOptsError> {
     let table =
         fs::read_to_string(table).map_err(|source| SubnetFileError::Read { path: table.into(), source })?;
-    match table.lines().skip(1).filter_map(route).find(|(net, _)| *net == subnet.trunc()) {
+    match table.lines().filter_map(route).find(|(net, _)| *net == subnet.trunc()) {
         Some((net, gateway)) => Err(DockerOptsError::RouteInTheWay { net, gateway }),
         None => Ok(()),
     }
 }
 
 /// Destination and gateway of a line of `/proc/net/route` (addresses in hexadecimal, bytes in network order read as a
-/// native integer); `None` if the route has no gateway.
-fn route(line: &str) -> Option<(Ipv4Net, Ipv4Addr)> {
+/// native integer); `None` if the route has no gateway, and for the heading.
+fn route(line: &str) -> Option<(IpNet, IpAddr)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let address =
         |field: usize| Some(Ipv4Addr::from(u32::from_str_radix(fields.get(field)?, 16).ok()?.to_ne_bytes()));
     let (destination, gateway, mask) = (address(1)?, address(2)?, address(7)?);
     let net = Ipv4Net::with_netmask(destination, mask).ok()?;
-    (!gateway.is_unspecified()).then_some((net, gateway))
+    (!gateway.is_unspecified()).then_some((net.into(), gateway.into()))
+}
+
+/// The same of a line of `/proc/net/ipv6_route` (addresses as 32 hexadecimal digits, lengths as two).
+fn route6(line: &str) -> Option<(IpNet, IpAddr)> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let address = |field: usize| Some(Ipv6Addr::from(u128::from_str_radix(fields.get(field)?, 16).ok()?));
+    let (destination, gateway) = (address(0)?, address(4)?);
+    let net = Ipv6Net::new(destination, u8::from_str_radix(fields.get(1)?, 16).ok()?).ok()?;
+    (!gateway.is_unspecified()).then_some((net.into(), gateway.into()))
 }
 
 /// A shell's variable name.
@@ -194,7 +226,7 @@ pub enum DockerOptsError {
     #[error("{name}={value} must be {right}")]
     Value { name: String, value: String, right: &'static str },
     #[error("the routing table already leads to {net} via {gateway}: another node seems to have this subnet")]
-    RouteInTheWay { net: Ipv4Net, gateway: Ipv4Addr },
+    RouteInTheWay { net: IpNet, gateway: IpAddr },
     #[error(transparent)]
     File(#[from] SubnetFileError),
 }

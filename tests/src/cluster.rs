@@ -1,13 +1,13 @@
 //! A whole cluster on one machine: an underlay, a real etcd, nodes with agents, containers on them.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tempfile::TempDir;
 
 use crate::{
@@ -37,6 +37,8 @@ pub struct Plan {
     pub config: String,
     /// The nodes' own addresses.
     pub underlay: Ipv4Net,
+    /// Their IPv6 addresses, where they have any.
+    pub underlay6: Option<Ipv6Net>,
     /// The uplinks' MTU, bytes.
     pub mtu: u32,
     /// The agent's binary; where none is named, [`node::binary`] finds it.
@@ -49,9 +51,20 @@ impl Default for Plan {
             nodes: 3,
             config: r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#.to_owned(),
             underlay: Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 64, 0), 24),
+            underlay6: None,
             mtu: 1500,
             binary: None,
         }
+    }
+}
+
+impl Plan {
+    /// Nodes and network with addresses of both families.
+    #[must_use]
+    pub fn dual() -> Self {
+        let config = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
+        let underlay6 = Ipv6Net::new_assert(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0), 64);
+        Self { config: config.to_owned(), underlay6: Some(underlay6), ..Self::default() }
     }
 }
 
@@ -78,7 +91,7 @@ impl Cluster {
     pub fn create(plan: &Plan) -> Result<Self> {
         let directory = remains::directory("cluster")?;
         let bpffs = Bpffs::mount(&directory.path().join("bpf"))?;
-        let underlay = Underlay::create(plan.underlay, plan.mtu)?;
+        let underlay = Underlay::create(plan.underlay, plan.underlay6, plan.mtu)?;
         let etcd_netns = Netns::create("etcd")?;
         let address = underlay.plug(&etcd_netns, ETCD)?;
         let etcd = Etcd::inside(&etcd_netns, address)?;
@@ -170,11 +183,18 @@ impl Cluster {
     ///
     /// Where one is missing after ten seconds.
     pub fn wait_for_routes(&self) -> Result<()> {
-        let subnets: Vec<Option<Ipv4Net>> =
-            self.nodes.iter().map(|node| node.subnet_env().ok().map(|env| env.subnet)).collect();
-        for (i, node) in self.nodes.iter().enumerate().filter(|(i, _)| subnets[*i].is_some()) {
-            for (_, subnet) in subnets.iter().enumerate().filter(|(j, _)| *j != i) {
-                let Some(subnet) = *subnet else { continue };
+        let subnets: Vec<Vec<IpNet>> = self
+            .nodes
+            .iter()
+            .map(|node| node.subnet_env().map_or_else(|_| Vec::new(), |env| env.subnets()))
+            .collect();
+        for (i, node) in self.nodes.iter().enumerate().filter(|(i, _)| !subnets[*i].is_empty()) {
+            for (_, &subnet) in subnets
+                .iter()
+                .enumerate()
+                .filter(|(j, _)| *j != i)
+                .flat_map(|(j, subnets)| subnets.iter().map(move |it| (j, it)))
+            {
                 let what = format!("a route on {} to {subnet}", node.name());
                 wait_for(&what, Duration::from_secs(10), || node.has_route(subnet).ok()?.then_some(()))?;
             }

@@ -1,9 +1,12 @@
 //! A container: a namespace on the node's bridge, wired as Docker wires it.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, Result};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::{
     netns::{Netns, run},
@@ -15,6 +18,7 @@ use crate::{
 pub struct Container {
     netns: Netns,
     address: Ipv4Addr,
+    address6: Option<Ipv6Addr>,
     /// The namespace of the node, and the device's name there; `None` where somebody else sees to it.
     port: Option<(PathBuf, String)>,
 }
@@ -46,13 +50,25 @@ impl Container {
         netns.ip(&format!("address add {address}/{} dev eth0", gateway.prefix_len()))?;
         netns.ip("link set eth0 up")?;
         netns.ip(&format!("route add default via {}", gateway.addr()))?;
-        Ok(Self { netns, address, port: Some((node.path(), veth.to_owned())) })
+        Ok(Self { netns, address, address6: None, port: Some((node.path(), veth.to_owned())) })
+    }
+
+    /// Gives it an IPv6 address as well, and the way out by `gateway`, the bridge's.
+    ///
+    /// # Errors
+    ///
+    /// Where it has a way out already.
+    pub fn add_ipv6(&mut self, address: Ipv6Addr, gateway: Ipv6Net) -> Result<()> {
+        self.netns.ip(&format!("-6 address add {address}/{} dev eth0 nodad", gateway.prefix_len()))?;
+        self.netns.ip(&format!("-6 route add default via {}", gateway.addr()))?;
+        self.address6 = Some(address);
+        Ok(())
     }
 
     /// A container that somebody else has wired and will take off the network again.
     #[must_use]
-    pub fn wired(netns: Netns, address: Ipv4Addr) -> Self {
-        Self { netns, address, port: None }
+    pub fn wired(netns: Netns, address: Ipv4Addr, address6: Option<Ipv6Addr>) -> Self {
+        Self { netns, address, address6, port: None }
     }
 
     /// Its namespace.
@@ -67,7 +83,25 @@ impl Container {
         self.address
     }
 
-    /// It as one end of a conversation.
+    /// Its IPv6 address, where it has one.
+    #[must_use]
+    pub fn address6(&self) -> Option<Ipv6Addr> {
+        self.address6
+    }
+
+    /// Its addresses, IPv4's first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let all = [Some(self.address.into()), self.address6.map(IpAddr::from)];
+        all.into_iter().flatten()
+    }
+
+    /// It as one end of a conversation over IPv6, where it has an address of that.
+    #[must_use]
+    pub fn host6(&self) -> Option<Host<'_>> {
+        self.address6.map(|address| Host { netns: &self.netns, address: address.into() })
+    }
+
+    /// It as one end of a conversation over IPv4.
     #[must_use]
     pub fn host(&self) -> Host<'_> {
         Host { netns: &self.netns, address: self.address.into() }

@@ -2,14 +2,14 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::{ExitStatus, Output},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -32,6 +32,10 @@ pub struct SubnetEnv {
     pub network: Ipv4Net,
     /// `FLANNEL_SUBNET`: the bridge's address with the length of the subnet.
     pub subnet: Ipv4Net,
+    /// `FLANNEL_IPV6_NETWORK`, where the network has IPv6.
+    pub network6: Option<Ipv6Net>,
+    /// `FLANNEL_IPV6_SUBNET`, as the other.
+    pub subnet6: Option<Ipv6Net>,
     /// `FLANNEL_MTU`, bytes.
     pub mtu: u32,
     /// The file as it is.
@@ -45,16 +49,23 @@ impl SubnetEnv {
     ///
     /// Where a line is missing.
     pub fn parse(text: &str) -> Result<Self> {
-        let value = |key: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-            line.with_context(|| format!("subnet.env has no {key}: {text:?}"))
-        };
+        let entry = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        let value = |key: &str| entry(key).with_context(|| format!("subnet.env has no {key}: {text:?}"));
         Ok(Self {
             network: value("FLANNEL_NETWORK")?.parse()?,
             subnet: value("FLANNEL_SUBNET")?.parse()?,
+            network6: entry("FLANNEL_IPV6_NETWORK").map(str::parse).transpose()?,
+            subnet6: entry("FLANNEL_IPV6_SUBNET").map(str::parse).transpose()?,
             mtu: value("FLANNEL_MTU")?.parse()?,
             text: text.to_owned(),
         })
+    }
+
+    /// The subnets of both families, without host bits.
+    #[must_use]
+    pub fn subnets(&self) -> Vec<IpNet> {
+        let subnets = [Some(self.subnet.into()), self.subnet6.map(Into::into)];
+        subnets.into_iter().flatten().map(|subnet: IpNet| subnet.trunc()).collect()
     }
 }
 
@@ -300,7 +311,8 @@ impl Node {
         SubnetEnv::parse(&fs::read_to_string(&file).with_context(|| file.display().to_string())?)
     }
 
-    /// Makes `docker0` as `dockerd --bip=$FLANNEL_SUBNET --mtu=$FLANNEL_MTU` does.
+    /// Makes `docker0` as `dockerd --bip=$FLANNEL_SUBNET --mtu=$FLANNEL_MTU` does, and with `--ipv6
+    /// --fixed-cidr-v6=$FLANNEL_IPV6_SUBNET` where there is one.
     ///
     /// # Errors
     ///
@@ -309,6 +321,9 @@ impl Node {
         let env = self.subnet_env()?;
         self.netns.ip(&format!("link add {BRIDGE} mtu {} type bridge", env.mtu))?;
         self.netns.ip(&format!("address add {} dev {BRIDGE}", env.subnet))?;
+        if let Some(subnet) = env.subnet6 {
+            self.netns.ip(&format!("-6 address add {subnet} dev {BRIDGE} nodad"))?;
+        }
         self.netns.ip(&format!("link set {BRIDGE} up"))?;
         Ok(())
     }
@@ -327,7 +342,7 @@ impl Node {
         Ok(())
     }
 
-    /// Runs a container at the `host`-th address of the node's subnet, from 2 on.
+    /// Runs a container at the `host`-th address of the node's subnet, of both where there are two, from 2 on.
     ///
     /// # Errors
     ///
@@ -338,7 +353,12 @@ impl Node {
         ensure!(env.subnet.contains(&address), "{} has no host {host}", env.subnet);
         self.veths += 1;
         let veth = format!("veth{}", self.veths);
-        Container::create(&self.netns, BRIDGE, &veth, address, env.subnet, env.mtu)
+        let mut container = Container::create(&self.netns, BRIDGE, &veth, address, env.subnet, env.mtu)?;
+        if let Some(subnet) = env.subnet6 {
+            let address = Ipv6Addr::from(u128::from(subnet.network()) + u128::from(host));
+            container.add_ipv6(address, subnet)?;
+        }
+        Ok(container)
     }
 
     /// Whether the kernel has a route of its own to this subnet, not only the default one.
@@ -346,8 +366,10 @@ impl Node {
     /// # Errors
     ///
     /// Where `ip` fails.
-    pub fn has_route(&self, subnet: Ipv4Net) -> Result<bool> {
-        Ok(!self.netns.ip(&format!("route show exact {}", subnet.trunc()))?.trim().is_empty())
+    pub fn has_route(&self, subnet: impl Into<IpNet>) -> Result<bool> {
+        let subnet = subnet.into().trunc();
+        let family = if subnet.addr().is_ipv4() { "-4" } else { "-6" };
+        Ok(!self.netns.ip(&format!("{family} route show exact {subnet}"))?.trim().is_empty())
     }
 }
 

@@ -1,9 +1,9 @@
 //! The network between the nodes: a switch (a bridge in a namespace of its own) that is also their router.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::netns::{Netns, join};
 
@@ -12,25 +12,31 @@ use crate::netns::{Netns, join};
 pub struct Underlay {
     netns: Netns,
     network: Ipv4Net,
+    network6: Option<Ipv6Net>,
     mtu: u32,
 }
 
 impl Underlay {
-    /// Makes a segment with these addresses; the first one is the router's.
+    /// Makes a segment with these addresses, IPv6 ones where there are any; the first one is the router's.
     ///
     /// # Errors
     ///
     /// Without root.
-    pub fn create(network: Ipv4Net, mtu: u32) -> Result<Self> {
+    pub fn create(network: Ipv4Net, network6: Option<Ipv6Net>, mtu: u32) -> Result<Self> {
         let netns = Netns::create("underlay")?;
         netns.ip(&format!("link add br0 mtu {mtu} type bridge"))?;
         // A switch has no netfilter.
         for family in ["iptables", "ip6tables", "arptables"] {
             netns.exec(&format!("sysctl -qw net.bridge.bridge-nf-call-{family}=0"))?;
         }
-        let underlay = Self { netns, network, mtu };
+        let underlay = Self { netns, network, network6, mtu };
         let router = underlay.address(1)?;
         underlay.netns.ip(&format!("address add {router}/{} dev br0", network.prefix_len()))?;
+        if let Some(router) = underlay.address6(1) {
+            underlay
+                .netns
+                .ip(&format!("-6 address add {router}/{} dev br0 nodad", underlay.prefix_len6()))?;
+        }
         underlay.netns.ip("link set br0 up")?;
         Ok(underlay)
     }
@@ -52,7 +58,18 @@ impl Underlay {
         Ok(address)
     }
 
-    /// Plugs a namespace in: `eth0` with the `host`-th address and the default route. Returns the address.
+    /// The `host`-th IPv6 address, counted from the network's own; `None` where there are none.
+    #[must_use]
+    pub fn address6(&self, host: u32) -> Option<Ipv6Addr> {
+        self.network6.map(|network| Ipv6Addr::from(u128::from(network.network()) + u128::from(host)))
+    }
+
+    fn prefix_len6(&self) -> u8 {
+        self.network6.map_or(0, |network| network.prefix_len())
+    }
+
+    /// Plugs a namespace in: `eth0` with the `host`-th address of each family and the default routes. Returns the
+    /// IPv4 address.
     ///
     /// # Errors
     ///
@@ -66,6 +83,10 @@ impl Underlay {
         netns.ip(&format!("address add {address}/{} dev eth0", self.network.prefix_len()))?;
         let router = self.address(1)?;
         netns.ip(&format!("route add default via {router}")).context("the default route")?;
+        if let Some((address, router)) = self.address6(host).zip(self.address6(1)) {
+            netns.ip(&format!("-6 address add {address}/{} dev eth0 nodad", self.prefix_len6()))?;
+            netns.ip(&format!("-6 route add default via {router}")).context("the default route of IPv6")?;
+        }
         Ok(address)
     }
 }

@@ -17,7 +17,7 @@ use loden_tests::{
     process::wait_for,
     remains::{self, host},
     traffic::{
-        ping,
+        Host, ping,
         stream::{self, Until},
     },
 };
@@ -36,6 +36,9 @@ const LEAST_SHARE: f64 = 0.99;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
+    /// Addresses of both families for nodes and containers
+    #[arg(long)]
+    dual: bool,
     /// Leave the cluster up and say how to look around
     #[arg(long)]
     keep: bool,
@@ -63,6 +66,8 @@ struct Findings {
     leases: Vec<(String, String)>,
     reach: reach::Matrix,
     bulk: Bulk,
+    /// The same over IPv6, where there is that.
+    bulk6: Option<Bulk>,
     comparison: Vec<compare::Comparison>,
 }
 
@@ -95,7 +100,8 @@ fn show(options: &Options) -> Result<()> {
     let agent = build::Agent::build()?;
     let before = host::Host::now()?;
     heading("three nodes, six containers");
-    let plan = Plan { binary: Some(agent.binary.clone()), ..Plan::default() };
+    let plan = if options.dual { Plan::dual() } else { Plan::default() };
+    let plan = Plan { binary: Some(agent.binary.clone()), ..plan };
     // For the picture, and for whoever looks around in a kept cluster.
     let args: &[&str] = if options.screenshot.is_some() || options.keep {
         &["--web-addr", screenshot::WEB_ADDR]
@@ -133,7 +139,8 @@ fn start(plan: &Plan, args: &[&str]) -> Result<Cluster> {
         let step = Step::start(format!("{}: agent at {}", node.name(), node.address()));
         node.start_agent(args)?;
         node.make_bridge()?;
-        step.done(format!("subnet {}", node.subnet_env()?.subnet.trunc()));
+        let subnets: Vec<String> = node.subnet_env()?.subnets().iter().map(ToString::to_string).collect();
+        step.done(format!("subnet {}", subnets.join(" and ")));
     }
     let step = Step::start("routes between the nodes");
     cluster.wait_for_routes()?;
@@ -144,33 +151,45 @@ fn start(plan: &Plan, args: &[&str]) -> Result<Cluster> {
 fn examine(cluster: &mut Cluster, containers: &[Container], options: &Options) -> Result<Findings> {
     let leases = cluster.leases()?;
     let reach = reach::all(containers);
-    let bulk = bulk(cluster, containers, options)?;
+    let first: Vec<&Container> = containers.iter().step_by(EACH as usize).collect();
+    settle(cluster, &first)?;
+    let bulk = bulk(cluster, &first, options, "bulk TCP between the nodes", &|it| Some(it.host()))?;
+    let bulk6 = options.dual.then(|| {
+        self::bulk(cluster, &first, options, "bulk TCP between the nodes over IPv6", &Container::host6)
+    });
+    let bulk6 = bulk6.transpose()?;
     if let Some(file) = &options.screenshot {
         screenshot::take(cluster, containers, file)?;
     }
     let nodes = cluster.nodes.iter().map(report::NodeFacts::of).collect::<Result<_>>()?;
     let comparison = compare::run(cluster, containers, options)?;
-    Ok(Findings { nodes, leases, reach, bulk, comparison })
+    Ok(Findings { nodes, leases, reach, bulk, bulk6, comparison })
 }
 
-/// Sends bulk TCP from the first container of every node to that of every other node.
-fn bulk(cluster: &Cluster, containers: &[Container], options: &Options) -> Result<Bulk> {
-    let first: Vec<&Container> = containers.iter().step_by(EACH as usize).collect();
-    settle(cluster, &first)?;
-    let step = Step::start("bulk TCP between the nodes");
+/// Sends bulk TCP from the container of every node to that of every other node; `end` says by which address.
+fn bulk(
+    cluster: &Cluster,
+    first: &[&Container],
+    options: &Options,
+    what: &str,
+    end: &dyn Fn(&Container) -> Option<Host<'_>>,
+) -> Result<Bulk> {
+    let step = Step::start(what);
+    let ends = first.iter().map(|it| end(it).context("a container without such an address"));
+    let ends: Vec<Host<'_>> = ends.collect::<Result<_>>()?;
     let work = || {
         let mut bytes = 0;
-        for from in &first {
-            for to in first.iter().filter(|to| to.address() != from.address()) {
-                step.note(&format!("{} to {}", from.address(), to.address()));
-                let stream = stream::run(from.host(), to.host(), None, Until::Time(millis(options)))?;
-                ensure!(stream.source == from.address(), "{} came from {}", from.address(), stream.source);
+        for from in &ends {
+            for to in ends.iter().filter(|to| to.address != from.address) {
+                step.note(&format!("{} to {}", from.address, to.address));
+                let stream = stream::run(*from, *to, None, Until::Time(millis(options)))?;
+                ensure!(stream.source == from.address, "{} came from {}", from.address, stream.source);
                 bytes += stream.bytes;
             }
         }
         Ok(bytes)
     };
-    let (bytes, share) = Share::during(&cluster.nodes, &first, work)?;
+    let (bytes, share) = Share::during(&cluster.nodes, first, work)?;
     step.done(format!(
         "{:.1} GB arrived as sent, {:.2} % of the packets by the fast path",
         bytes as f64 / 1e9,

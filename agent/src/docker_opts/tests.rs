@@ -59,6 +59,26 @@ fn each_option_does_what_the_scripts_does() {
 }
 
 #[test]
+fn ipv6_is_added_where_it_is_asked_for_and_there() {
+    let dual = [("FLANNEL_IPV6_NETWORK", "fc00::/48"), ("FLANNEL_IPV6_SUBNET", "fc00:0:0:1::1/64")];
+    assert_eq!(
+        rendered(&["--ipv6"], &dual),
+        "DOCKER_OPT_BIP=\"--bip=10.5.72.1/24\"\n\
+         DOCKER_OPT_FIXED_CIDR_V6=\"--fixed-cidr-v6=fc00:0:0:1::1/64\"\n\
+         DOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n\
+         DOCKER_OPT_IPV6=\"--ipv6\"\n\
+         DOCKER_OPT_MTU=\"--mtu=1450\"\n\
+         DOCKER_OPTS=\" --bip=10.5.72.1/24 --fixed-cidr-v6=fc00:0:0:1::1/64 --ip-masq=false --ipv6 --mtu=1450\"\n"
+    );
+    assert_eq!(rendered(&[], &dual), rendered(&[], &[]), "as the script, which has no IPv6");
+    assert_eq!(rendered(&["--ipv6"], &[]), rendered(&[], &[]), "without a subnet there is nothing to give");
+    assert_eq!(
+        render(&args(&["-c", "--ipv6"]), &variables(&dual)).unwrap(),
+        "DOCKER_OPTS=\" --fixed-cidr-v6=fc00:0:0:1::1/64 --ipv6\"\n"
+    );
+}
+
+#[test]
 fn options_of_the_environment_are_added_and_kept_in_front() {
     assert_eq!(
         rendered(&[], &[("DOCKER_OPTS", "--debug"), ("DOCKER_OPT_LOG", "--log-driver=journald")]),
@@ -119,6 +139,7 @@ fn a_value_that_is_wrong_is_named_and_the_file_left_alone() {
     for (name, value) in [
         ("FLANNEL_SUBNET", "10.5.72.1"),
         ("FLANNEL_SUBNET", "$(reboot)"),
+        ("FLANNEL_IPV6_SUBNET", "fc00::1"),
         ("FLANNEL_MTU", "big"),
         ("FLANNEL_IPMASQ", "yes"),
         ("DOCKER_OPT_X", "a\nEVIL=1"),
@@ -158,7 +179,7 @@ fn a_route_by_a_gateway_to_the_own_subnet_is_refused() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("route");
     fs::write(&path, table).unwrap();
-    let check = |subnet: &str| refuse_foreign_route(subnet.parse().unwrap(), &path);
+    let check = |subnet: &str| refuse_foreign_route(subnet.parse().unwrap(), &path, route);
     let error = check("10.5.72.1/24").unwrap_err();
     assert!(error.to_string().contains("10.5.72.0/24 via 10.5.72.0"), "{error}");
     check("10.5.73.1/24").unwrap();
@@ -182,4 +203,29 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_route_by_a_gateway_to_the_own_ipv6_subnet_is_refused() {
+    let line = |destination: &str, length: &str, gateway: &str| {
+        let [destination, gateway] =
+            [destination, gateway].map(|it| format!("{:032x}", u128::from(it.parse::<Ipv6Addr>().unwrap())));
+        let none = "0".repeat(32);
+        format!("{destination} {length} {none} 00 {gateway} 00000400 00000001 00000000 00000001 eth0\n")
+    };
+    let table = [
+        line("::", "00", "fd77::1"),
+        line("fc00:0:0:1::", "40", "fc00:0:0:1::"),
+        line("fc00:0:0:2::", "40", "::"),
+        "broken\n".to_owned(),
+    ]
+    .concat();
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("ipv6_route");
+    fs::write(&path, table).unwrap();
+    let check = |subnet: &str| refuse_foreign_route(subnet.parse().unwrap(), &path, route6);
+    let error = check("fc00:0:0:1::1/64").unwrap_err();
+    assert!(error.to_string().contains("fc00:0:0:1::/64 via fc00:0:0:1::"), "{error}");
+    check("fc00:0:0:2::1/64").unwrap();
+    check("fc00:0:0:1::1/63").unwrap();
 }

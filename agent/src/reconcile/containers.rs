@@ -3,15 +3,16 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::Result;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{Reconciler, Work};
 use crate::{
-    bridges::{self, AddressedBridge, Lease},
+    bridges::{self, AddressedBridge, Half, Lease},
     config::Xdp,
     dataplane::{Hook, Program},
     endpoints::{self, Bridge, Routed, Seen},
-    kernel::{Address, FdbOf, Link, LinkKind, pod_route, sysctl},
+    family::V6,
+    kernel::{Address, AddressScope, FdbOf, Link, LinkKind, pod_route, sysctl},
 };
 
 impl Reconciler {
@@ -20,7 +21,7 @@ impl Reconciler {
         let links = self.kernel.links().await?;
         let addresses = self.kernel.addresses().await?;
         self.bridges = self.read_bridges(&links, &addresses).await?;
-        self.advise(&links, &addresses);
+        self.advise(&links, &addresses).await?;
         self.endpoints_and_hooks(&links).await
     }
 
@@ -65,21 +66,32 @@ impl Reconciler {
     }
 
     /// Tells, once each, what is wrong with the bridges.
-    fn advise(&mut self, links: &[Link], addresses: &[Address]) {
+    async fn advise(&mut self, links: &[Link], addresses: &[Address]) -> Result<()> {
+        let addresses6: Vec<Address<V6>> = match &self.node.v6 {
+            None => Vec::new(),
+            Some(_) => self.kernel.addresses_of().await?,
+        };
+        let v4 = addresses.iter().map(|a| (a.ifindex, IpNet::new(a.address.into(), a.prefix_len)));
+        let global = addresses6.iter().filter(|a| a.scope == AddressScope::Universe);
+        let v6 = global.map(|a| (a.ifindex, IpNet::new(a.address.into(), a.prefix_len)));
+        let addresses: Vec<(u32, IpNet)> =
+            v4.chain(v6).filter_map(|(ifindex, net)| Some((ifindex, net.ok()?))).collect();
         let addressed = |link: &Link| AddressedBridge {
             name: link.name.clone(),
             addresses: addresses
                 .iter()
-                .filter(|address| address.ifindex == link.index)
-                .filter_map(|address| Ipv4Net::new(address.address, address.prefix_len).ok())
+                .filter(|(ifindex, _)| *ifindex == link.index)
+                .map(|it| it.1)
                 .collect(),
             containers_mtu: ports(links, link.index).map(|port| port.mtu).max(),
         };
         let bridges: Vec<_> =
             links.iter().filter(|link| link.kind == LinkKind::Bridge).map(addressed).collect();
+        let v4 = Half { network: self.node.network.network.into(), subnet: self.node.subnet.into() };
+        let v6 = self.node.v6.as_ref();
+        let v6 = v6.map(|v6| Half { network: v6.pool.network.into(), subnet: v6.subnet.into() });
         let lease = Lease {
-            network: self.node.network.network,
-            subnet: self.node.subnet,
+            halves: [v4].into_iter().chain(v6).collect(),
             mtu: self.node.pod_mtu(),
             routed_pods: links.iter().any(|link| Routed::of(link).is_some()),
         };
@@ -88,6 +100,7 @@ impl Reconciler {
             tracing::warn!("{line}");
         }
         self.advice = advice;
+        Ok(())
     }
 
     async fn read_bridges(&self, links: &[Link], addresses: &[Address]) -> Result<Vec<Bridge>> {

@@ -1,6 +1,9 @@
 //! A container that Docker has made.
 
-use std::{net::Ipv4Addr, ops::Deref};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    ops::Deref,
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -23,13 +26,16 @@ impl DockerContainer {
         let pid = inspected["State"]["Pid"].as_u64().filter(|pid| *pid > 0);
         let pid = pid.with_context(|| format!("{id} does not run: {}", inspected["State"]))?;
         let networks = inspected["NetworkSettings"]["Networks"].as_object();
-        let addresses = networks.into_iter().flat_map(|networks| networks.values());
-        let address: Ipv4Addr = addresses
-            .filter_map(|network| network["IPAddress"].as_str()?.parse().ok())
-            .next()
+        let networks: Vec<&Value> = networks.into_iter().flat_map(|networks| networks.values()).collect();
+        let of_network =
+            |key: &str| networks.iter().find_map(|network| network[key].as_str().filter(|it| !it.is_empty()));
+        let address6: Option<Ipv6Addr> =
+            of_network("GlobalIPv6Address").and_then(|address| address.parse().ok());
+        let address: Ipv4Addr = of_network("IPAddress")
+            .and_then(|address| address.parse().ok())
             .with_context(|| format!("{id} has no address: {}", inspected["NetworkSettings"]))?;
         let netns = Netns::hold(&format!("d-{address}"), &room.proc(pid).join("ns/net"))?;
-        Ok(Self { id, inside: Container::wired(netns, address) })
+        Ok(Self { id, inside: Container::wired(netns, address, address6) })
     }
 
     /// Its id.

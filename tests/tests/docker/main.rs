@@ -8,6 +8,7 @@
 )]
 
 mod churn;
+mod dual;
 mod firewall;
 mod image;
 mod misplaced;
@@ -50,7 +51,12 @@ impl Fleet {
 
     /// The same without engines.
     fn without_engines(args: &[&str]) -> Self {
-        let mut cluster = Cluster::create(&Plan { nodes: 2, ..Plan::default() }).unwrap();
+        Self::of(Plan::default(), args)
+    }
+
+    /// The same in another network.
+    fn of(plan: Plan, args: &[&str]) -> Self {
+        let mut cluster = Cluster::create(&Plan { nodes: 2, ..plan }).unwrap();
         for node in &mut cluster.nodes {
             node.start_agent(args).unwrap();
         }

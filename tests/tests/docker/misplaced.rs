@@ -57,7 +57,7 @@ fn containers_with_a_larger_mtu_than_the_overlay_are_told_of() {
 }
 
 /// Waits for a line of the node's advice that begins so.
-fn wait_for_advice(node: &Node, begin: &str) -> String {
+pub(crate) fn wait_for_advice(node: &Node, begin: &str) -> String {
     let lines = || {
         let status = node.status().ok()?;
         let lines = status["advice"].as_array()?.iter().filter_map(|line| line.as_str().map(str::to_owned));

@@ -31,7 +31,7 @@ fn a_dockerd_starts_with_what_docker_opts_writes() {
 
 /// Runs the agent's `ExecStartPost=` with this node's files, and takes from what it writes the variable that dockerd's
 /// `ExecStart=` uses: a shell reads the file, and the value is split at blanks, as systemd does.
-fn options_by_units(node: &Node) -> Vec<String> {
+pub(crate) fn options_by_units(node: &Node) -> Vec<String> {
     let file = node.directory().join("docker_opts.env").display().to_string();
     let post = units::values(&units::read("loden.service"), "ExecStartPost").remove(0);
     let drop_in = units::read("docker.service.d/loden.conf");

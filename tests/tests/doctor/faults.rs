@@ -195,7 +195,7 @@ fn faults_beside_a_running_agent_are_found_by_name() {
         ward.flannel.address()
     );
     ward.cluster.etcd().ctl(&["put", &clone, &value]).unwrap();
-    let routed = || ward.patient().has_route("10.5.250.0/24".parse().unwrap()).unwrap();
+    let routed = || ward.patient().has_route("10.5.250.0/24".parse::<ipnet::Ipv4Net>().unwrap()).unwrap();
     wait_for("the clone's route", Duration::from_secs(10), || routed().then_some(())).unwrap();
     let report = assert_found("two subnets of one address", ward.patient(), &["public-ip", "vxlan"]);
     assert!(

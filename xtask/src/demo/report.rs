@@ -1,6 +1,6 @@
 //! What the demo says at its end: tables for people, JSON for machines, and the verdict.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Result, bail};
 use loden_tests::{
@@ -10,7 +10,7 @@ use loden_tests::{
 };
 use serde_json::{Value, json};
 
-use super::{Findings, LEAST_SHARE};
+use super::{Bulk, Findings, LEAST_SHARE};
 use crate::table::table;
 
 /// What is told about a node.
@@ -67,7 +67,8 @@ fn tables(findings: &Findings) {
         nodes.add_row([
             name.clone(),
             address.to_string(),
-            env.subnet.to_string(),
+            env.subnet6
+                .map_or_else(|| env.subnet.to_string(), |subnet6| format!("{}\n{subnet6}", env.subnet)),
             env.mtu.to_string(),
             out,
             inward,
@@ -79,16 +80,10 @@ fn tables(findings: &Findings) {
         println!("  {key}\n    {value}");
     }
     println!("\nwho reaches whom, by TCP and ping, with unchanged source address\n{}", matrix(findings));
-    let share = &findings.bulk.share;
-    println!(
-        "\nbulk TCP between nodes: {} bytes, every one compared; of {} packets sent, {} were encapsulated and {} \
-         delivered by the fast path: {:.2} %",
-        findings.bulk.bytes,
-        share.sent,
-        share.encapsulated,
-        share.delivered,
-        share.smaller() * 100.0
-    );
+    println!("\nbulk TCP between nodes: {}", sentence(&findings.bulk));
+    if let Some(bulk) = &findings.bulk6 {
+        println!("\nthe same over IPv6: {}", sentence(bulk));
+    }
     let mut comparison = table(["", "programs attached", "detached", "unit", "ratio"], 1);
     for row in &findings.comparison {
         comparison.add_row([
@@ -104,11 +99,28 @@ fn tables(findings: &Findings) {
     );
 }
 
+fn sentence(bulk: &Bulk) -> String {
+    let Bulk { bytes, share } = bulk;
+    let packets = share.sent;
+    if share.encapsulated == 0 && share.delivered == 0 {
+        return format!(
+            "{bytes} bytes, every one compared; all of {packets} packets by the kernel, as with flannel"
+        );
+    }
+    format!(
+        "{bytes} bytes, every one compared; of {packets} packets sent, {} were encapsulated and {} delivered by the fast \
+         path: {:.2} %",
+        share.encapsulated,
+        share.delivered,
+        share.smaller() * 100.0
+    )
+}
+
 fn matrix(findings: &Findings) -> String {
     let mut rows = Vec::new();
     let containers = &findings.reach.containers;
     for from in containers {
-        let cell = |to: &Ipv4Addr| {
+        let cell = |to: &IpAddr| {
             let pair = findings.reach.pairs.iter().find(|pair| pair.from == *from && pair.to == *to);
             match pair {
                 None => "·",
@@ -116,14 +128,23 @@ fn matrix(findings: &Findings) -> String {
                 Some(_) => "✗",
             }
         };
-        let cells: Vec<&str> = containers.iter().map(cell).collect();
+        let of_family = containers.iter().filter(|to| to.is_ipv4() == from.is_ipv4());
+        let cells: Vec<&str> = of_family.map(cell).collect();
         rows.push(format!("  {:<15} {}", from.to_string(), cells.join(" ")));
     }
     rows.join("\n")
 }
 
 fn json(findings: &Findings, leftovers: Option<&[String]>) -> Value {
-    let share = &findings.bulk.share;
+    let bulk = |Bulk { bytes, share }: &Bulk| {
+        json!({
+            "bytes": bytes,
+            "packets": share.sent,
+            "encapsulated": share.encapsulated,
+            "delivered": share.delivered,
+            "fast_path_share": share.smaller(),
+        })
+    };
     let failed: Vec<Value> = findings
         .reach
         .failures()
@@ -150,13 +171,9 @@ fn json(findings: &Findings, leftovers: Option<&[String]>) -> Value {
             "reached": findings.reach.pairs.len() - failed.len(),
             "failed": failed,
         },
-        "bulk": {
-            "bytes": findings.bulk.bytes,
-            "packets": share.sent,
-            "encapsulated": share.encapsulated,
-            "delivered": share.delivered,
-            "fast_path_share": share.smaller(),
-        },
+        "bulk": bulk(&findings.bulk),
+        // Without IPv6: null.
+        "bulk_ipv6": findings.bulk6.as_ref().map(bulk),
         "comparison": findings.comparison.iter().map(comparison).collect::<Vec<_>>(),
         "leftovers": leftovers,
     })
