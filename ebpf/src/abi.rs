@@ -38,6 +38,11 @@ pub mod map {
     pub const FLOWS: &str = "FLOWS";
     /// Array of one `u32`, the epoch: flow entries of another epoch are not fast.
     pub const EPOCH: &str = "EPOCH";
+    /// Per-CPU array of [`Note`](crate::flow_cache::Note), by [`slot`](crate::flow_cache::slot): flows found fast a
+    /// moment ago.
+    pub const FLOW_CACHE: &str = "FLOW_CACHE";
+    /// Array of one `u64`: when a flow last lost its qualification (`CLOCK_MONOTONIC`, ns). Written by the programs.
+    pub const WITHDRAWN: &str = "WITHDRAWN";
     /// Per-CPU array of [`Counter`](super::Counter) by [`Reason`](crate::reason::Reason).
     pub const COUNTERS: &str = "COUNTERS";
     /// Per-CPU array of [`Traffic`](super::Traffic), by [`Peer::traffic`](super::Peer::traffic).

@@ -62,6 +62,15 @@ pub fn mark(header: &ipv4::Header, next: &NextHeader, beyond: [u8; 4]) -> u64 {
     fields ^ u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
+/// Notes that the host translates this flow. Whether it was qualified until now, in either direction.
+#[inline(always)]
+#[must_use]
+pub fn translate(flow: &mut Flow) -> bool {
+    let was_qualified = flow.outbound_until | flow.inbound_until != 0;
+    *flow = Flow { translated: 1, ..Flow::default() };
+    was_qualified
+}
+
 /// What a packet at point 2 says of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
@@ -167,6 +176,17 @@ mod tests {
         let mut flow = Flow::default();
         enter(&mut flow, Inbound, 7, NOW);
         assert_eq!(leave(&mut flow, Inbound, 7, NOW + TRANSIT + 1, 0, 0), Left::Translated);
+    }
+
+    #[test]
+    fn a_translated_flow_loses_what_it_had() {
+        let mut flow = Flow::default();
+        enter(&mut flow, Outbound, 7, NOW);
+        assert!(!translate(&mut flow), "it had not qualified");
+        enter(&mut flow, Outbound, 7, NOW);
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 0, 0), Left::Unchanged);
+        assert!(translate(&mut flow));
+        assert_eq!(flow, Flow { translated: 1, ..Flow::default() });
     }
 
     #[test]

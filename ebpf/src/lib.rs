@@ -9,6 +9,7 @@ pub mod abi;
 pub mod checksum;
 pub mod ethernet;
 pub mod flow;
+pub mod flow_cache;
 pub mod grid;
 pub mod ipv4;
 pub mod reason;

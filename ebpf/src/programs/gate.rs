@@ -7,6 +7,7 @@ use aya_ebpf::{
 use loden_ebpf::{
     abi::{Endpoint, Flow, FlowKey},
     flow::{self, Direction, Left},
+    flow_cache::{self, Note},
     ipv4,
 };
 
@@ -32,10 +33,22 @@ pub(super) fn ask(key: &FlowKey, direction: Direction, tcp_flags: u8) -> Answer 
     if ipv4::is_tcp_control(tcp_flags) {
         return Answer::Control;
     }
-    // SAFETY: the entry may be reused for another flow while we read it; a wrong time then lets one packet
-    // take the other path, and both deliver it.
+    let state = maps::state();
+    let Some(note) = maps::FLOW_CACHE.get_ptr_mut(flow_cache::slot(key, direction)) else {
+        return Answer::NotQualified;
+    };
+    // SAFETY: the slot is this CPU's own, and TC programs of one CPU do not interrupt one another.
+    let note = unsafe { &mut *note };
+    if note.holds(key, state) {
+        return Answer::Fast;
+    }
+    // SAFETY: the entry may be reused for another flow while we read it; a wrong time then lets packets of a few ticks
+    // take the other path, and both deliver them.
     match unsafe { maps::FLOWS.get(key) } {
-        Some(entry) if flow::is_fast(entry, direction, now(), maps::epoch()) => Answer::Fast,
+        Some(entry) if flow::is_fast(entry, direction, now(), state.epoch) => {
+            *note = Note::new(key, state);
+            Answer::Fast
+        }
         _ => Answer::NotQualified,
     }
 }
@@ -81,6 +94,13 @@ fn mark(skb: &Skb, at: usize) -> u64 {
 /// Remembers that the host translates this flow.
 #[inline(always)]
 pub(super) fn translated(key: &FlowKey) {
+    if let Some(entry) = maps::FLOWS.get_ptr_mut(key) {
+        // SAFETY: as in `enter`. Most packets of a service's flow find it noted already.
+        if flow::translate(unsafe { &mut *entry }) {
+            maps::withdraw();
+        }
+        return;
+    }
     let entry = Flow { translated: 1, ..Flow::default() };
     let _ = maps::FLOWS.insert(key, &entry, u64::from(BPF_ANY));
 }

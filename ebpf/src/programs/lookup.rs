@@ -32,8 +32,13 @@ pub(super) fn endpoint(address: u32) -> Option<&'static Endpoint> {
 #[inline(always)]
 pub(super) fn gate_endpoint(address: u32) {
     if let Some(endpoint) = own_offset(address).and_then(|offset| maps::ENDPOINTS.get_ptr_mut(offset)) {
-        // SAFETY: the pointer is valid as long as the map is; the field is written whole.
-        unsafe { (*endpoint).gated = TRANSLATED };
+        // SAFETY: the pointer is valid as long as the map is; the field is written whole, and not for every packet:
+        // other CPUs read the same cache line.
+        unsafe {
+            if (*endpoint).gated != TRANSLATED {
+                (*endpoint).gated = TRANSLATED;
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::btf_map,
 };
 use loden_ebpf::{
@@ -9,6 +10,7 @@ use loden_ebpf::{
         Counter, ENDPOINTS_MAX, Endpoint, EndpointTraffic, FLOWS_MAX, Flow, FlowKey, PEERS_MAX, Peer,
         SIGHTINGS_MAX, Sighting, SightingKey, TRAFFIC_SLOTS_MAX, Traffic, VTEPS_MAX,
     },
+    flow_cache::{Note, SLOTS, State},
     reason::{COUNT, Reason},
 };
 
@@ -29,6 +31,12 @@ pub(super) static FLOWS: LruHashMap<FlowKey, Flow, FLOWS_MAX> = LruHashMap::new(
 
 #[btf_map]
 pub(super) static EPOCH: Array<u32, 1> = Array::new();
+
+#[btf_map]
+pub(super) static FLOW_CACHE: PerCpuArray<Note, { SLOTS as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static WITHDRAWN: Array<u64, 1> = Array::new();
 
 #[btf_map]
 pub(super) static COUNTERS: PerCpuArray<Counter, COUNT> = PerCpuArray::new();
@@ -55,6 +63,27 @@ pub(super) fn count(reason: Reason, len: u32) {
             (*counter).packets += 1;
             (*counter).bytes += u64::from(len);
         }
+    }
+}
+
+/// What notes in the flow cache are compared with.
+#[inline(always)]
+pub(super) fn state() -> State {
+    State {
+        // SAFETY: calls a helper that takes nothing; the verifier makes it a single load.
+        tick: unsafe { bpf_jiffies64() },
+        epoch: epoch(),
+        withdrawn: WITHDRAWN.get(0).copied().unwrap_or(0) as u32,
+    }
+}
+
+/// Ends what every CPU remembers of flows. The time, because no two CPUs write the same one; a count would take an
+/// atomic instruction.
+#[inline(always)]
+pub(super) fn withdraw() {
+    if let Some(withdrawn) = WITHDRAWN.get_ptr_mut(0) {
+        // SAFETY: the helper takes nothing; the pointer is valid as long as the map is, and the field is written whole.
+        unsafe { *withdrawn = bpf_ktime_get_ns() };
     }
 }
 

@@ -9,6 +9,7 @@
 )]
 
 mod case;
+mod flow_cache;
 mod from_overlay;
 mod from_pod;
 mod from_wire;

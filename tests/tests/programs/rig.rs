@@ -199,8 +199,10 @@ impl<'a> Rig<'a> {
         }
         self.dataplane.take_sightings().unwrap();
         for (key, _) in self.flows() {
-            self.flows.remove(&key).unwrap();
+            self.remove_flow(&key);
         }
+        // What the CPUs remember of these flows.
+        self.dataplane.bump_epoch().unwrap();
     }
 
     /// Runs a program once.
@@ -248,6 +250,10 @@ impl<'a> Rig<'a> {
 
     pub(crate) fn set_flow(&mut self, key: FlowKey, flow: Flow) {
         self.flows.insert(key, flow, 0).unwrap();
+    }
+
+    pub(crate) fn remove_flow(&mut self, key: &FlowKey) {
+        self.flows.remove(key).unwrap();
     }
 
     /// What was counted since an earlier reading, without what was not.
