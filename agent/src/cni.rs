@@ -12,6 +12,7 @@
 //! veth's alias whose it is. The programs it attaches from the pins that the agent has left, and the endpoint's entry
 //! it writes itself, so that a pod is on the fast path at once; an agent that comes later finds pods by their alias.
 
+pub mod addresses;
 pub mod check;
 pub mod delegate;
 pub mod error;

@@ -14,7 +14,8 @@ use ipnet::Ipv4Net;
 use loden_ebpf::abi::Endpoint;
 
 use crate::{
-    cni::record::Record,
+    cni::{addresses::Addresses, record::Record},
+    family::V4,
     kernel::{Link, LinkKind},
 };
 
@@ -42,8 +43,8 @@ pub struct Routed {
     pub port: u32,
     /// Its MAC: the pod's gateway.
     pub gateway_mac: [u8; 6],
-    /// The pod's address.
-    pub address: Ipv4Addr,
+    /// The pod's addresses.
+    pub addresses: Addresses,
     /// MAC of the pod's own interface.
     pub mac: [u8; 6],
 }
@@ -55,13 +56,17 @@ impl Routed {
         if link.kind != LinkKind::Veth || link.master.is_some() || link.peer_in_other_netns.is_none() {
             return None;
         }
-        let Record { address, mac, .. } = Record::parse(link.alias.as_deref()?)?;
-        Some(Self { port: link.index, gateway_mac: link.mac?, address, mac })
+        let Record { addresses, mac, .. } = Record::parse(link.alias.as_deref()?)?;
+        Some(Self { port: link.index, gateway_mac: link.mac?, addresses, mac })
     }
 
-    fn endpoint(&self) -> Endpoint {
-        let Self { port, gateway_mac, address, mac } = *self;
-        Endpoint { address: address.octets(), ifindex: port, mac, gateway_mac, gated: 0, traffic: 0 }
+    /// Its endpoint of IPv4, where it has an address of that.
+    fn endpoint(&self) -> Option<(Ipv4Addr, Endpoint)> {
+        let Self { port, gateway_mac, addresses, mac } = *self;
+        let address = addresses.get::<V4>()?;
+        let endpoint =
+            Endpoint { address: address.octets(), ifindex: port, mac, gateway_mac, gated: 0, traffic: 0 };
+        Some((address, endpoint))
     }
 }
 
@@ -110,8 +115,8 @@ pub fn discover(
         }
     }
     // Last: the host's route to one address counts before that to the whole subnet.
-    let own = routed.iter().filter(|pod| subnet.contains(&pod.address));
-    found.extend(own.map(|pod| (pod.address, pod.endpoint())));
+    let own = routed.iter().filter_map(Routed::endpoint).filter(|(address, _)| subnet.contains(address));
+    found.extend(own);
     found
 }
 
@@ -288,7 +293,7 @@ mod tests {
         let routed = Routed::of(&veth()).unwrap();
         let found = super::discover(SUBNET.parse().unwrap(), &[bridge()], &[routed], &[], &Endpoints::new());
         assert_eq!(found, [(address(2), at(9, OTHER))].into());
-        let elsewhere = Routed { address: Ipv4Addr::new(10, 5, 2, 2), ..routed };
+        let elsewhere = Routed { addresses: "10.5.2.2".parse().unwrap(), ..routed };
         let found = super::discover(SUBNET.parse().unwrap(), &[], &[elsewhere], &[], &Endpoints::new());
         assert!(found.is_empty(), "another subnet's");
     }

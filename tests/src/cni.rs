@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::Write as _,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Stdio,
@@ -78,8 +78,10 @@ pub struct Pod {
     pub netns: Netns,
     /// The answer of the last plugin of the chain.
     pub result: Value,
-    /// Its address.
+    /// Its IPv4 address; unspecified where it has none.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, where it has one.
+    pub address6: Option<Ipv6Addr>,
 }
 
 impl Pod {
@@ -87,6 +89,12 @@ impl Pod {
     #[must_use]
     pub fn host(&self) -> Host<'_> {
         Host { netns: &self.netns, address: self.address.into() }
+    }
+
+    /// It as one end of a conversation over IPv6, where it has an address of that.
+    #[must_use]
+    pub fn host6(&self) -> Option<Host<'_>> {
+        self.address6.map(|address| Host { netns: &self.netns, address: address.into() })
     }
 
     /// Packets that left through `eth0` since it was made; a GSO packet counts once, as in the programs.
@@ -140,7 +148,7 @@ impl Runtime {
     pub fn given_out(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.addresses()) else { return Vec::new() };
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter(|name| name.parse::<Ipv4Addr>().is_ok()).collect()
+        names.filter(|name| name.parse::<IpAddr>().is_ok()).collect()
     }
 
     /// Runs one plugin.
@@ -214,9 +222,12 @@ impl Runtime {
         let netns = Netns::create(&format!("p-{id}"))?;
         match self.add_to(id, &netns) {
             Ok(result) => {
-                let address = result["ips"][0]["address"].as_str().unwrap_or_default();
-                let address = address.split('/').next().unwrap_or_default().parse().context("no address")?;
-                Ok(Pod { id: id.to_owned(), netns, result, address })
+                let all = addresses(&result);
+                let v4 = all.iter().find_map(|it| if let IpAddr::V4(it) = it { Some(*it) } else { None });
+                let v6 = all.iter().find_map(|it| if let IpAddr::V6(it) = it { Some(*it) } else { None });
+                ensure!(!all.is_empty(), "no address: {result}");
+                let address = v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+                Ok(Pod { id: id.to_owned(), netns, result, address, address6: v6 })
             }
             Err(error) => {
                 self.del(id, Some(&netns), &Value::Null)?;
@@ -278,6 +289,13 @@ impl Runtime {
         conf["prevResult"] = pod.result.clone();
         self.call("CHECK", &pod.id, Some(&pod.netns), &conf)
     }
+}
+
+/// The addresses that a plugin has answered.
+#[must_use]
+pub fn addresses(result: &Value) -> Vec<IpAddr> {
+    let ips = result["ips"].as_array().map(Vec::as_slice).unwrap_or_default();
+    ips.iter().filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok()).collect()
 }
 
 /// A network of routed pods on this node, with these plugins behind.

@@ -110,9 +110,8 @@ fn render(conf: &Conf, lease: &Lease) -> Result<(String, Map<String, Value>)> {
 fn ipam(conf: &Conf, lease: &Lease) -> Result<Value> {
     let mut ipam = conf.object("ipam")?.cloned().unwrap_or_default();
     ipam.entry("type").or_insert_with(|| "host-local".into());
-    let subnets = lease.subnet.iter().map(ToString::to_string);
-    let subnets = subnets.chain(lease.subnet6.iter().map(ToString::to_string));
-    ipam.insert("ranges".into(), subnets.map(|subnet| json!([{ "subnet": subnet }])).collect());
+    let ranges = lease.subnets().map(|subnet| json!([{ "subnet": subnet.to_string() }]));
+    ipam.insert("ranges".into(), ranges.collect());
     let mut routes = match ipam.get("routes") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(routes)) => routes.clone(),

@@ -1,10 +1,9 @@
-//! Addresses: by a standard plugin, which is told the node's subnet.
-
-use std::net::Ipv4Addr;
+//! Addresses: by a standard plugin, which is told the node's subnets.
 
 use serde_json::{Map, Value, json};
 
 use super::{
+    addresses::Addresses,
     delegate::Delegate,
     error::Result,
     lease::Lease,
@@ -28,7 +27,7 @@ pub struct Ipam<'a> {
 }
 
 impl<'a> Ipam<'a> {
-    /// From the configuration's `ipam`; host-local gets the lease's subnet unless ranges are given there.
+    /// From the configuration's `ipam`; host-local gets the lease's subnets unless ranges are given there.
     ///
     /// # Errors
     ///
@@ -42,9 +41,14 @@ impl<'a> Ipam<'a> {
         };
         ipam.insert("type".into(), name.as_str().into());
         if name == DEFAULT && !ipam.contains_key("ranges") && !ipam.contains_key("subnet") {
-            let subnet = lease.and_then(|lease| lease.subnet).map(|subnet| subnet.to_string());
-            let subnet = subnet.unwrap_or_else(|| ANY.to_owned());
-            ipam.insert("ranges".into(), json!([[{ "subnet": subnet }]]));
+            // A range of each family, so that it gives an address of each.
+            let mut subnets: Vec<String> =
+                lease.into_iter().flat_map(Lease::subnets).map(|subnet| subnet.to_string()).collect();
+            if subnets.is_empty() {
+                subnets.push(ANY.to_owned());
+            }
+            let ranges = subnets.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
+            ipam.insert("ranges".into(), Value::Array(ranges));
         }
         let mut whole: Map<String, Value> = conf.raw.clone();
         whole.retain(|key, _| !key.eq_ignore_ascii_case("ipam"));
@@ -60,13 +64,13 @@ impl<'a> Ipam<'a> {
         Ok(Self { plugin, name, conf, plain })
     }
 
-    /// An address for the container, and what the plugin says of names. What an ADD that broke off may have left is
+    /// The container's addresses, and what the plugin says of names. What an ADD that broke off may have left is
     /// given back first where it stands in the way.
     ///
     /// # Errors
     ///
-    /// Those of the plugin, and code 7 where it gives something else than one IPv4 address; it is given back then.
-    pub fn allocate(&self) -> Result<(Ipv4Addr, Option<Value>)> {
+    /// Those of the plugin, and code 7 where it gives something else than one address of a family; it is given back then.
+    pub fn allocate(&self) -> Result<(Addresses, Option<Value>)> {
         let answer = self.plugin.call(Command::Add, &self.plain).or_else(|first| {
             // The first answer says why; where giving back does not help, it is still true.
             self.release().and_then(|()| self.plugin.call(Command::Add, &self.plain)).map_err(|_| first)

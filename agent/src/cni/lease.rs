@@ -46,6 +46,11 @@ impl Lease {
         Self::parse(file, &content)
     }
 
+    /// This node's subnets, IPv4's first.
+    pub fn subnets(&self) -> impl Iterator<Item = IpNet> + use<> {
+        self.subnet.map(IpNet::from).into_iter().chain(self.subnet6.map(IpNet::from))
+    }
+
     fn parse(file: &Path, content: &str) -> Result<Self> {
         let entry = |key: &str| subnet_file::entry(content, key);
         let wrong = |key: &str, value: &str, wanted: &str| {

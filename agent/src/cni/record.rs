@@ -3,9 +3,9 @@
 //! The kernel keeps it with the link, and it goes with the link: the agent finds pods by it that were made while it
 //! was away, GC finds whom nobody knows any more, and `ip link` shows it to people.
 
-use std::{fmt, net::Ipv4Addr};
+use std::fmt;
 
-use super::request::Attachment;
+use super::{addresses::Addresses, request::Attachment};
 use crate::kernel::mac_text;
 
 /// What every alias begins with.
@@ -16,8 +16,8 @@ const LONGEST: usize = 255;
 /// A routed pod, as its veth's alias tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The pod's address.
-    pub address: Ipv4Addr,
+    /// The pod's addresses. Versions that knew of one only do not take a record of two for theirs.
+    pub addresses: Addresses,
     /// MAC of the pod's own interface.
     pub mac: [u8; 6],
     /// The network's name in the CNI configuration.
@@ -29,11 +29,16 @@ pub struct Record {
 }
 
 impl Record {
-    /// The alias; without the pod's name where it would be too long.
+    /// So many characters the names of network and container may always have together.
+    pub const LONGEST_NAMES: usize = LONGEST - "loden-cni 255.255.255.255,0000:0000:0000:0000:0000:0000:0000:0000 00:00:00:00:00:00  fifteen-bytes-x ".len();
+
+    /// The alias; without the pod's name where it would be too long. `None` where it is too long all the same, as the
+    /// longest names of network and container are with addresses of both families.
     #[must_use]
-    pub fn alias(&self) -> String {
-        let whole = self.to_string();
-        if whole.len() <= LONGEST { whole } else { Self { pod: None, ..self.clone() }.to_string() }
+    pub fn alias(&self) -> Option<String> {
+        let fits = |alias: &String| alias.len() <= LONGEST;
+        let short = || Self { pod: None, ..self.clone() }.to_string();
+        Some(self.to_string()).filter(fits).or_else(|| Some(short()).filter(fits))
     }
 
     /// Reads an alias; `None` for one that is not ours.
@@ -44,7 +49,7 @@ impl Record {
             return None;
         }
         let record = Self {
-            address: words.next()?.parse().ok()?,
+            addresses: words.next()?.parse().ok()?,
             mac: parse_mac(words.next()?)?,
             network: words.next()?.to_owned(),
             attachment: Attachment {
@@ -59,8 +64,8 @@ impl Record {
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { address, mac, network, attachment: Attachment { container, interface }, pod } = self;
-        write!(f, "{MARK} {address} {} {network} {interface} {container}", mac_text(*mac))?;
+        let Self { addresses, mac, network, attachment: Attachment { container, interface }, pod } = self;
+        write!(f, "{MARK} {addresses} {} {network} {interface} {container}", mac_text(*mac))?;
         pod.iter().try_for_each(|pod| write!(f, " {pod}"))
     }
 }
@@ -100,7 +105,7 @@ mod tests {
 
     fn record() -> Record {
         Record {
-            address: Ipv4Addr::new(10, 5, 1, 2),
+            addresses: "10.5.1.2".parse().unwrap(),
             mac: [2, 0, 0xab, 0, 0, 9],
             network: "cbr0".into(),
             attachment: Attachment { container: "c".repeat(64), interface: "eth0".into() },
@@ -110,23 +115,29 @@ mod tests {
 
     #[test]
     fn an_alias_is_read_back_as_it_was_written() {
-        let record = record();
-        assert_eq!(Record::parse(&record.alias()), Some(record.clone()));
-        let nameless = Record { pod: None, ..record };
-        assert_eq!(Record::parse(&nameless.alias()), Some(nameless));
+        for addresses in ["10.5.1.2", "10.5.1.2,fc00:0:0:1::2", "fc00:0:0:1::2"] {
+            let record = Record { addresses: addresses.parse().unwrap(), ..record() };
+            assert_eq!(Record::parse(&record.alias().unwrap()), Some(record.clone()));
+            let nameless = Record { pod: None, ..record };
+            assert_eq!(Record::parse(&nameless.alias().unwrap()), Some(nameless));
+        }
     }
 
     #[test]
     fn a_pod_name_that_does_not_fit_is_left_out() {
         let long = Record { pod: Some(format!("default/{}", "x".repeat(200))), ..record() };
-        assert_eq!(Record::parse(&long.alias()), Some(Record { pod: None, ..record() }));
+        assert_eq!(Record::parse(&long.alias().unwrap()), Some(Record { pod: None, ..record() }));
         let longest = Record {
             network: "n".repeat(64),
             attachment: Attachment { container: "c".repeat(128), interface: "i".repeat(15) },
             pod: None,
             ..record()
         };
-        assert!(longest.alias().len() <= LONGEST, "{}", longest.alias().len());
+        assert!(longest.alias().is_some());
+        let both = Record { addresses: "10.5.1.2,fc00:1:2:3:4:5:6:7".parse().unwrap(), ..longest };
+        assert_eq!(both.alias(), None, "nothing is cut off that tells whose it is");
+        let usual = Attachment { container: "c".repeat(64), interface: "i".repeat(15) };
+        assert!(Record { attachment: usual, ..both }.alias().is_some());
     }
 
     #[test]
@@ -136,6 +147,7 @@ mod tests {
             "uplink to rack 4",
             "loden-cni",
             "loden-cni 10.5.1.2",
+            "loden-cni 10.5.1.2,10.5.1.3 02:00:00:00:00:01 n eth0 c",
             "loden-cni 10.5.1.256 02:00:00:00:00:01 n eth0 c",
             "loden-cni 10.5.1.2 02:00:00:00:00 n eth0 c",
             "loden-cni 10.5.1.2 02:00:00:00:00:+1 n eth0 c",

@@ -1,10 +1,14 @@
 //! What ADD answers, in the layout of each version, and what CHECK reads back of it.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
 
 use serde_json::{Map, Value, json};
 
 use super::{
+    addresses::Addresses,
     error::{CniError, Result, code},
     record::parse_mac,
     request::{Attachment, Conf, version_at},
@@ -14,6 +18,8 @@ use crate::kernel::mac_text;
 /// The pods' way out: an address that is the same in every pod, on no interface, and known to the pod by a
 /// permanent neighbour entry. Link-local (RFC 3927), so that it is never routed.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The same of IPv6 (RFC 4291, 2.5.6).
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// A routed pod as it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +30,8 @@ pub struct Attached {
     pub host_mac: [u8; 6],
     /// MAC of the pod's interface.
     pub mac: [u8; 6],
-    /// The pod's address.
-    pub address: Ipv4Addr,
+    /// The pod's addresses.
+    pub addresses: Addresses,
     /// MTU of both ends, in bytes.
     pub mtu: u32,
 }
@@ -57,12 +63,19 @@ impl Attached {
             pod["mtu"] = self.mtu.into();
         }
         interfaces.extend([host, pod]);
-        let mut ip = json!({ "address": format!("{}/32", self.address), "gateway": GATEWAY.to_string(), "interface": pod_at });
-        if !conf.is_modern() {
-            ip["version"] = "4".into();
+        for address in self.addresses.iter() {
+            let (length, gateway, all, version) = match address {
+                IpAddr::V4(_) => (32, IpAddr::from(GATEWAY), "0.0.0.0/0", "4"),
+                IpAddr::V6(_) => (128, GATEWAY_V6.into(), "::/0", "6"),
+            };
+            let mut ip =
+                json!({ "address": format!("{address}/{length}"), "gateway": gateway, "interface": pod_at });
+            if !conf.is_modern() {
+                ip["version"] = version.into();
+            }
+            list(&mut result, "ips")?.push(ip);
+            list(&mut result, "routes")?.push(json!({ "dst": all, "gw": gateway }));
         }
-        list(&mut result, "ips")?.push(ip);
-        list(&mut result, "routes")?.push(json!({ "dst": "0.0.0.0/0", "gw": GATEWAY.to_string() }));
         // What the configuration says of names counts before what the address plugin says.
         let dns = conf.object("dns")?.cloned().map(Value::Object).or(dns);
         if let Some(dns) = dns.filter(|dns| dns.as_object().is_some_and(|dns| !dns.is_empty())) {
@@ -98,14 +111,13 @@ impl Attached {
         let of_pod = ips
             .iter()
             .filter(|ip| ip["interface"].as_u64().and_then(|i| usize::try_from(i).ok()) == Some(at));
-        let address = of_pod
-            .filter_map(|ip| ip["address"].as_str())
-            .find_map(|text| text.split_once('/').and_then(|(address, _)| address.parse().ok()));
+        let addresses: Vec<IpAddr> = of_pod.filter_map(address).collect();
         Ok(Self {
             host: host["name"].as_str().unwrap_or_default().to_owned(),
             host_mac: mac(host).ok_or_else(|| missing("MAC of the interface on the host"))?,
             mac: mac(&interfaces[at]).ok_or_else(|| missing("MAC of the container's interface"))?,
-            address: address.ok_or_else(|| missing("IPv4 address of the container's interface"))?,
+            addresses: Addresses::of(&addresses)
+                .ok_or_else(|| missing("one address of a family of the container's interface"))?,
             mtu: 0,
         })
     }
@@ -122,24 +134,30 @@ fn list<'a>(result: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut Vec
     })
 }
 
-/// The address that an address plugin gave, and what it says of names.
+/// The address of an item of `ips`, which has its prefix length behind.
+fn address(ip: &Value) -> Option<IpAddr> {
+    ip["address"].as_str()?.split_once('/')?.0.parse().ok()
+}
+
+/// The addresses that an address plugin gave, and what it says of names.
 ///
 /// # Errors
 ///
-/// Code 7 where it gave none, several, or one of IPv6.
-pub fn allocated(answer: Option<&Value>, plugin: &str) -> Result<(Ipv4Addr, Option<Value>)> {
+/// Code 7 where it gave none, or several of a family.
+pub fn allocated(answer: Option<&Value>, plugin: &str) -> Result<(Addresses, Option<Value>)> {
     let wrong =
         |why: String| CniError::new(code::BAD_CONFIG, format_args!("\"ipam\": the plugin {plugin} {why}"));
     let ips = answer.and_then(|answer| answer["ips"].as_array()).map(Vec::as_slice).unwrap_or_default();
-    let [ip] = ips else {
-        return Err(wrong(format!("gave {} addresses; one IPv4 address is wanted", ips.len())));
+    let each = |ip: &Value| {
+        address(ip).ok_or_else(|| wrong(format!("gave {ip}; an address and prefix length is wanted")))
     };
-    let text = ip["address"].as_str().unwrap_or_default();
-    let address = text.split_once('/').and_then(|(address, _)| address.parse().ok());
-    let address =
-        address.ok_or_else(|| wrong(format!("gave {ip}; an IPv4 address and prefix length is wanted")))?;
+    let all: Vec<IpAddr> = ips.iter().map(each).collect::<Result<_>>()?;
+    let addresses = Addresses::of(&all).ok_or_else(|| {
+        let shown: Vec<String> = all.iter().map(ToString::to_string).collect();
+        wrong(format!("gave {} addresses ({}); one of each family is wanted", all.len(), shown.join(", ")))
+    })?;
     let dns = answer.and_then(|answer| answer.get("dns")).cloned();
-    Ok((address, dns))
+    Ok((addresses, dns))
 }
 
 #[cfg(test)]
@@ -152,7 +170,7 @@ mod tests {
             host: "pod1".into(),
             host_mac: [2, 0, 0, 0, 0, 1],
             mac: [2, 0, 0, 0, 0, 2],
-            address: Ipv4Addr::new(10, 5, 1, 2),
+            addresses: "10.5.1.2".parse().unwrap(),
             mtu: 1450,
         }
     }
@@ -183,7 +201,20 @@ mod tests {
                 "dns": {},
             })
         );
-        assert_eq!(of("0.3.1")["ips"][0]["version"], "4");
+        let conf = r#"{"cniVersion":"0.3.1","name":"n","type":"loden-cni"}"#;
+        let conf = Conf::parse(conf.as_bytes(), Command::Add).unwrap();
+        let both = Attached { addresses: "10.5.1.2,fc00:0:0:1::2".parse().unwrap(), ..attached() };
+        let answer = both.answer(&conf, &attachment(), Path::new("/run/netns/p"), None).unwrap();
+        assert_eq!(
+            answer["ips"],
+            json!([
+                { "address": "10.5.1.2/32", "gateway": "169.254.1.1", "interface": 1, "version": "4" },
+                { "address": "fc00:0:0:1::2/128", "gateway": "fe80::1", "interface": 1, "version": "6" },
+            ])
+        );
+        assert_eq!(answer["routes"][1], json!({ "dst": "::/0", "gw": "fe80::1" }));
+        let read = Attached::from_previous(answer.as_object().unwrap(), &attachment()).unwrap();
+        assert_eq!(read.addresses, both.addresses);
         assert_eq!(of("1.1.0")["interfaces"][1]["mtu"], 1450);
     }
 
@@ -209,16 +240,22 @@ mod tests {
         let pod = json!({ "name": "eth0", "sandbox": "/x", "mac": "02:00:00:00:00:02" });
         assert!(error(json!({ "interfaces": [pod] })).contains("interface on the host"));
         let host = json!({ "name": "h", "mac": "02:00:00:00:00:01" });
-        assert!(error(json!({ "interfaces": [host, pod], "ips": [] })).contains("IPv4 address"));
+        assert!(error(json!({ "interfaces": [host, pod], "ips": [] })).contains("address of a family"));
     }
 
     #[test]
-    fn one_ipv4_address_is_wanted_of_the_address_plugin() {
+    fn one_address_of_each_family_is_wanted_of_the_address_plugin() {
         let ips = |ips: Value| allocated(Some(&json!({ "ips": ips })), "host-local");
-        assert_eq!(ips(json!([{ "address": "10.5.1.9/24" }])).unwrap().0, Ipv4Addr::new(10, 5, 1, 9));
+        let given = |list: Value| ips(list).unwrap().0.to_string();
+        assert_eq!(given(json!([{ "address": "10.5.1.9/24" }])), "10.5.1.9");
+        assert_eq!(given(json!([{ "address": "fc00::2/64" }])), "fc00::2");
+        assert_eq!(
+            given(json!([{ "address": "10.5.1.9/24" }, { "address": "fc00::2/64" }])),
+            "10.5.1.9,fc00::2"
+        );
         for (wrong, why) in [
             (json!([]), "gave 0 addresses"),
-            (json!([{ "address": "fc00::2/64" }]), "gave {\"address\":\"fc00::2/64\"}"),
+            (json!([{ "address": "fc00::2" }]), "gave {\"address\":\"fc00::2\"}"),
             (json!([{ "address": "10.5.1.9/24" }, { "address": "10.5.1.10/24" }]), "gave 2 addresses"),
         ] {
             let error = ips(wrong).unwrap_err();

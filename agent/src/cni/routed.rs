@@ -1,6 +1,6 @@
 //! The routed mode: what the verbs do.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use serde_json::Value;
 
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     dataplane::PinnedDataplane,
+    family::V4,
     kernel::{Kernel, Link, LinkKind, random_mac, sysctl},
 };
 
@@ -108,16 +109,16 @@ async fn add(env: &Environment, conf: &Conf, settings: &Settings, attachment: &A
         wiring::take_off(&kernel, &settings.bpffs_dir, &link, record.as_ref()).await?;
         ipam.release()?;
     }
-    let (address, dns) = ipam.allocate()?;
+    let (addresses, dns) = ipam.allocate()?;
     let attached = Attached {
         host: host_name(&conf.name, attachment),
         host_mac: random_mac(),
         mac: settings.mac.unwrap_or_else(random_mac),
-        address,
+        addresses,
         mtu: settings.mtu.unwrap_or(lease.mtu),
     };
     let record = Record {
-        address,
+        addresses,
         mac: attached.mac,
         network: conf.name.clone(),
         attachment: attachment.clone(),
@@ -141,18 +142,9 @@ async fn attach(
     attached: &Attached,
     record: &Record,
 ) -> Result<()> {
-    let address = attached.address;
-    let subnet = lease.subnet.filter(|subnet| subnet.contains(&address)).ok_or_else(|| {
-        let (subnet, file) = (lease.subnet.unwrap_or_default(), lease.file.display());
-        CniError::new(
-            code::BAD_CONFIG,
-            format_args!(
-                "\"ipam\": {address} is not in this node's subnet {subnet}, so no other node would reach it"
-            ),
-        )
-        .details(format_args!("the subnet is FLANNEL_SUBNET of {file}"))
-    })?;
+    attached.addresses.iter().try_for_each(|address| reachable(lease, address))?;
     let index = wiring::wire(kernel, sandbox, attached, record).await?;
+    let (Some(address), Some(subnet)) = (attached.addresses.get::<V4>(), lease.subnet) else { return Ok(()) };
     wiring::answer_on_bridges(kernel, subnet).await?;
     // Without programs for this very subnet the kernel carries the packets, and the agent finds the pod.
     if let Some(mut dataplane) =
@@ -160,10 +152,24 @@ async fn attach(
     {
         dataplane.attach(index, &attached.host)?;
         if !settings.is_limited {
-            dataplane.set_endpoint(wiring::endpoint(attached, index))?;
+            dataplane.set_endpoint(wiring::endpoint(attached, address, index))?;
         }
     }
     Ok(())
+}
+
+/// An address must be in this node's subnet.
+fn reachable(lease: &Lease, address: IpAddr) -> Result<()> {
+    if lease.subnets().any(|subnet| subnet.contains(&address)) {
+        return Ok(());
+    }
+    let subnet = lease.subnets().find(|subnet| subnet.addr().is_ipv4() == address.is_ipv4());
+    let key = if address.is_ipv4() { "FLANNEL_SUBNET" } else { "FLANNEL_IPV6_SUBNET" };
+    let subnet = subnet.map_or_else(|| "(there is none)".to_owned(), |subnet| subnet.to_string());
+    let error =
+        format!("\"ipam\": {address} is not in this node's subnet {subnet}, so no other node would reach it");
+    let details = format!("the subnet is {key} of {}", lease.file.display());
+    Err(CniError::new(code::BAD_CONFIG, error).details(details))
 }
 
 /// Goes on past failures: the error that led here is the one to tell.
@@ -220,7 +226,7 @@ async fn whole(
         host: link.name.clone(),
         host_mac,
         mac: record.mac,
-        address: record.address,
+        addresses: record.addresses,
         mtu: link.mtu,
     };
     let damages = check::damages(
@@ -255,12 +261,13 @@ async fn forget(kernel: &Kernel, conf: &Conf, settings: &Settings, attachment: &
     let Some(previous) = conf.previous()? else { return Ok(()) };
     // DEL takes whatever it gets; where it cannot be read, there is nothing to find.
     let Ok(attached) = Attached::from_previous(previous, attachment) else { return Ok(()) };
+    let Some(address) = attached.addresses.get::<V4>() else { return Ok(()) };
     let Some(dataplane) = PinnedDataplane::open(&settings.bpffs_dir)? else { return Ok(()) };
-    let Some(endpoint) = dataplane.endpoint(attached.address)?.filter(|it| it.mac == attached.mac) else {
+    let Some(endpoint) = dataplane.endpoint(address)?.filter(|it| it.mac == attached.mac) else {
         return Ok(());
     };
     if kernel.link_by_index(endpoint.ifindex).await?.is_none() {
-        wiring::forget_endpoint(&settings.bpffs_dir, attached.address, endpoint.ifindex)?;
+        wiring::forget_endpoint(&settings.bpffs_dir, address, endpoint.ifindex)?;
         crate::dataplane::forget_pod(&settings.bpffs_dir, endpoint.ifindex)?;
     }
     Ok(())
@@ -313,13 +320,15 @@ async fn collect(env: &Environment, conf: &Conf, settings: &Settings) -> Result<
 fn status(env: &Environment, conf: &Conf, settings: &Settings) -> Result<()> {
     let lease = Lease::read(&settings.subnet_file)?;
     Ipam::new(env, conf, Some(&lease))?.pass_on(Command::Status)?;
-    let forwarding = "net.ipv4.ip_forward";
-    match sysctl::get(forwarding) {
-        Ok(value) if value == "0" => Err(CniError::new(
+    let v4 = lease.subnet.map(|_| "net.ipv4.ip_forward");
+    let v6 = lease.subnet6.map(|_| "net.ipv6.conf.all.forwarding");
+    let is_off = |name: &&str| sysctl::get(name).is_ok_and(|value| value == "0");
+    match v4.into_iter().chain(v6).find(is_off) {
+        Some(forwarding) => Err(CniError::new(
             code::LIMITED,
             format_args!("{forwarding}=0: this host forwards nothing, so its containers reach nobody"),
         )
         .details("the agent sets it to 1 when it runs")),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }

@@ -1,8 +1,8 @@
 //! A routed pod in the kernel: a veth, a route and a neighbour at each end, and no bridge.
 //!
-//! The pod has its address as a /32 and sends everything to [`GATEWAY`], which a permanent neighbour entry says to be
-//! the host's end. The host has a route to the address by the veth and a permanent neighbour for it. So nobody asks
-//! anything by ARP, and a pod sees no frame that is not its own.
+//! The pod has its address as a /32 (of IPv6 a /128) and sends everything to [`GATEWAY`] ([`GATEWAY_V6`]), which a
+//! permanent neighbour entry says to be the host's end. The host has a route to the address by the veth and a permanent
+//! neighbour for it. So nobody asks anything by ARP or neighbour discovery, and a pod sees no frame that is not its own.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -13,18 +13,20 @@ use tokio::time::{Instant, sleep};
 use super::{
     error::{CniError, Result, code},
     record::Record,
-    result::{Attached, GATEWAY},
+    result::{Attached, GATEWAY, GATEWAY_V6},
     sandbox::Sandbox,
 };
 use crate::{
     dataplane::{DataplaneError, PinnedDataplane, forget_pod},
-    family::V4,
+    family::{Family, V4, V6},
     kernel::{
         Kernel, KernelError, Link, LinkKind, VethSpec, default_route, pod_route,
         sysctl::{self, SysctlError},
     },
 };
 
+/// The smallest MTU of IPv6 (RFC 8200, 5), in bytes: the kernel gives an interface with less no address.
+const SMALLEST_V6: u32 = 1280;
 /// How long a veth may take until it carries packets; usually none.
 const RUNNING: Duration = Duration::from_secs(5);
 
@@ -34,8 +36,26 @@ const RUNNING: Duration = Duration::from_secs(5);
 ///
 /// Code 103 where the interface's name or the address is taken, 100 for what else the kernel refuses.
 pub async fn wire(kernel: &Kernel, sandbox: &Sandbox, attached: &Attached, record: &Record) -> Result<u32> {
-    let Attached { host, host_mac, mac, address, mtu } = attached;
+    let Attached { host, host_mac, mac, addresses, mtu } = attached;
     let interface = &record.attachment.interface;
+    let alias = record.alias().ok_or_else(|| {
+        let lengths = format!("{} and {}", record.network.len(), record.attachment.container.len());
+        CniError::new(
+            code::BAD_ENVIRONMENT,
+            format_args!(
+                "\"name\" and CNI_CONTAINERID have {lengths} characters, which is too long together: with addresses of \
+                 both families they must have at most {} in all",
+                Record::LONGEST_NAMES
+            ),
+        )
+    })?;
+    let has_v6 = addresses.get::<V6>().is_some();
+    if has_v6 && *mtu < SMALLEST_V6 {
+        let error = format!(
+            "\"mtu\": {mtu} must be at least {SMALLEST_V6}, without which IPv6 does not work (RFC 8200)"
+        );
+        return Err(CniError::new(code::BAD_CONFIG, error));
+    }
     let spec = VethSpec {
         name: host.clone(),
         mac: *host_mac,
@@ -52,14 +72,25 @@ pub async fn wire(kernel: &Kernel, sandbox: &Sandbox, attached: &Attached, recor
     })?;
     let index = index_of(kernel, host).await?;
     // First of all, so that whoever finds the veth knows whose it is.
-    kernel.set_alias(index, &record.alias()).await?;
+    kernel.set_alias(index, &alias).await?;
     harden(host)?;
+    if has_v6 {
+        enable_ipv6(host)?;
+    }
     kernel.set_up(index).await?;
-    let (address, host_mac, interface) = (*address, *host_mac, interface.clone());
-    sandbox.inside(async move |kernel| configure_pod(kernel, &interface, address, host_mac).await)?;
+    let (pod, interface) = (attached.clone(), interface.clone());
+    sandbox.inside(async move |kernel| configure_pod(kernel, &interface, &pod).await)?;
     until_running(kernel, index, host).await?;
-    kernel.set_neighbour(index, address, *mac).await?;
-    kernel.create_route(&pod_route(address, index)).await.map_err(|error| {
+    lead_to_pod::<V4>(kernel, index, attached).await?;
+    lead_to_pod::<V6>(kernel, index, attached).await?;
+    Ok(index)
+}
+
+/// Neighbour and route to one of the pod's addresses.
+async fn lead_to_pod<F: Family>(kernel: &Kernel, index: u32, attached: &Attached) -> Result<()> {
+    let Some(address) = attached.addresses.get::<F>() else { return Ok(()) };
+    kernel.set_neighbour::<F>(index, address, attached.mac).await?;
+    kernel.create_route::<F>(&pod_route(address, index)).await.map_err(|error| {
         if error.is_taken() {
             let error = format!("the address {address} is routed to another interface of this host already");
             return CniError::new(code::TAKEN, error).details(
@@ -68,8 +99,7 @@ pub async fn wire(kernel: &Kernel, sandbox: &Sandbox, attached: &Attached, recor
             );
         }
         error.into()
-    })?;
-    Ok(index)
+    })
 }
 
 async fn index_of(kernel: &Kernel, name: &str) -> Result<u32, KernelError> {
@@ -89,13 +119,41 @@ fn harden(host: &str) -> Result<()> {
     Ok(())
 }
 
-async fn configure_pod(kernel: &Kernel, interface: &str, address: Ipv4Addr, host_mac: [u8; 6]) -> Result<()> {
+/// Runtimes and hosts that do without IPv6 turn it off for interfaces that are still to come.
+fn enable_ipv6(interface: &str) -> Result<()> {
+    let name = format!("net/ipv6/conf/{interface}/disable_ipv6");
+    Ok(sysctl::set(&name, "0").map_err(KernelError::from)?)
+}
+
+async fn configure_pod(kernel: &Kernel, interface: &str, pod: &Attached) -> Result<()> {
     let index = index_of(kernel, interface).await?;
-    kernel.add_address::<V4>(index, address, 32).await?;
+    if pod.addresses.get::<V6>().is_some() {
+        enable_ipv6(interface)?;
+        // Nobody on this link may tell it another way out.
+        sysctl::set(&format!("net/ipv6/conf/{interface}/accept_ra"), "0").map_err(KernelError::from)?;
+    }
+    add_address::<V4>(kernel, index, pod).await?;
+    add_address::<V6>(kernel, index, pod).await?;
     kernel.set_up(index).await?;
-    kernel.set_neighbour(index, GATEWAY, host_mac).await?;
-    kernel.create_route(&default_route(GATEWAY, index)).await?;
+    lead_out::<V4>(kernel, index, pod, GATEWAY).await?;
+    lead_out::<V6>(kernel, index, pod, GATEWAY_V6).await?;
     until_running(kernel, index, interface).await
+}
+
+async fn add_address<F: Family>(kernel: &Kernel, index: u32, pod: &Attached) -> Result<()> {
+    match pod.addresses.get::<F>() {
+        Some(address) => Ok(kernel.add_address::<F>(index, address, F::BITS).await?),
+        None => Ok(()),
+    }
+}
+
+/// The way out for a family of which the pod has an address.
+async fn lead_out<F: Family>(kernel: &Kernel, index: u32, pod: &Attached, gateway: F::Addr) -> Result<()> {
+    if pod.addresses.get::<F>().is_none() {
+        return Ok(());
+    }
+    kernel.set_neighbour::<F>(index, gateway, pod.host_mac).await?;
+    Ok(kernel.create_route::<F>(&default_route(gateway, index)).await?)
 }
 
 /// The kernel lets packets leave one end a moment after the other came up (its linkwatch); until then it drops them.
@@ -131,9 +189,9 @@ pub async fn answer_on_bridges(kernel: &Kernel, subnet: Ipv4Net) -> Result<(), K
 
 /// What the programs know of such a pod.
 #[must_use]
-pub fn endpoint(attached: &Attached, ifindex: u32) -> Endpoint {
+pub fn endpoint(attached: &Attached, address: Ipv4Addr, ifindex: u32) -> Endpoint {
     Endpoint {
-        address: attached.address.octets(),
+        address: address.octets(),
         ifindex,
         mac: attached.mac,
         gateway_mac: attached.host_mac,
@@ -155,8 +213,8 @@ pub async fn take_off(
     record: Option<&Record>,
 ) -> Result<()> {
     let off = |error: DataplaneError| eprintln!("loden-cni: {error}");
-    if let Some(record) = record {
-        forget_endpoint(bpffs_dir, record.address, link.index).unwrap_or_else(off);
+    if let Some(address) = record.and_then(|record| record.addresses.get::<V4>()) {
+        forget_endpoint(bpffs_dir, address, link.index).unwrap_or_else(off);
     }
     kernel.delete_link(link.index).await?;
     forget_pod(bpffs_dir, link.index).unwrap_or_else(off);

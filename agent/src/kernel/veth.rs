@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    net::Ipv4Addr,
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
@@ -13,13 +12,13 @@ use rtnetlink::packet_route::{
     tc::{TcAttribute, TcMessage},
 };
 
-use crate::family::V4;
+use crate::family::Family;
 
 use super::{
     How, Kernel, KernelError, Result, Route, RouteKind, TABLE_MAIN,
     link::{check_name, for_index},
     neighbour::neighbour_message,
-    route::route_message,
+    route::{default_metric, route_message},
 };
 
 /// The protocol number on the routes to pods that `loden-cni` has wired. Another than on those to peers, because
@@ -80,13 +79,13 @@ impl Kernel {
         self.change_link(|| format!("setting the alias of link {index}"), message).await
     }
 
-    /// Makes a permanent neighbour.
+    /// Makes a permanent neighbour of either family.
     ///
     /// # Errors
     ///
     /// As the kernel says.
-    pub async fn set_neighbour(&self, ifindex: u32, address: Ipv4Addr, mac: [u8; 6]) -> Result<()> {
-        let message = neighbour_message::<V4>(ifindex, address, Some(mac));
+    pub async fn set_neighbour<F: Family>(&self, ifindex: u32, address: F::Addr, mac: [u8; 6]) -> Result<()> {
+        let message = neighbour_message::<F>(ifindex, address, Some(mac));
         let what = || format!("setting the neighbour {address} on link {ifindex}");
         self.change(what, RouteNetlinkMessage::NewNeighbour(message), How::Replace).await
     }
@@ -96,30 +95,30 @@ impl Kernel {
     /// # Errors
     ///
     /// As the kernel says: `EEXIST` where another link has the destination.
-    pub async fn create_route(&self, route: &Route) -> Result<()> {
+    pub async fn create_route<F: Family>(&self, route: &Route<F>) -> Result<()> {
         let what = || format!("creating the route to {}", route.dst);
         let message = RouteNetlinkMessage::NewRoute(route_message(route));
         match self.change(what, message, How::Create).await {
             Err(error) if error.errno() == Some(Errno::EEXIST) => {
-                let there = self.routes_to(route.dst).await?;
+                let there = self.routes_to::<F>(route.dst).await?;
                 if there.iter().any(|it| it == route) { Ok(()) } else { Err(error) }
             }
             done => done,
         }
     }
 
-    /// The routes to routed pods.
+    /// The routes to routed pods, of a family.
     ///
     /// # Errors
     ///
     /// As the kernel says.
-    pub async fn pod_routes(&self) -> Result<Vec<Route>> {
+    pub async fn pod_routes<F: Family>(&self) -> Result<Vec<Route<F>>> {
         self.routes_of_protocol(POD_ROUTE_PROTOCOL).await
     }
 
     /// The unicast routes of the main table to just this destination.
-    async fn routes_to(&self, dst: ipnet::Ipv4Net) -> Result<Vec<Route>> {
-        let routes = self.routes().await?;
+    async fn routes_to<F: Family>(&self, dst: F::Net) -> Result<Vec<Route<F>>> {
+        let routes = self.routes_of::<F>().await?;
         Ok(routes.into_iter().filter(|it| it.dst == dst && it.table == TABLE_MAIN).collect())
     }
 
@@ -152,15 +151,15 @@ fn queueing(message: &RouteNetlinkMessage) -> Option<u32> {
 
 /// The route to a pod on its veth.
 #[must_use]
-pub fn pod_route(address: Ipv4Addr, ifindex: u32) -> Route {
+pub fn pod_route<F: Family>(address: F::Addr, ifindex: u32) -> Route<F> {
     Route {
-        dst: address.into(),
+        dst: F::Net::from(address),
         gateway: None,
         ifindex: Some(ifindex),
         onlink: false,
         protocol: POD_ROUTE_PROTOCOL,
         table: TABLE_MAIN,
-        metric: 0,
+        metric: default_metric::<F>(),
         source: None,
         multipath: false,
         kind: RouteKind::Unicast,
@@ -168,13 +167,14 @@ pub fn pod_route(address: Ipv4Addr, ifindex: u32) -> Route {
     }
 }
 
-/// A pod's way out: everything by its gateway, which no address of the pod tells to be on the link.
+/// A pod's way out: everything by its gateway, which no address of the pod tells to be on the link; of IPv6 it is a
+/// link-local address, which always is.
 #[must_use]
-pub fn default_route(gateway: Ipv4Addr, ifindex: u32) -> Route {
+pub fn default_route<F: Family>(gateway: F::Addr, ifindex: u32) -> Route<F> {
     Route {
-        dst: ipnet::Ipv4Net::default(),
+        dst: F::Net::default(),
         gateway: Some(gateway),
-        onlink: true,
+        onlink: F::BITS == 32,
         ..pod_route(gateway, ifindex)
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     config::Xdp,
     dataplane::{Hook, Program},
     endpoints::{self, Bridge, Routed, Seen},
-    family::V6,
+    family::{Family, V4, V6},
     kernel::{Address, AddressScope, FdbOf, Link, LinkKind, pod_route, sysctl},
 };
 
@@ -32,7 +32,8 @@ impl Reconciler {
         let mut routed: Vec<Routed> = links.iter().filter_map(Routed::of).collect();
         let hooks = self.hooks(links, &routed);
         self.answer_for_routed(links, &routed);
-        self.mend_routes(links, &routed).await?;
+        self.mend_routes::<V4>(links, &routed).await?;
+        self.mend_routes::<V6>(links, &routed).await?;
         routed.retain(|pod| is_free(pod.port));
         let subnet = self.node.subnet;
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
@@ -133,23 +134,25 @@ impl Reconciler {
         Ok(bridges)
     }
 
-    /// The routes to routed pods, should somebody have flushed them: the veths still tell what they were.
-    async fn mend_routes(&self, links: &[Link], routed: &[Routed]) -> Result<()> {
+    /// The routes to routed pods' addresses of a family, should somebody have flushed them: the veths still tell what they
+    /// were.
+    async fn mend_routes<F: Family>(&self, links: &[Link], routed: &[Routed]) -> Result<()> {
         let is_up = |pod: &&Routed| links.iter().any(|link| link.index == pod.port && link.up);
-        let mut pods = routed.iter().filter(is_up).peekable();
+        let pods = routed.iter().filter(is_up);
+        let mut pods = pods.filter_map(|pod| Some((pod.port, pod.addresses.get::<F>()?))).peekable();
         if pods.peek().is_none() {
             return Ok(());
         }
-        let there = self.kernel.pod_routes().await?;
-        for pod in pods {
-            let route = pod_route(pod.address, pod.port);
+        let there = self.kernel.pod_routes::<F>().await?;
+        for (port, address) in pods {
+            let route = pod_route::<F>(address, port);
             if there.contains(&route) {
                 continue;
             }
             match self.kernel.create_route(&route).await {
-                Ok(()) => tracing::info!(address = %pod.address, "route to a pod put back"),
+                Ok(()) => tracing::info!(%address, "route to a pod put back"),
                 // Another veth has the address, or this one is just being made or goes: its event comes.
-                Err(error) => tracing::debug!(address = %pod.address, "no route to a pod: {error}"),
+                Err(error) => tracing::debug!(%address, "no route to a pod: {error}"),
             }
         }
         Ok(())

@@ -8,6 +8,7 @@
 mod absence;
 mod chain;
 mod containerd;
+mod dual;
 mod flannel;
 mod many;
 mod routed;
@@ -27,7 +28,12 @@ use loden_tests::{
 
 /// Two nodes with agents and without bridges, and a runtime with a routed network on each.
 fn routed_cluster(nodes: u32, args: &[&str]) -> (Cluster, Vec<Runtime>) {
-    let mut cluster = Cluster::create(&Plan { nodes, ..Plan::default() }).unwrap();
+    routed_cluster_of(Plan { nodes, ..Plan::default() }, args)
+}
+
+/// The same in another network.
+fn routed_cluster_of(plan: Plan, args: &[&str]) -> (Cluster, Vec<Runtime>) {
+    let mut cluster = Cluster::create(&plan).unwrap();
     for node in &mut cluster.nodes {
         node.start_agent(args).unwrap();
     }
@@ -89,8 +95,10 @@ fn assert_nothing_is_left(node: &Node, runtime: &Runtime) {
         let netns = node.netns();
         let links = netns.ip("-o link show type veth")?;
         ensure!(!links.contains("pod"), "links: {links}");
-        let routes = netns.ip("route show proto 77")?;
-        ensure!(routes.is_empty(), "routes: {routes}");
+        for family in ["-4", "-6"] {
+            let routes = netns.ip(&format!("{family} route show proto 77"))?;
+            ensure!(routes.is_empty(), "routes: {routes}");
+        }
         let pins: Vec<_> = std::fs::read_dir(node.bpffs().join("v1/links"))?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .filter(|name| name.contains("_pod-"))

@@ -119,5 +119,12 @@ fn an_add_that_fails_leaves_nothing() {
     let outside = runtime.call("ADD", "c", Some(&other), &conf).unwrap().error().unwrap();
     assert!(outside.1.starts_with("\"ipam\": 10.9.9.9 is not in this node's subnet"), "{}", outside.1);
     other.ip("link show eth0").unwrap_err();
+    conf["ipam"]["addresses"] = serde_json::json!([{ "address": "fc00::9/64" }]);
+    let none = runtime.call("ADD", "c", Some(&other), &conf).unwrap().error().unwrap();
+    assert!(
+        none.1.starts_with("\"ipam\": fc00::9 is not in this node's subnet (there is none)"),
+        "{}",
+        none.1
+    );
     assert_nothing_is_left(&cluster.nodes[0], runtime);
 }

@@ -1,0 +1,282 @@
+//! Pods with addresses of both families, and of IPv6 alone.
+
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use loden_tests::{
+    cluster::{Cluster, Plan},
+    cni::{Pod, Runtime, flannel, routed},
+    netns::Netns,
+    node::Node,
+    process::wait_for,
+    traffic::{
+        Host, Service, hello, ping,
+        stream::{self, Until},
+    },
+};
+use serde_json::{Value, json};
+
+use crate::{assert_all_reach_all, assert_nothing_is_left, fast_share, routed_cluster_of};
+
+const BULK: u64 = 30_000_000;
+
+fn dual_cluster(nodes: u32, args: &[&str]) -> (Cluster, Vec<Runtime>) {
+    routed_cluster_of(Plan { nodes, ..Plan::dual() }, args)
+}
+
+fn host6(pod: &Pod) -> Host<'_> {
+    pod.host6().unwrap_or_else(|| panic!("no IPv6 address: {}", pod.result))
+}
+
+fn address6(pod: &Pod) -> Ipv6Addr {
+    pod.address6.unwrap_or_else(|| panic!("no IPv6 address: {}", pod.result))
+}
+
+/// As [`assert_all_reach_all`], over IPv6.
+fn assert_all_reach_all_over_ipv6(pods: &[&Pod]) {
+    for client in pods {
+        for server in pods.iter().filter(|server| server.id != client.id) {
+            let (from, to) = (host6(client), host6(server));
+            let seen = hello(from, to, None).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error:#}"));
+            assert_eq!(seen, from.address);
+            ping(from.netns, to.address, 1).unwrap();
+        }
+    }
+}
+
+#[test]
+fn routed_pods_have_addresses_of_both_families_and_are_reached_by_both_and_leave_nothing() {
+    let (cluster, runtimes) = dual_cluster(2, &[]);
+    // Sent the moment it is there: nobody waits for duplicate address detection.
+    let pods = [runtimes[0].add("a").unwrap(), runtimes[0].add("b").unwrap(), runtimes[1].add("c").unwrap()];
+    let [a, b, c] = &pods;
+    ping(&c.netns, address6(a), 1).unwrap();
+    assert_all_reach_all(&[a, b, c]);
+    assert_all_reach_all_over_ipv6(&[a, b, c]);
+    let env = cluster.nodes[0].subnet_env().unwrap();
+    assert!(env.subnet6.unwrap().contains(&address6(a)), "{}", address6(a));
+    let expected = json!([
+        { "address": format!("{}/32", a.address), "gateway": "169.254.1.1", "interface": 1 },
+        { "address": format!("{}/128", address6(a)), "gateway": "fe80::1", "interface": 1 },
+    ]);
+    assert_eq!(a.result["ips"], expected);
+    let routes = json!([{ "dst": "0.0.0.0/0", "gw": "169.254.1.1" }, { "dst": "::/0", "gw": "fe80::1" }]);
+    assert_eq!(a.result["routes"], routes);
+    let shown = a.netns.ip("-6 address show dev eth0 scope global").unwrap();
+    assert!(shown.contains(&format!("{}/128", address6(a))) && !shown.contains("tentative"), "{shown}");
+    let alias = cluster.nodes[0].netns().ip(&format!("link show {}", a.veth())).unwrap();
+    assert!(alias.contains(&format!("alias loden-cni {},{} ", a.address, address6(a))), "{alias}");
+
+    // The whole of the lease's MTU, less 40 bytes of IPv6 and 8 of ICMPv6; and two routers on the way.
+    let size = env.mtu - 48;
+    let reply = a.netns.exec(&format!("ping -6 -n -c 1 -M do -s {size} {}", address6(c))).unwrap();
+    assert!(reply.contains("ttl=62"), "{reply}");
+    for (from, to) in [(host6(a), host6(c)), (host6(c), host6(a)), (host6(a), host6(b))] {
+        let stream = stream::run(from, to, None, Until::Bytes(BULK)).unwrap();
+        assert_eq!((stream.bytes, stream.source), (BULK, from.address));
+    }
+    let work = || stream::run(a.host(), c.host(), None, Until::Bytes(BULK));
+    let (_, share) = fast_share(&cluster.nodes, &[a, c], work);
+    assert!(share >= 0.95, "IPv4 is as fast as without IPv6: {share}");
+
+    assert!(runtimes[0].check(a).unwrap().well().unwrap().is_null());
+    assert_eq!(runtimes[0].add_to("a", &a.netns).unwrap(), a.result, "ADD twice is ADD once");
+    let (id, netns, result) = (a.id.clone(), a.netns.path(), a.result.clone());
+    assert!(netns.exists());
+    let mut pods = pods.into_iter();
+    for runtime in [&runtimes[0], &runtimes[0], &runtimes[1]] {
+        runtime.remove(pods.next().unwrap()).unwrap();
+    }
+    runtimes[0].del(&id, None, &result).unwrap();
+    for (node, runtime) in cluster.nodes.iter().zip(&runtimes) {
+        assert_nothing_is_left(node, runtime);
+    }
+}
+
+#[test]
+fn check_finds_each_damage_of_ipv6_and_the_agent_puts_the_route_back() {
+    let (mut cluster, runtimes) = dual_cluster(1, &[]);
+    // It would put back some of what is damaged.
+    cluster.nodes[0].kill_agent();
+    let (node, runtime) = (&cluster.nodes[0], &runtimes[0]);
+    type Damage<'a> = (&'a str, &'a dyn Fn(&Netns, &Pod));
+    let damages: [Damage<'_>; 5] = [
+        ("the route to ADDRESS/128 by VETH is gone", &|host, pod| {
+            host.ip(&format!("-6 route del {}", address6(pod))).unwrap();
+        }),
+        ("the permanent neighbour ADDRESS on VETH is gone", &|host, pod| {
+            host.ip(&format!("-6 neigh del {} dev {}", address6(pod), pod.veth())).unwrap();
+        }),
+        ("the address ADDRESS/128 is gone from eth0", &|_, pod| {
+            pod.netns.ip(&format!("-6 address del {}/128 dev eth0", address6(pod))).unwrap();
+        }),
+        ("the route to ::/0 by eth0 is gone", &|_, pod| {
+            pod.netns.ip("-6 route del default").unwrap();
+        }),
+        ("the neighbour fe80::1 on eth0 is 02:00:00:00:00:99", &|_, pod| {
+            pod.netns.ip("-6 neigh replace fe80::1 lladdr 02:00:00:00:00:99 dev eth0 nud permanent").unwrap();
+        }),
+    ];
+    for (n, (what, damage)) in damages.into_iter().enumerate() {
+        let pod = runtime.add(&format!("p{n}")).unwrap();
+        let healthy = runtime.check(&pod).unwrap();
+        assert!(healthy.success, "{healthy:?}");
+        damage(node.netns(), &pod);
+        let answer = runtime.check(&pod).unwrap();
+        assert_eq!(answer.error().unwrap().0, 102, "{answer:?}");
+        let text = format!("{} {}", answer.output["msg"], answer.output["details"]);
+        let text = text.replace(pod.veth(), "VETH").replace(&address6(&pod).to_string(), "ADDRESS");
+        assert!(text.contains(what), "{what}: {text}");
+        runtime.remove(pod).unwrap();
+    }
+    let pod = runtimes[0].add("kept").unwrap();
+    cluster.nodes[0].start_agent(&[]).unwrap();
+    let host = cluster.nodes[0].netns();
+    let before = host.ip("-6 route show proto 77").unwrap();
+    assert!(before.contains(&address6(&pod).to_string()), "{before}");
+    host.ip("-6 route flush proto 77").unwrap();
+    wait_for("the route", Duration::from_secs(5), || {
+        (host.ip("-6 route show proto 77").unwrap() == before).then_some(())
+    })
+    .unwrap();
+    ping(host, address6(&pod), 1).unwrap();
+    runtimes[0].remove(pod).unwrap();
+    assert_nothing_is_left(&cluster.nodes[0], &runtimes[0]);
+}
+
+#[test]
+fn a_sandbox_and_a_host_that_have_ipv6_off_for_new_interfaces_get_it_all_the_same() {
+    let (cluster, runtimes) = dual_cluster(1, &[]);
+    let host = cluster.nodes[0].netns();
+    host.exec("sysctl -qw net.ipv6.conf.default.disable_ipv6=1").unwrap();
+    let netns = Netns::create("p-off").unwrap();
+    netns.exec("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1").unwrap();
+    let result = runtimes[0].add_to("off", &netns).unwrap();
+    let address = result["ips"][1]["address"].as_str().unwrap().trim_end_matches("/128").to_owned();
+    ping(host, address.parse::<Ipv6Addr>().unwrap(), 1).unwrap();
+    assert_eq!(netns.exec("sysctl -n net.ipv6.conf.eth0.accept_ra").unwrap().trim(), "0");
+    runtimes[0].del("off", Some(&netns), &result).unwrap();
+    assert_nothing_is_left(&cluster.nodes[0], &runtimes[0]);
+
+    // What IPv6 cannot work with is refused, and nothing of it stays.
+    let mut conf = runtimes[0].first();
+    conf["mtu"] = json!(1200);
+    let (code, message) = runtimes[0].call("ADD", "small", Some(&netns), &conf).unwrap().error().unwrap();
+    assert_eq!((code, message.contains("\"mtu\": 1200 must be at least 1280")), (7, true), "{message}");
+    host.exec("sysctl -qw net.ipv6.conf.all.forwarding=0").unwrap();
+    conf["cniVersion"] = "1.1.0".into();
+    let (code, message) = runtimes[0].call("STATUS", "", None, &conf).unwrap().error().unwrap();
+    assert_eq!((code, message.contains("net.ipv6.conf.all.forwarding=0")), (51, true), "{message}");
+    assert_nothing_is_left(&cluster.nodes[0], &runtimes[0]);
+}
+
+#[test]
+fn pods_of_ipv6_alone_reach_each_other() {
+    let (cluster, _) = dual_cluster(2, &[]);
+    let runtimes: Vec<Runtime> = cluster.nodes.iter().map(ipv6_only).collect();
+    let pods = [runtimes[0].add("a").unwrap(), runtimes[1].add("b").unwrap()];
+    let (a, b) = (&pods[0], &pods[1]);
+    assert_eq!(a.result["ips"].as_array().unwrap().len(), 1, "{}", a.result);
+    assert_eq!(a.netns.ip("-4 address show dev eth0").unwrap().trim(), "");
+    assert_all_reach_all_over_ipv6(&[a, b]);
+    assert!(runtimes[0].check(a).unwrap().well().unwrap().is_null());
+    for (runtime, pod) in runtimes.iter().zip(pods) {
+        runtime.remove(pod).unwrap();
+    }
+    for (node, runtime) in cluster.nodes.iter().zip(&runtimes) {
+        assert_nothing_is_left(node, runtime);
+    }
+}
+
+/// A runtime whose plugin reads a `subnet.env` of IPv6 alone.
+fn ipv6_only(node: &Node) -> Runtime {
+    let text = node.subnet_env().unwrap().text;
+    let lines = text
+        .lines()
+        .filter(|line| !line.starts_with("FLANNEL_NETWORK=") && !line.starts_with("FLANNEL_SUBNET="));
+    let file = node.directory().join("ipv6.env");
+    std::fs::write(&file, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let mut network = routed(node, "pods", &[]);
+    network["plugins"][0]["subnetFile"] = json!(file);
+    Runtime::new(node, network).unwrap()
+}
+
+#[test]
+fn a_host_port_and_a_limit_hold_for_both_families() {
+    let (cluster, runtimes) = dual_cluster(2, &[]);
+    let node = &cluster.nodes[1];
+    let limit = 80_000_000_u64;
+    let behind = [
+        json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true }),
+        json!({ "type": "bandwidth", "ingressRate": limit, "ingressBurst": limit / 10 }),
+    ];
+    let mut runtime = Runtime::new(node, routed(node, "pods", &behind)).unwrap();
+    let mapping = json!([{ "hostPort": 8000, "containerPort": 8080, "protocol": "tcp" }]);
+    runtime.capabilities.insert("portMappings".into(), mapping);
+    let server = runtime.add("server").unwrap();
+    let client = runtimes[0].add("client").unwrap();
+    let front6: Ipv6Addr = cluster.underlay().address6(12).unwrap();
+    for (front, from, to) in [
+        (SocketAddr::from((node.address(), 8000)), client.host(), server.host()),
+        (SocketAddr::from((front6, 8000)), host6(&client), host6(&server)),
+    ] {
+        hello(from, to, Some(Service { front, backend: 8080 }))
+            .unwrap_or_else(|error| panic!("{front}: {error:#}"));
+        let stream = stream::run(from, to, None, Until::Bytes(10_000_000)).unwrap();
+        // The burst comes on top.
+        let rate = stream.megabytes_per_second() * 8e6;
+        assert!(rate < 1.5 * limit as f64, "{front}: {rate} bits a second");
+    }
+    runtime.remove(server).unwrap();
+    for iptables in ["iptables", "ip6tables"] {
+        let rules = node.netns().exec(&format!("{iptables} -t nat -S")).unwrap();
+        assert!(!rules.contains("--dport 8000"), "{rules}");
+    }
+}
+
+#[test]
+fn flannels_configuration_gives_the_bridge_both_ranges_and_routes() {
+    let (cluster, _) = dual_cluster(2, &["--ip-masq"]);
+    let delegate = || json!({ "hairpinMode": true, "isDefaultGateway": true });
+    let network = |node: &Node| {
+        let mut network = flannel(node, "cbr0", delegate(), &[]);
+        network["cniVersion"] = "0.3.1".into();
+        network
+    };
+    let runtimes: Vec<Runtime> =
+        cluster.nodes.iter().map(|node| Runtime::new(node, network(node)).unwrap()).collect();
+    let pods = [runtimes[0].add("a").unwrap(), runtimes[0].add("b").unwrap(), runtimes[1].add("c").unwrap()];
+    let [a, b, c] = &pods;
+    let node = &cluster.nodes[0];
+    let env = node.subnet_env().unwrap();
+    let subnet6 = env.subnet6.unwrap();
+    let saved: Value =
+        serde_json::from_slice(&std::fs::read(node.run_directory().join("cni/flannel/a")).unwrap()).unwrap();
+    // What flannel's plugin hands over: a range of each family, a route to each network.
+    let expected = json!({
+        "cniVersion": "0.3.1", "name": "cbr0", "type": "bridge", "hairpinMode": true, "isDefaultGateway": true,
+        "isGateway": true, "ipMasq": false, "mtu": env.mtu,
+        "ipam": {
+            "type": "host-local", "dataDir": node.run_directory().join("cni/addresses"),
+            "ranges": [[{ "subnet": env.subnet.trunc().to_string() }], [{ "subnet": subnet6.trunc().to_string() }]],
+            "routes": [{ "dst": env.network.to_string() }, { "dst": env.network6.unwrap().to_string() }],
+        },
+    });
+    assert_eq!(saved, expected);
+    let bridge = node.netns().ip("address show cni0").unwrap();
+    assert!(bridge.contains(&env.subnet.to_string()) && bridge.contains(&subnet6.to_string()), "{bridge}");
+    wait_for("the bridge's own address to be usable", Duration::from_secs(5), || {
+        ping(&a.netns, address6(c), 1).ok()
+    })
+    .unwrap();
+    assert_all_reach_all(&[a, b, c]);
+    assert_all_reach_all_over_ipv6(&[a, b, c]);
+    assert_eq!(node.status().unwrap()["advice"], json!([]));
+    let mut pods = pods.into_iter();
+    for runtime in [&runtimes[0], &runtimes[0], &runtimes[1]] {
+        runtime.remove(pods.next().unwrap()).unwrap();
+    }
+    assert_eq!(runtimes[0].given_out(), Vec::<String>::new());
+}
