@@ -14,6 +14,7 @@ mod neighbour;
 mod netns;
 pub mod offload;
 mod peers;
+mod proxy;
 mod route;
 mod ruleset;
 pub mod sysctl;

@@ -9,6 +9,7 @@ mod facts;
 mod ipv6;
 mod pass;
 mod path;
+mod proxies;
 mod report;
 mod translations;
 mod underlay;

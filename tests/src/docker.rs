@@ -1,10 +1,9 @@
 //! A real Docker engine on a node: containerd and dockerd, as Debian's docker.io brings them.
 //!
 //! dockerd runs in the node's network namespace, so that its bridge, its rules and the ports that it publishes are
-//! the node's. See [`room`] for what keeps the rest away from the host.
+//! the node's. See [`crate::room`] for what keeps the rest away from the host.
 
 mod container;
-mod room;
 
 use std::{
     fs::{self, OpenOptions},
@@ -18,11 +17,11 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 pub use self::container::DockerContainer;
-use self::room::Room;
 use crate::{
     netns,
     node::Node,
     process::{Process, wait_for},
+    room::{self, Room},
 };
 
 /// The image that every engine has from the start: busybox and nothing else.
@@ -55,7 +54,7 @@ impl Engine {
         let directory = node.directory().join("docker");
         fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
         fs::write(directory.join("daemon.json"), "{}\n")?;
-        let room = Room::open(node.netns(), &directory)?;
+        let room = Room::open(node.netns(), &directory, None)?;
         let mut engine =
             Self { daemon: None, room, node: node.name().to_owned(), netns: node.netns().path(), directory };
         engine.start_daemon(options)?;

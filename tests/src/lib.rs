@@ -22,6 +22,7 @@ pub mod pcap;
 pub mod policy;
 pub mod process;
 pub mod remains;
+pub mod room;
 pub mod service;
 pub mod tap;
 pub mod traffic;

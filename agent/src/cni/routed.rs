@@ -144,8 +144,8 @@ async fn attach(
 ) -> Result<()> {
     attached.addresses.iter().try_for_each(|address| reachable(lease, address))?;
     let index = wiring::wire(kernel, sandbox, attached, record).await?;
+    wiring::answer_on_bridges(kernel, lease, attached.addresses).await?;
     let (Some(address), Some(subnet)) = (attached.addresses.get::<V4>(), lease.subnet) else { return Ok(()) };
-    wiring::answer_on_bridges(kernel, subnet).await?;
     // Without programs for this very subnet the kernel carries the packets, and the agent finds the pod.
     if let Some(mut dataplane) =
         PinnedDataplane::open(&settings.bpffs_dir)?.filter(|it| it.subnet() == subnet)

@@ -4,14 +4,19 @@
 //! permanent neighbour entry says to be the host's end. The host has a route to the address by the veth and a permanent
 //! neighbour for it. So nobody asks anything by ARP or neighbour discovery, and a pod sees no frame that is not its own.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use loden_ebpf::abi::Endpoint;
 use tokio::time::{Instant, sleep};
 
 use super::{
+    addresses::Addresses,
     error::{CniError, Result, code},
+    lease::Lease,
     record::Record,
     result::{Attached, GATEWAY, GATEWAY_V6},
     sandbox::Sandbox,
@@ -174,15 +179,35 @@ async fn until_running(kernel: &Kernel, index: u32, name: &str) -> Result<()> {
 /// # Errors
 ///
 /// As the kernel says.
-pub async fn answer_on_bridges(kernel: &Kernel, subnet: Ipv4Net) -> Result<(), KernelError> {
+pub async fn answer_on_bridges(kernel: &Kernel, lease: &Lease, pod: Addresses) -> Result<(), KernelError> {
     let links = kernel.links().await?;
-    let addresses = kernel.addresses().await?;
-    let carries = |link: &&Link| {
-        link.kind == LinkKind::Bridge
-            && addresses.iter().any(|a| a.ifindex == link.index && subnet.contains(&a.address))
-    };
-    for bridge in links.iter().filter(carries) {
-        sysctl::set(&format!("net/ipv4/conf/{}/proxy_arp", bridge.name), "1")?;
+    let mut bridges = links.iter().filter(|link| link.kind == LinkKind::Bridge).peekable();
+    if bridges.peek().is_none() {
+        return Ok(());
+    }
+    let v4 = kernel.addresses().await?;
+    let v6 = kernel.addresses_of::<V6>().await?;
+    for bridge in bridges {
+        let carries =
+            |subnet: &Ipv4Net| v4.iter().any(|a| a.ifindex == bridge.index && subnet.contains(&a.address));
+        if pod.get::<V4>().is_some() && lease.subnet.as_ref().is_some_and(carries) {
+            sysctl::set(&format!("net/ipv4/conf/{}/proxy_arp", bridge.name), "1")?;
+        }
+        let carries =
+            |subnet: &Ipv6Net| v6.iter().any(|a| a.ifindex == bridge.index && subnet.contains(&a.address));
+        if let Some(address) = pod.get::<V6>().filter(|_| lease.subnet6.as_ref().is_some_and(carries)) {
+            sysctl::set(&format!("net/ipv6/conf/{}/proxy_ndp", bridge.name), "1")?;
+            kernel.answer_for(bridge.index, address).await?;
+        }
+    }
+    Ok(())
+}
+
+/// No bridge answers any longer for an address that somebody on it may have next.
+async fn stop_answering_on_bridges(kernel: &Kernel, address: Ipv6Addr) -> Result<(), KernelError> {
+    let links = kernel.links().await?;
+    for bridge in links.iter().filter(|link| link.kind == LinkKind::Bridge) {
+        kernel.stop_answering_for(bridge.index, address).await?;
     }
     Ok(())
 }
@@ -217,6 +242,9 @@ pub async fn take_off(
         forget_endpoint(bpffs_dir, address, link.index).unwrap_or_else(off);
     }
     kernel.delete_link(link.index).await?;
+    if let Some(address) = record.and_then(|record| record.addresses.get::<V6>()) {
+        stop_answering_on_bridges(kernel, address).await?;
+    }
     forget_pod(bpffs_dir, link.index).unwrap_or_else(off);
     Ok(())
 }

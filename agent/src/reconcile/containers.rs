@@ -12,7 +12,7 @@ use crate::{
     dataplane::{Hook, Program},
     endpoints::{self, Bridge, Routed, Seen},
     family::{Family, V4, V6},
-    kernel::{Address, AddressScope, FdbOf, Link, LinkKind, pod_route, sysctl},
+    kernel::{Address, AddressScope, FdbOf, Link, LinkKind, pod_route},
 };
 
 impl Reconciler {
@@ -31,7 +31,8 @@ impl Reconciler {
         let is_free = |port: u32| !queueing.contains(&port);
         let mut routed: Vec<Routed> = links.iter().filter_map(Routed::of).collect();
         let hooks = self.hooks(links, &routed);
-        self.answer_for_routed(links, &routed);
+        self.answer_arp_for_routed(links, &routed);
+        self.answer_nd_for_routed(links, &routed).await?;
         self.mend_routes::<V4>(links, &routed).await?;
         self.mend_routes::<V6>(links, &routed).await?;
         routed.retain(|pod| is_free(pod.port));
@@ -156,20 +157,6 @@ impl Reconciler {
             }
         }
         Ok(())
-    }
-
-    /// Pods on a bridge believe the whole subnet to be on their link: where some of it is not, the bridge answers
-    /// for them (proxy ARP).
-    fn answer_for_routed(&mut self, links: &[Link], routed: &[Routed]) {
-        if routed.is_empty() {
-            return;
-        }
-        let bridges =
-            links.iter().filter(|link| self.bridges.iter().any(|bridge| bridge.index == link.index));
-        let answer = |link: &Link| sysctl::set(&format!("net/ipv4/conf/{}/proxy_arp", link.name), "1");
-        let errors: Vec<String> =
-            bridges.filter_map(|link| answer(link).err()).map(|error| error.to_string()).collect();
-        self.fail(Work::Containers, errors);
     }
 
     /// Where our programs should run. Those that note what goes into the host stack come before those that look

@@ -8,8 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::room::Room;
-use crate::{container::Container, netns::Netns};
+use crate::{container::Container, netns::Netns, room::Room};
 
 /// A running container; to the tests it is a [`Container`] like those that the harness makes itself. Dropping it
 /// lets go of it and does not end it.

@@ -237,6 +237,48 @@ fn a_host_port_and_a_limit_hold_for_both_families() {
 }
 
 #[test]
+fn bridged_and_routed_pods_of_one_node_reach_each_other_in_both_families() {
+    let (mut cluster, routes) = dual_cluster(1, &["--ip-masq"]);
+    let node = &cluster.nodes[0];
+    let delegate = json!({ "hairpinMode": true, "isDefaultGateway": true });
+    // One name, as one pool of addresses serves both.
+    let bridges = Runtime::new(node, flannel(node, "pods", delegate, &[])).unwrap();
+    let first = routes[0].add("routed-1").unwrap();
+    let bridged = bridges.add("bridged").unwrap();
+    let proxies = |node: &Node| node.netns().ip("-6 neigh show proxy dev cni0").unwrap();
+    let wait_for_proxies = |node: &Node, wanted: &[&Pod]| {
+        let what = format!("{} proxies", wanted.len());
+        let right = || {
+            let there = proxies(node);
+            let all = wanted.iter().all(|pod| there.contains(&address6(pod).to_string()));
+            (all && there.lines().count() == wanted.len()).then_some(())
+        };
+        wait_for(&what, Duration::from_secs(5), right)
+            .unwrap_or_else(|error| panic!("{error:#}: {}", proxies(node)));
+    };
+    // The bridge came after the pod: the agent sees to it. What comes after is the plugin's.
+    wait_for_proxies(node, &[&first]);
+    let theirs = "fc00:0:0:ffff::9";
+    node.netns().ip(&format!("-6 neigh add proxy {theirs} dev cni0")).unwrap();
+    cluster.nodes[0].kill_agent();
+    let node = &cluster.nodes[0];
+    let second = routes[0].add("routed-2").unwrap();
+    assert!(proxies(node).contains(&address6(&second).to_string()), "{}", proxies(node));
+    assert_all_reach_all(&[&first, &second, &bridged]);
+    assert_all_reach_all_over_ipv6(&[&first, &second, &bridged]);
+    let gone = address6(&second);
+    routes[0].remove(second).unwrap();
+    assert!(!proxies(node).contains(&gone.to_string()), "{}", proxies(node));
+    // With the namespace the veth goes, and nobody asks the plugin.
+    drop(first);
+    cluster.nodes[0].start_agent(&["--ip-masq"]).unwrap();
+    let node = &cluster.nodes[0];
+    let only = || (proxies(node).trim() == format!("{theirs} proxy").as_str()).then_some(());
+    wait_for("the operator's own alone to be left", Duration::from_secs(5), only)
+        .unwrap_or_else(|error| panic!("{error:#}: {}", proxies(node)));
+}
+
+#[test]
 fn flannels_configuration_gives_the_bridge_both_ranges_and_routes() {
     let (cluster, _) = dual_cluster(2, &["--ip-masq"]);
     let delegate = || json!({ "hairpinMode": true, "isDefaultGateway": true });

@@ -8,6 +8,7 @@
 mod absence;
 mod chain;
 mod containerd;
+mod cri;
 mod dual;
 mod flannel;
 mod many;

@@ -1,4 +1,4 @@
-//! Where an engine's processes live: a PID and a mount namespace of their own, with containerd in them.
+//! Where a container runtime's processes live: a PID and a mount namespace of their own, with containerd in them.
 //!
 //! The kernel ends every process of a PID namespace with its first one, and its mounts go with the last: however a
 //! test ends, no container and no overlay mount stays. `/run` is a file system of its own in there, because
@@ -24,7 +24,7 @@ use crate::{
 
 /// A running containerd in namespaces of its own.
 #[derive(Debug)]
-pub(super) struct Room {
+pub struct Room {
     process: Process,
     /// Process id, in the host's count, of the first process in there.
     first: i32,
@@ -33,15 +33,21 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// Starts containerd in the node's network namespace, with its files below `directory`.
-    pub(super) fn open(netns: &Netns, directory: &Path) -> Result<Self> {
+    /// Starts containerd in the node's network namespace, with its files below `directory`. `cri` is the configuration
+    /// (TOML) of its plugin for kubelets, which does not run where there is none.
+    ///
+    /// # Errors
+    ///
+    /// Where a program is missing, or containerd does not listen in time; the message holds its log.
+    pub fn open(netns: &Netns, directory: &Path, cri: Option<&str>) -> Result<Self> {
         let path = |name: &str| directory.join(name).display().to_string();
+        let disabled = if cri.is_some() { "" } else { "'io.containerd.grpc.v1.cri'" };
         let config = format!(
-            "version = 2\nroot = '{}'\nstate = '{}'\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n\
-             [grpc]\naddress = '{}'\n",
+            "version = 2\nroot = '{}'\nstate = '{}'\ndisabled_plugins = [{disabled}]\n[grpc]\naddress = '{}'\n{}",
             path("containerd/root"),
             path("containerd/state"),
-            path("containerd.sock")
+            path("containerd.sock"),
+            cri.unwrap_or_default()
         );
         fs::write(directory.join("containerd.toml"), config)?;
         let log = File::create(directory.join("containerd.log"))?;
@@ -65,21 +71,27 @@ impl Room {
         Ok(room)
     }
 
-    pub(super) fn first_process(&self) -> i32 {
+    /// Process id, in the host's count, of the first process in there: of whom the namespaces are to be entered.
+    #[must_use]
+    pub fn first_process(&self) -> i32 {
         self.first
     }
 
-    pub(super) fn containerd(&self) -> &Path {
+    /// Where containerd listens.
+    #[must_use]
+    pub fn containerd(&self) -> &Path {
         &self.socket
     }
 
     /// The cgroup above those of its containers.
-    pub(super) fn cgroup(&self) -> String {
+    #[must_use]
+    pub fn cgroup(&self) -> String {
         format!("/{}", self.cgroup)
     }
 
     /// A process of the room as its own `/proc` shows it.
-    pub(super) fn proc(&self, pid: u64) -> PathBuf {
+    #[must_use]
+    pub fn proc(&self, pid: u64) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root/proc/{pid}", self.first))
     }
 }
@@ -99,7 +111,7 @@ impl Drop for Room {
 }
 
 /// The one child of a process.
-pub(super) fn only_child(pid: u32) -> Result<i32> {
+pub(crate) fn only_child(pid: u32) -> Result<i32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let children = fs::read_to_string(&path).with_context(|| path.clone())?;
     children.trim().parse().with_context(|| format!("{path} says {children:?}"))
