@@ -68,22 +68,30 @@ async fn hand_back(config: &Config, state: &State) -> Result<Vec<String>> {
         Err(error) => errors.push(error.to_string()),
     }
     let file = &config.subnet_file;
-    match (subnet_file::previous_network(file), subnet_file::previous_subnet(file)) {
-        (Ok(Some(network)), Ok(Some(subnet))) => {
-            let mut failed = Firewall::hand_back(network.into(), subnet.into()).await;
-            if let Ok(Some((network, subnet))) = subnet_file::previous_ipv6(file) {
-                failed.extend(Firewall::hand_back(network.into(), subnet.into()).await);
-            }
-            if failed.is_empty() {
-                println!("firewall rules handed back to flannel");
-            }
-            errors.extend(failed.iter().map(ToString::to_string));
+    let (v4, v6) = match (subnet_file::previous_ipv4(file), subnet_file::previous_ipv6(file)) {
+        (Ok(v4), Ok(v6)) => (v4, v6),
+        (Err(error), _) | (_, Err(error)) => {
+            errors.push(format!("the firewall rules stay: {error}"));
+            return Ok(errors);
         }
-        (Err(error), _) | (_, Err(error)) => errors.push(format!("the firewall rules stay: {error}")),
-        _ => errors.push(format!(
-            "the firewall rules stay: {} does not say FLANNEL_NETWORK and FLANNEL_SUBNET",
+    };
+    if v4.is_none() && v6.is_none() {
+        errors.push(format!(
+            "the firewall rules stay: {} does not say FLANNEL_NETWORK and FLANNEL_SUBNET, nor the two of IPv6",
             file.display()
-        )),
+        ));
+        return Ok(errors);
     }
+    let mut failed = Vec::new();
+    if let Some((network, subnet)) = v4 {
+        failed.extend(Firewall::hand_back(network.into(), subnet.into()).await);
+    }
+    if let Some((network, subnet)) = v6 {
+        failed.extend(Firewall::hand_back(network.into(), subnet.into()).await);
+    }
+    if failed.is_empty() {
+        println!("firewall rules handed back to flannel");
+    }
+    errors.extend(failed.iter().map(ToString::to_string));
     Ok(errors)
 }

@@ -8,7 +8,7 @@ pub mod kube;
 
 use std::convert::Infallible;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -147,29 +147,24 @@ fn renew_margin(minutes: u16, lease_ttl: Duration, warnings: &mut Vec<String>) -
 /// Which interface carries the overlay; see [`crate::uplink::choose`] for the order.
 #[derive(Debug, Clone, Default)]
 pub struct UplinkChoice {
-    /// Names or IPv4 addresses, the first that is there.
+    /// Names or addresses, the first that is there.
     pub ifaces: Vec<String>,
     /// Matched against addresses, then names.
     pub iface_regex: Vec<Regex>,
     /// The interface by which this address is reached.
-    pub can_reach: Option<Ipv4Addr>,
+    pub can_reach: Option<IpAddr>,
     /// The address that other nodes are told.
     pub public_ip: Option<Ipv4Addr>,
-    /// The same of IPv6, in a dual-stack network.
+    /// The same of IPv6, in a network that has it.
     pub public_ipv6: Option<Ipv6Addr>,
 }
 
 impl UplinkChoice {
     fn from_args(args: UplinkArgs) -> Result<Self, ConfigError> {
-        const IPV4_ONLY: &str = "is not supported: the interface is found by its IPv4 half";
         for iface in &args.iface {
-            if iface.parse::<Ipv6Addr>().is_ok() {
-                let right = format_args!("{IPV4_ONLY}; give an interface's name or IPv4 address");
-                return Err(ConfigError::new("iface", iface, right));
-            }
             let is_name = iface.len() < 16 && !iface.contains(|c: char| c.is_whitespace() || c == '/');
-            if !is_name {
-                let right = "must be an interface's name (1 to 15 characters) or IPv4 address, such as eth1";
+            if !is_name && iface.parse::<Ipv6Addr>().is_err() {
+                let right = "must be an interface's name (1 to 15 characters) or address, such as eth1";
                 return Err(ConfigError::new("iface", iface, right));
             }
         }

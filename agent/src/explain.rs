@@ -129,7 +129,8 @@ pub async fn explain(args: &ExplainArgs) -> Result<Vec<Leg>> {
 
 /// Where to ask instead.
 fn elsewhere(facts: &Facts, args: &ExplainArgs) -> String {
-    let peers = facts.overlay.iter().flat_map(|overlay| overlay.peers.values());
+    let overlay = facts.v4.iter().filter_map(|half| half.overlay.as_ref());
+    let peers = overlay.flat_map(|overlay| overlay.peers.values());
     let holders: Vec<String> = peers
         .filter(|peer| [args.source, args.destination].iter().any(|address| peer.subnet.contains(address)))
         .map(|peer| format!("{}, which has {}", peer.vtep, peer.subnet))

@@ -11,13 +11,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use crate::{
     control::{self, Request},
     dataplane::Settings,
+    family::{Family, V4, V6},
+    lease::LeaseKey,
     overlay::Desired,
     uplink::Uplink,
 };
@@ -27,30 +28,40 @@ use crate::{
 pub struct Facts {
     /// Version of the agent.
     pub version: String,
-    /// The cluster's network.
-    pub network: Ipv4Net,
-    /// This node's subnet.
-    pub subnet: Ipv4Net,
-    /// Why the lease of that subnet is lost, where it is.
+    /// What it is in IPv4, in a network that has IPv4.
+    pub v4: Option<Half<V4>>,
+    /// What it is in IPv6, in a network that has IPv6.
+    pub v6: Option<Half<V6>>,
+    /// Why the lease of its subnets is lost, where it is.
     pub lost: Option<String>,
     /// `vxlan`, `host-gw`; empty for alloc.
     pub backend: String,
     /// The interface that carries the overlay.
     pub uplink: Uplink,
-    /// The VXLAN device, where the backend has one.
-    pub device: Option<Device>,
     /// MTU of the pods, in bytes.
     pub pod_mtu: u32,
     /// What the programs are loaded with; `None` where the kernel alone carries the packets.
     pub programs: Option<Settings>,
     /// Why the kernel alone carries them.
     pub kernel_alone: Option<String>,
-    /// Routes, neighbours and FDB entries of the peers; `None` where they are not known yet, or not ours to make.
-    pub overlay: Option<Desired>,
     /// Peers that are left out, and why.
     pub refused: BTreeSet<String>,
     /// Where the leases are.
     pub etcd: Etcd,
+}
+
+/// The node in one family.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(bound = "")]
+pub struct Half<F: Family = V4> {
+    /// The cluster's network.
+    pub network: F::Net,
+    /// This node's subnet.
+    pub subnet: F::Net,
+    /// The VXLAN device, where the backend has one.
+    pub device: Option<Device>,
+    /// Routes, neighbours and FDB entries of the peers; `None` where they are not known yet, or not ours to make.
+    pub overlay: Option<Desired<F>>,
 }
 
 /// The VXLAN device as it ought to be.
@@ -97,6 +108,15 @@ pub enum Source {
 }
 
 impl Facts {
+    /// The subnets of this node.
+    #[must_use]
+    pub fn key(&self) -> LeaseKey {
+        LeaseKey {
+            subnet: self.v4.as_ref().map(|half| half.subnet),
+            subnet_v6: self.v6.as_ref().map(|half| half.subnet),
+        }
+    }
+
     /// Asks the agent, and where none answers, reads the file.
     ///
     /// # Errors

@@ -56,6 +56,9 @@ pub trait Family: Copy + Debug + Default + Eq + Ord + Hash + Send + Sync + 'stat
     /// The address, where it is of this family.
     fn addr(address: IpAddr) -> Option<Self::Addr>;
 
+    /// The prefix, where it is of this family.
+    fn prefix(net: IpNet) -> Option<Self::Net>;
+
     /// The prefix of an address, host bits kept; `None` where the length is more than [`Self::BITS`].
     fn net(address: Self::Addr, prefix_len: u8) -> Option<Self::Net>;
 
@@ -122,6 +125,13 @@ impl Family for V4 {
         }
     }
 
+    fn prefix(net: IpNet) -> Option<Ipv4Net> {
+        match net {
+            IpNet::V4(net) => Some(net),
+            IpNet::V6(_) => None,
+        }
+    }
+
     fn net(address: Ipv4Addr, prefix_len: u8) -> Option<Ipv4Net> {
         Ipv4Net::new(address, prefix_len).ok()
     }
@@ -155,6 +165,13 @@ impl Family for V6 {
         match address {
             IpAddr::V4(_) => None,
             IpAddr::V6(address) => Some(address),
+        }
+    }
+
+    fn prefix(net: IpNet) -> Option<Ipv6Net> {
+        match net {
+            IpNet::V4(_) => None,
+            IpNet::V6(net) => Some(net),
         }
     }
 

@@ -153,6 +153,14 @@ impl Firewall {
         [masquerade, forward].into_iter().filter_map(Result::err).collect()
     }
 
+    /// Removes the rules of ours of this network's family, and nothing else; goes on after a failure and returns all of
+    /// them.
+    pub async fn withdraw(network: IpNet) -> Vec<FirewallError> {
+        let half = Half::of(network);
+        let (masquerade, forward) = (masquerade::remove(half).await, forward::remove(half).await);
+        [masquerade, forward].into_iter().filter_map(Result::err).collect()
+    }
+
     /// Removes all rules of ours, also those of an earlier run, and nothing else; goes on after a failure and
     /// returns all of them.
     pub async fn remove() -> Vec<FirewallError> {

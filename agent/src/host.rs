@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::{
     config::Config,
@@ -11,7 +11,7 @@ use crate::{
         Address, AddressScope, Kernel, Link, LinkKind, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, Route, TABLE_MAIN,
     },
     reconcile::Overlay,
-    uplink::{self, Candidate, CandidateAddress, Uplink},
+    uplink::{self, Candidate, CandidateAddress, Families, Uplink, Ways},
 };
 
 /// Chooses the uplink from what the kernel has now.
@@ -20,10 +20,10 @@ use crate::{
 ///
 /// Where nothing matches; the error lists the interfaces. In a dual-stack network also where the interface has no
 /// IPv6 address that others reach.
-pub(crate) async fn choose_uplink(kernel: &Kernel, config: &Config, dual: bool) -> Result<Uplink> {
+pub(crate) async fn choose_uplink(kernel: &Kernel, config: &Config, families: Families) -> Result<Uplink> {
     let links = kernel.links().await?;
-    let addresses = kernel.addresses().await?;
-    let addresses_v6 = if dual { kernel.addresses_of::<V6>().await? } else { Vec::new() };
+    let addresses = if families.v4 { kernel.addresses().await? } else { Vec::new() };
+    let addresses_v6 = if families.v6 { kernel.addresses_of::<V6>().await? } else { Vec::new() };
     let candidates: Vec<Candidate> = links
         .iter()
         .filter(|link| !link.loopback)
@@ -35,23 +35,28 @@ pub(crate) async fn choose_uplink(kernel: &Kernel, config: &Config, dual: bool) 
             addresses_v6: candidates_of(&addresses_v6, link.index),
         })
         .collect();
-    let default_route = default_route(&kernel.routes().await?);
-    let can_reach = match config.uplink.can_reach {
-        None => None,
-        Some(address) => {
-            let route =
-                kernel.route_get(address).await.with_context(|| format!("--iface-can-reach={address}"))?;
-            Some((route.ifindex, route.source))
+    let mut ways = Ways { can_reach: can_reach(kernel, config).await?, ..Ways::default() };
+    if families.v4 {
+        ways.default_route = default_route(&kernel.routes().await?);
+    }
+    if families.v6 {
+        ways.default_route_v6 = default_route(&kernel.routes_of::<V6>().await?);
+    }
+    Ok(uplink::choose(&config.uplink, &candidates, families, &ways)?)
+}
+
+/// Interface and source address of the route to `--iface-can-reach`.
+async fn can_reach(kernel: &Kernel, config: &Config) -> Result<Option<(u32, IpAddr)>> {
+    let Some(address) = config.uplink.can_reach else { return Ok(None) };
+    let route = match address {
+        IpAddr::V4(address) => {
+            kernel.route_to::<V4>(address).await.map(|route| (route.ifindex, route.source.into()))
+        }
+        IpAddr::V6(address) => {
+            kernel.route_to::<V6>(address).await.map(|route| (route.ifindex, route.source.into()))
         }
     };
-    let uplink = uplink::choose(&config.uplink, &candidates, default_route, can_reach)?;
-    ensure!(
-        uplink.public_ipv6.is_some() || !dual,
-        "the network config says EnableIPv6, but {} has no IPv6 address that other nodes reach: give it one, or \
-         choose another interface with --iface",
-        uplink.name
-    );
-    Ok(uplink)
+    route.map(Some).with_context(|| format!("--iface-can-reach={address}"))
 }
 
 fn candidates_of<F: Family>(addresses: &[Address<F>], ifindex: u32) -> Vec<CandidateAddress<F>> {
@@ -68,10 +73,10 @@ fn candidates_of<F: Family>(addresses: &[Address<F>], ifindex: u32) -> Vec<Candi
 }
 
 /// Interface of the default route that the kernel would take: the one with the lowest metric of the main table.
-fn default_route(routes: &[Route]) -> Option<u32> {
+fn default_route<F: Family>(routes: &[Route<F>]) -> Option<u32> {
     routes
         .iter()
-        .filter(|route| route.dst.prefix_len() == 0 && route.table == TABLE_MAIN)
+        .filter(|route| F::prefix_len(route.dst) == 0 && route.table == TABLE_MAIN)
         .min_by_key(|route| route.metric)?
         .ifindex
 }

@@ -1,12 +1,12 @@
 //! Leases from the Kubernetes API, as `flanneld --kube-subnet-mgr` takes them. The only user of kube-client.
 //!
-//! Kubernetes gives each node its subnet (`spec.podCIDR`); the node says by annotations where and what it is. So there
+//! Kubernetes gives each node its subnets (`spec.podCIDRs`, one of each family); the node says by annotations where and what it is. So there
 //! is nothing to claim and nothing that runs out: this node's part is to read its subnet, write its annotations, and
 //! say once that the network is there (the condition `NetworkUnavailable`). A [`registry::Keeper`](crate::registry::Keeper)
 //! then follows the other nodes and publishes the same snapshots as for etcd. While the API is away the last one stays
 //! true.
 //!
-//! Of a node only name, uid, podCIDR and flannel's annotations are kept. The listing comes in pages of whole nodes,
+//! Of a node only name, uid, podCIDRs and flannel's annotations are kept. The listing comes in pages of whole nodes,
 //! each read into these and dropped; the watch asks for metadata alone (`PartialObjectMetadata`), which spares API
 //! server and network the status that every node rewrites all the time; and a podCIDR, which never changes once it is
 //! set, is fetched for a node that is new.
@@ -20,12 +20,12 @@ mod own;
 
 use std::{path::PathBuf, time::Duration};
 
-use ipnet::Ipv4Net;
 use thiserror::Error;
 
 pub use self::{annotations::Annotations, connection::Api, own::OwnNode};
 use crate::{
     config::KubeConfig,
+    family::{Family, V6},
     network::{ConfigError, NetworkConfig},
 };
 
@@ -137,16 +137,18 @@ pub fn network_config(config: &KubeConfig) -> Result<NetworkConfig, KubeError> {
 }
 
 /// The subnet of the node if it lies where it should.
-fn inside(network: Ipv4Net, subnet: Ipv4Net, node: &str) -> Result<Ipv4Net, KubeError> {
+fn inside<F: Family>(network: F::Net, subnet: F::Net, node: &str) -> Result<F::Net, KubeError> {
     let refuse = |reason| Err(KubeError::PodCidr { node: node.to_owned(), reason, awaited: false });
-    if !network.contains(&subnet) {
+    if !F::covers(network, subnet) {
+        let key = if F::BITS == V6::BITS { "IPv6Network" } else { "Network" };
         return refuse(format!(
-            "its podCIDR {subnet} is outside of the network {network}: Network in net-conf.json must be the cluster CIDR (--cluster-cidr of kube-controller-manager)"
+            "its podCIDR {subnet} is outside of the network {network}: {key} in net-conf.json must be the cluster CIDR (--cluster-cidr of kube-controller-manager)"
         ));
     }
-    if subnet.prefix_len() > 30 {
+    let longest = F::BITS - 2;
+    if F::prefix_len(subnet) > longest {
         return refuse(format!(
-            "its podCIDR {subnet} has no room for pods: the longest useful prefix is /30"
+            "its podCIDR {subnet} has no room for pods: the longest useful prefix is /{longest}"
         ));
     }
     Ok(subnet)

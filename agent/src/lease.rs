@@ -1,25 +1,20 @@
 //! A lease: which node holds which subnet, as one key and one value in etcd.
 //!
 //! Keys and values are flannel's to the byte (`pkg/subnet/etcd`, `pkg/lease`), because flannel nodes read ours
-//! and write theirs. Everything read is hostile until parsed. A lease has an IPv4 subnet and, in a dual-stack
-//! network, an IPv6 one.
+//! and write theirs. Everything read is hostile until parsed. A lease has an IPv4 subnet, an IPv6 one, or both.
 
 mod attrs;
 mod key;
 
-use ipnet::Ipv4Net;
-
 pub use self::{
     attrs::{AttrsError, LeaseAttrs, VtepData},
-    key::{KeyError, LeaseKey, subnet_in_flannels_eyes},
+    key::{KeyError, LeaseKey, subnets_in_flannels_eyes},
 };
 
-/// A subnet and the node that holds it, as etcd had it at `mod_revision`.
+/// A node's subnets and where it is, as etcd had it at `mod_revision`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lease {
-    /// The node's subnet, host bits cleared. The IPv4 half of [`Self::key`].
-    pub subnet: Ipv4Net,
-    /// The last segment of the key in etcd; it holds an IPv6 subnet as well where the lease is dual-stack.
+    /// The last segment of the key in etcd: the subnets.
     pub key: LeaseKey,
     /// Where the node is and how to reach it.
     pub attrs: LeaseAttrs,

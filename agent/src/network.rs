@@ -9,9 +9,6 @@ mod backend;
 mod object;
 mod pool;
 
-use std::net::Ipv4Addr;
-
-use ipnet::Ipv4Net;
 use thiserror::Error;
 
 pub(crate) use self::object::{Object, ObjectError, excerpt, quoted};
@@ -19,23 +16,21 @@ pub use self::{
     backend::{Backend, DEFAULT_PORT, DEFAULT_VNI, Vxlan},
     pool::Pool,
 };
-use crate::family::{V4, V6};
+use crate::{
+    family::{Family, V4, V6},
+    lease::LeaseKey,
+    uplink::Families,
+};
 
-/// The validated network config.
+/// The validated network config. At least one of the families is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
-    /// The prefix that all subnets of the cluster are cut from, host bits cleared.
-    pub network: Ipv4Net,
-    /// Prefix length of a node's subnet, in bits; at least two more than the network's, at most 30.
-    pub subnet_len: u8,
-    /// Base address of the first subnet that may be picked.
-    pub subnet_min: Ipv4Addr,
-    /// Base address of the last subnet that may be picked.
-    pub subnet_max: Ipv4Addr,
+    /// Where IPv4 subnets are cut from; `None` with `EnableIPv4: false`.
+    pub v4: Option<Pool<V4>>,
+    /// Where IPv6 subnets are cut from; `None` without `EnableIPv6: true`.
+    pub v6: Option<Pool<V6>>,
     /// How packets travel between nodes.
     pub backend: Backend,
-    /// The IPv6 half of a dual-stack cluster.
-    pub v6: Option<Pool<V6>>,
 }
 
 /// Why a network config is refused. The text names the key, its value and what would be right.
@@ -78,57 +73,53 @@ impl NetworkConfig {
         Self::read(&object)
     }
 
-    /// Takes the length of subnets from the one that this node was given.
-    pub fn take_subnet_len(&mut self, subnet: Ipv4Net) {
-        self.subnet_len = subnet.prefix_len();
-        self.subnet_min = self.network.network();
-        self.subnet_max = self.network.broadcast() & subnet.netmask();
+    /// Takes the lengths of subnets from those that this node was given.
+    pub fn take_subnet_len(&mut self, key: LeaseKey) {
+        let v4 = self.v4.zip(key.subnet);
+        self.v4 = v4.map(|(pool, subnet)| Pool::whole(pool.network, subnet.prefix_len())).or(self.v4);
+        let v6 = self.v6.zip(key.subnet_v6);
+        self.v6 = v6.map(|(pool, subnet)| Pool::whole(pool.network, subnet.prefix_len())).or(self.v6);
+    }
+
+    /// Leaves out the families of which this node was given no subnet.
+    pub fn keep_families(&mut self, given: LeaseKey) {
+        self.v4 = self.v4.filter(|_| given.subnet.is_some());
+        self.v6 = self.v6.filter(|_| given.subnet_v6.is_some());
     }
 
     fn read(object: &Object) -> Result<Self, ConfigError> {
-        if !object.bool("EnableIPv4")?.unwrap_or(true) {
+        let ipv4 = object.bool("EnableIPv4")?.unwrap_or(true);
+        let ipv6 = object.bool("EnableIPv6")?.unwrap_or(false);
+        if !ipv4 && !ipv6 {
             return Err(ConfigError(
-                "EnableIPv4 is false, but this agent needs IPv4: leave the key out or set it to true".into(),
+                "EnableIPv4 is false and EnableIPv6 is not true: one of them must be true".into(),
             ));
         }
-        let Pool { network, subnet_len, subnet_min, subnet_max } = Pool::<V4>::read(object)?;
-        let ipv6 = object.bool("EnableIPv6")?.unwrap_or(false);
+        let v4 = if ipv4 { Some(Pool::read(object)?) } else { None };
         let v6 = if ipv6 { Some(Pool::read(object)?) } else { None };
-        let backend = Backend::read(object)?;
-        Ok(Self { network, subnet_len, subnet_min, subnet_max, backend, v6 })
+        Ok(Self { v4, v6, backend: Backend::read(object)? })
     }
 
-    /// The IPv4 subnets.
+    /// Which families there are.
     #[must_use]
-    pub fn v4(&self) -> Pool<V4> {
-        let Self { network, subnet_len, subnet_min, subnet_max, .. } = *self;
-        Pool { network, subnet_len, subnet_min, subnet_max }
+    pub fn families(&self) -> Families {
+        Families { v4: self.v4.is_some(), v6: self.v6.is_some() }
     }
 
-    /// Whether a node may hold this subnet: right length, and between the bounds.
+    /// All networks, for people: `10.5.0.0/16 and fc00::/48`.
     #[must_use]
-    pub fn allows(&self, subnet: Ipv4Net) -> bool {
-        self.v4().allows(subnet)
+    pub fn networks(&self) -> String {
+        let v4 = self.v4.map(|pool| pool.network.to_string());
+        let v6 = self.v6.map(|pool| pool.network.to_string());
+        v4.into_iter().chain(v6).collect::<Vec<_>>().join(" and ")
     }
 
     /// The keys in which `other` differs so that a running agent cannot follow without a restart.
     #[must_use]
     pub fn differs_in(&self, other: &Self) -> Vec<&'static str> {
-        let mut keys = Vec::new();
-        if self.network != other.network {
-            keys.push("Network");
-        }
-        if self.subnet_len != other.subnet_len {
-            keys.push("SubnetLen");
-        }
-        let of_v6 = |config: &Self| config.v6.map(|pool| (pool.network, pool.subnet_len));
-        if self.v6.is_some() != other.v6.is_some() {
-            keys.push("EnableIPv6");
-        } else if of_v6(self).map(|(network, _)| network) != of_v6(other).map(|(network, _)| network) {
-            keys.push("IPv6Network");
-        } else if of_v6(self) != of_v6(other) {
-            keys.push("IPv6SubnetLen");
-        }
+        let v4 = differs("EnableIPv4", self.v4.as_ref(), other.v4.as_ref());
+        let v6 = differs("EnableIPv6", self.v6.as_ref(), other.v6.as_ref());
+        let mut keys: Vec<_> = v4.into_iter().chain(v6).collect();
         if self.backend != other.backend {
             keys.push("Backend");
         }
@@ -136,8 +127,24 @@ impl NetworkConfig {
     }
 }
 
+fn differs<F: Family>(
+    enable: &'static str,
+    ours: Option<&Pool<F>>,
+    theirs: Option<&Pool<F>>,
+) -> Vec<&'static str> {
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) => ours.differs_in(theirs),
+        (None, None) => Vec::new(),
+        _ => vec![enable],
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use ipnet::Ipv4Net;
+
     use super::*;
 
     fn parse(json: &str) -> NetworkConfig {
@@ -149,14 +156,14 @@ mod tests {
     }
 
     fn ranges(network: &str) -> (u8, String, String) {
-        let config = parse(&format!(r#"{{"Network":"{network}"}}"#));
+        let config = parse(&format!(r#"{{"Network":"{network}"}}"#)).v4.unwrap();
         (config.subnet_len, config.subnet_min.to_string(), config.subnet_max.to_string())
     }
 
     #[test]
     fn a_network_alone_gets_flannels_defaults_and_vxlan() {
         let config = parse(r#"{"Network": "192.168.0.0/16"}"#);
-        assert_eq!(config.network, "192.168.0.0/16".parse().unwrap());
+        assert_eq!(config.v4.unwrap().network, "192.168.0.0/16".parse().unwrap());
         assert_eq!(config.backend, Backend::Vxlan(Vxlan::default()));
         assert_eq!(config.v6, None);
         for (network, len, min, max) in [
@@ -179,8 +186,9 @@ mod tests {
             r#"{"network":"10.0.0.0/8","SUBNETLEN":20,"subnetMin":"10.10.0.0","SubnetMax":"10.99.0.0","note":{"a":[1]},
                 "network":"10.9.9.9/8","backend":{"type":"VXLAN","vni":2,"port":4789,"directrouting":true,"Speed":9}}"#,
         );
-        assert_eq!(config.network, "10.0.0.0/8".parse().unwrap());
-        assert_eq!((config.subnet_len, config.subnet_min), (20, Ipv4Addr::new(10, 10, 0, 0)));
+        let pool = config.v4.unwrap();
+        assert_eq!(pool.network, "10.0.0.0/8".parse().unwrap());
+        assert_eq!((pool.subnet_len, pool.subnet_min), (20, Ipv4Addr::new(10, 10, 0, 0)));
         let Backend::Vxlan(vxlan) = config.backend else { panic!("{:?}", config.backend) };
         assert_eq!((vxlan.vni, vxlan.port, vxlan.direct_routing), (2, 4789, true));
     }
@@ -221,7 +229,11 @@ mod tests {
                 r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.8.0"}"#,
                 "SubnetMin 10.5.9.0 is above SubnetMax 10.5.8.0",
             ),
-            (r#"{"Network":"10.5.0.0/16","EnableIPv4":false}"#, "EnableIPv4 is false"),
+            (
+                r#"{"Network":"10.5.0.0/16","EnableIPv4":false}"#,
+                "EnableIPv4 is false and EnableIPv6 is not true: one of them must be true",
+            ),
+            (r#"{"EnableIPv4":false,"EnableIPv6":true}"#, "IPv6Network is missing"),
             (
                 r#"{"Network":"10.5.0.0/16","EnableIPv4":"yes"}"#,
                 r#"EnableIPv4 must be true or false, not "yes""#,
@@ -238,12 +250,25 @@ mod tests {
         let json = r#"{"Network":"10.244.0.0/16","SubnetLen":12,"SubnetMin":"1.2.3.4","subnetmax":"x"}"#;
         assert!(NetworkConfig::parse(json).is_err());
         let mut config = NetworkConfig::parse_for_given_subnets(json).unwrap();
-        config.take_subnet_len("10.244.3.0/25".parse().unwrap());
+        config.take_subnet_len("10.244.3.0-25".parse().unwrap());
+        let pool = config.v4.unwrap();
         assert!(
-            config.allows("10.244.0.0/25".parse().unwrap())
-                && config.allows("10.244.255.128/25".parse().unwrap())
+            pool.allows("10.244.0.0/25".parse().unwrap())
+                && pool.allows("10.244.255.128/25".parse().unwrap())
         );
         assert!(NetworkConfig::parse_for_given_subnets(r#"{"Network":7}"#).is_err());
+    }
+
+    #[test]
+    fn ipv6_alone_needs_no_ipv4_key() {
+        let config =
+            parse(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","Network":"nonsense"}"#);
+        assert_eq!(config.v4, None);
+        assert_eq!(config.networks(), "fc00::/48");
+        let dual = parse(r#"{"EnableIPv6":true,"IPv6Network":"fc00::/48","Network":"10.5.0.0/16"}"#);
+        assert_eq!(dual.networks(), "10.5.0.0/16 and fc00::/48");
+        assert_eq!(config.differs_in(&dual), ["EnableIPv4"]);
+        assert_eq!(dual.differs_in(&parse(r#"{"Network":"10.5.0.0/16"}"#)), ["EnableIPv6"]);
     }
 
     #[test]
@@ -267,6 +292,7 @@ mod tests {
         ) {
             let json = format!(r#"{{"Network":"{}/{len}","SubnetLen":{subnet_len}}}"#, Ipv4Addr::from(bits));
             if let Ok(config) = NetworkConfig::parse(&json) {
+                let config = config.v4.unwrap();
                 for base in [config.subnet_min, config.subnet_max] {
                     let subnet = Ipv4Net::new(base, config.subnet_len).unwrap();
                     proptest::prop_assert!(config.network.contains(&subnet));

@@ -6,6 +6,7 @@
 
 mod containers;
 mod facts;
+mod half;
 mod ipv6;
 mod pass;
 mod path;
@@ -14,10 +15,11 @@ mod report;
 mod translations;
 mod underlay;
 mod wakers;
+mod withdrawal;
 mod work;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::Ipv4Addr,
     sync::Arc,
     time::Duration,
@@ -25,16 +27,16 @@ use std::{
 
 use anyhow::{Result, bail};
 use aya::maps::{MapData, RingBuf};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio::{
     io::unix::AsyncFd,
     time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::ipv6::NodeV6;
+pub use self::half::Half;
 use self::{
-    ipv6::HalfV6,
+    half::Kept,
     path::{Path, load, open_path, settings},
     wakers::{listen_for_rules, ruled, sighted},
     work::Work,
@@ -46,12 +48,11 @@ use crate::{
     dataplane::{Dataplane, Underlay},
     endpoints::{Bridge, Endpoints},
     facts::Facts,
-    firewall::{Firewall, FirewallSpec},
+    family::{V4, V6},
     health::Readiness,
-    host::Prefixes,
     kernel::{Events, Kernel, RulesetEvents, VxlanDevice, VxlanSpec},
+    lease::LeaseKey,
     network::{NetworkConfig, Vxlan},
-    overlay::Expected,
     registry::{Cluster, Keeper},
     service::Heartbeat,
     state::State,
@@ -80,12 +81,10 @@ pub struct Node {
     pub network: NetworkConfig,
     /// The interface that carries the overlay.
     pub uplink: Uplink,
-    /// The VXLAN device, where the backend has one.
-    pub overlay: Option<Overlay>,
-    /// The subnet that this node holds.
-    pub subnet: Ipv4Net,
-    /// The IPv6 half, in a dual-stack network.
-    pub v6: Option<NodeV6>,
+    /// The IPv4 half, in a network that has IPv4.
+    pub v4: Option<Half<V4>>,
+    /// The IPv6 half, in a network that has IPv6.
+    pub v6: Option<Half<V6>>,
 }
 
 /// The VXLAN device.
@@ -99,16 +98,33 @@ pub struct Overlay {
 }
 
 impl Node {
-    /// Interface index of the VXLAN device; 0 where there is none.
+    /// Interface index of the VXLAN device with an IPv4 underlay; 0 where there is none.
     fn device(&self) -> u32 {
-        self.overlay.as_ref().map_or(0, |overlay| overlay.device.index)
+        self.v4.as_ref().map_or(0, Half::device)
     }
 
-    /// MTU of the pods, in bytes: what both families can carry.
+    /// The VXLAN device with an IPv4 underlay.
+    fn overlay(&self) -> Option<&Overlay> {
+        self.v4.as_ref()?.overlay.as_ref()
+    }
+
+    /// The VXLAN device with an IPv6 underlay.
+    fn overlay_v6(&self) -> Option<&Overlay> {
+        self.v6.as_ref()?.overlay.as_ref()
+    }
+
+    /// MTU of the pods, in bytes: what every family here can carry.
     fn pod_mtu(&self) -> u32 {
-        let of = |overlay: Option<&Overlay>| overlay.map_or(self.uplink.mtu, |overlay| overlay.device.mtu);
-        let v6 = self.v6.as_ref().map_or(u32::MAX, |v6| of(v6.overlay.as_ref()));
-        of(self.overlay.as_ref()).min(v6)
+        let devices = self.overlay().into_iter().chain(self.overlay_v6());
+        devices.map(|overlay| overlay.device.mtu).min().unwrap_or(self.uplink.mtu)
+    }
+
+    /// The subnets that this node holds.
+    fn key(&self) -> LeaseKey {
+        LeaseKey {
+            subnet: self.v4.as_ref().map(|half| half.subnet),
+            subnet_v6: self.v6.as_ref().map(|half| half.subnet),
+        }
     }
 }
 
@@ -125,7 +141,6 @@ pub struct Reconciler {
     control: control::Requests,
     readiness: Readiness,
     heartbeat: Heartbeat,
-    firewall: Firewall,
     /// What `loden cleanup` will undo.
     state: State,
     path: Path,
@@ -134,16 +149,9 @@ pub struct Reconciler {
     new_sightings: Option<AsyncFd<RingBuf<MapData>>>,
     /// Ways to VTEPs; forgotten when a route, an address or a link changes.
     ways: HashMap<Ipv4Addr, Option<Underlay>>,
-    /// What the last plan was for: the echo of its own changes is no work.
-    expected: Option<Expected>,
-    /// Whether all of that was done.
-    programmed: bool,
-    v6: HalfV6,
-    /// Peers that the kernel cannot be given, and why.
-    refused: BTreeSet<String>,
+    v4: Kept<V4>,
+    v6: Kept<V6>,
     has_direct_peers: bool,
-    /// Addresses and routes of this host.
-    prefixes: Prefixes,
     bridges: Vec<Bridge>,
     /// What is wrong with the host's bridges, and what to do.
     advice: Vec<String>,
@@ -158,7 +166,7 @@ pub struct Reconciler {
     tally: Reconcile,
     repairs: u64,
     /// When peers and endpoints were last heard of.
-    peer_activity: Activity<Ipv4Net>,
+    peer_activity: Activity<LeaseKey>,
     endpoint_activity: Activity<Ipv4Addr>,
 }
 
@@ -179,17 +187,16 @@ impl Reconciler {
         let events = kernel.events()?;
         let path = open_path(&node)?;
         let mut state = State::read(&node.config.run_dir)?;
-        if let Some(overlay) = &node.overlay {
+        if let Some(overlay) = node.overlay() {
             state.device = Some(overlay.spec.name.clone());
         }
-        state.networks.insert(node.network.network.trunc().into());
-        if let Some(v6) = &node.v6 {
-            state.device_v6 = v6.overlay.as_ref().map(|overlay| overlay.spec.name.clone());
-            state.networks.insert(v6.pool.network.into());
+        if let Some(overlay) = node.overlay_v6() {
+            state.device_v6 = Some(overlay.spec.name.clone());
         }
+        state.networks.extend(node.v4.as_ref().map(|v4| IpNet::from(v4.pool.network)));
+        state.networks.extend(node.v6.as_ref().map(|v6| IpNet::from(v6.pool.network)));
         state.write(&node.config.run_dir)?;
         let mut reconciler = Self {
-            firewall: Firewall::new(firewall_spec(&node)),
             state,
             node,
             ruleset: listen_for_rules(&kernel),
@@ -209,12 +216,9 @@ impl Reconciler {
             maps_know_peers: false,
             new_sightings: None,
             ways: HashMap::new(),
-            expected: None,
-            programmed: false,
-            v6: HalfV6::default(),
-            refused: BTreeSet::new(),
+            v4: Kept::default(),
+            v6: Kept::default(),
             has_direct_peers: false,
-            prefixes: Prefixes::default(),
             bridges: Vec::new(),
             advice: Vec::new(),
             facts_due: None,
@@ -265,7 +269,7 @@ impl Reconciler {
         self.leave_facts();
         if self.node.config.release_lease {
             self.keeper.release().await?;
-            tracing::info!(subnet = %self.node.subnet, "lease given back");
+            tracing::info!(subnet = self.node.key().subnets(), "lease given back");
         }
         Ok(())
     }
@@ -353,15 +357,5 @@ impl Reconciler {
     fn listen_for_sightings(&mut self) -> Result<()> {
         self.new_sightings = self.dataplane().map(Dataplane::take_new_sightings).transpose()?.flatten();
         Ok(())
-    }
-}
-
-fn firewall_spec(node: &Node) -> FirewallSpec {
-    FirewallSpec {
-        network: node.network.network.into(),
-        subnet: node.subnet.into(),
-        masquerade: node.config.ip_masq,
-        fully_random: node.config.ip_masq_fully_random,
-        forward: node.config.forward_rules,
     }
 }

@@ -30,7 +30,7 @@ pub use self::{
     stats::EtcdHealth,
 };
 pub(crate) use self::{
-    cluster::refuse,
+    cluster::Halves,
     keeper::{Command, Heard, Outage},
 };
 use self::{connection::Connection, endpoint::Endpoint, record::Told, stats::Stats};

@@ -5,7 +5,12 @@
 
 mod source;
 
-use std::{fs, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use axum::Router;
@@ -20,14 +25,14 @@ use self::source::Source;
 use crate::{
     config::Config,
     control::{self, Asker},
-    family::{V4, V6},
+    family::{Family, V4, V6},
     health::{self, Readiness},
-    host,
+    host::{self, Prefixes},
     kernel::{Kernel, VxlanSpec, overhead},
     lease::{LeaseAttrs, VtepData},
     metrics,
     network::{Backend, NetworkConfig, Vxlan},
-    reconcile::{Node, NodeV6, Overlay, Reconciler},
+    reconcile::{Half, Node, Overlay, Reconciler},
     registry::{Claim, ClaimV6},
     service::{Heartbeat, ServiceManager},
     subnet_file,
@@ -82,30 +87,50 @@ async fn start(
 ) -> Result<Reconciler> {
     let kernel = Kernel::connect()?;
     let (source, network) = Source::open(&mut config).await?;
-    let uplink = host::choose_uplink(&kernel, &config, network.v6.is_some()).await?;
-    tracing::info!(interface = uplink.name, address = %uplink.address, public_ip = %uplink.public_ip, "uplink chosen");
-    let overlay = open_overlay(&kernel, &network.backend, &uplink, source.vtep_mac()).await?;
-    let overlay_v6 = open_overlay_v6(&kernel, &network, &uplink).await?;
+    let uplink = host::choose_uplink(&kernel, &config, network.families()).await?;
+    tracing::info!(
+        interface = uplink.name,
+        address = uplink.own(),
+        public_ip = uplink.public(),
+        "uplink chosen"
+    );
+    let overlay = open_overlay::<V4>(&kernel, &network, &uplink, source.vtep_mac()).await?;
+    let overlay_v6 = open_overlay::<V6>(&kernel, &network, &uplink, source.vtep_mac_v6()).await?;
 
-    let prefixes = host::prefixes::<V4>(&kernel, overlay.as_ref()).await?;
+    let prefixes_v4 = prefixes::<V4>(&kernel, network.v4.is_some(), overlay.as_ref()).await?;
+    let prefixes_v6 = prefixes::<V6>(&kernel, network.v6.is_some(), overlay_v6.as_ref()).await?;
     let claim = Claim {
         attrs: attrs(&network.backend, &uplink, overlay.as_ref(), overlay_v6.as_ref()),
-        previous: subnet_file::previous_subnet(&config.subnet_file).unwrap_or_else(|error| {
-            tracing::warn!("{error}; going on without it");
-            None
-        }),
-        occupied: prefixes.others,
-        bridges: prefixes.bridges,
-        v6: claim_v6(&kernel, &config, &network, overlay_v6.as_ref()).await?,
+        previous: previous(subnet_file::previous_subnet(&config.subnet_file)),
+        occupied: prefixes_v4.others,
+        bridges: prefixes_v4.bridges,
+        v6: ClaimV6 {
+            previous: previous(subnet_file::previous_ipv6_subnet(&config.subnet_file)),
+            occupied: prefixes_v6.others,
+            bridges: prefixes_v6.bridges,
+        },
         ttl: config.lease_ttl,
         renew_margin: config.renew_margin,
     };
     let (lease, keeper) = source.take(&network, claim, &readiness).await?;
-    let subnet = lease.subnet;
-    let v6 = network.v6.zip(lease.key.subnet_v6);
-    let v6 = v6.map(|(pool, subnet)| NodeV6 { pool, subnet, overlay: overlay_v6 });
-    let node = Node { config, network, uplink, overlay, subnet, v6 };
+    let half_v4 = network.v4.zip(lease.key.subnet);
+    let half_v6 = network.v6.zip(lease.key.subnet_v6);
+    let node = Node {
+        v4: half_v4.map(|(pool, subnet)| Half { pool, subnet, overlay }),
+        v6: half_v6.map(|(pool, subnet)| Half { pool, subnet, overlay: overlay_v6 }),
+        config,
+        network,
+        uplink,
+    };
     Reconciler::new(node, kernel, keeper, control, readiness, heartbeat)
+}
+
+/// A subnet that the file gives; without one the start goes on.
+fn previous<N>(found: Result<Option<N>, subnet_file::SubnetFileError>) -> Option<N> {
+    found.unwrap_or_else(|error| {
+        tracing::warn!("{error}; going on without it");
+        None
+    })
 }
 
 fn stop_on_signals() -> Result<CancellationToken> {
@@ -190,23 +215,32 @@ pub(crate) fn lock(run_dir: &Path) -> Result<Flock<fs::File>> {
     })
 }
 
-/// What the VXLAN device on this uplink should be.
+/// What the VXLAN device of a family on this uplink should be.
 ///
 /// # Errors
 ///
 /// Where the underlay's MTU leaves pods too little.
-pub(crate) fn vxlan_spec(vxlan: &Vxlan, uplink: &Uplink) -> Result<VxlanSpec> {
+pub(crate) fn vxlan_spec<F: Family>(vxlan: &Vxlan, uplink: &Uplink) -> Result<VxlanSpec> {
+    let local = uplink.public_of::<F>().with_context(|| format!("the uplink has no {} address", F::NAME))?;
+    let local: IpAddr = local.into();
     let outer = vxlan.mtu.map_or(uplink.mtu, u32::from);
-    let mtu = outer.saturating_sub(loden_ebpf::vxlan::ENCAP_LEN as u32);
-    if mtu < 68 {
-        // RFC 791: every host forwards 68 bytes; the kernel refuses less.
-        bail!("an MTU of {outer} on the underlay leaves {mtu} bytes for pods; at least 68 are needed");
+    let mtu = outer.saturating_sub(overhead(local));
+    // RFC 791: every host forwards 68 bytes, and the kernel refuses less. RFC 8200, section 5: no link may carry less.
+    let (name, least) = match local {
+        IpAddr::V4(_) => (format!("flannel.{}", vxlan.vni), 68),
+        IpAddr::V6(_) => (format!("flannel-v6.{}", vxlan.vni), 1280),
+    };
+    if mtu < least {
+        bail!(
+            "an MTU of {outer} on the underlay leaves {mtu} bytes for {} pods; at least {least} are needed",
+            F::NAME
+        );
     }
     Ok(VxlanSpec {
-        name: format!("flannel.{}", vxlan.vni),
+        name,
         vni: vxlan.vni,
         port: vxlan.port,
-        local: uplink.public_ip.into(),
+        local,
         uplink: uplink.ifindex,
         mtu,
         gbp: vxlan.gbp,
@@ -215,32 +249,18 @@ pub(crate) fn vxlan_spec(vxlan: &Vxlan, uplink: &Uplink) -> Result<VxlanSpec> {
     })
 }
 
-/// The same for the IPv6 half.
-///
-/// # Errors
-///
-/// Where the underlay's MTU is less than IPv6 itself asks for.
-pub(crate) fn vxlan_spec_v6(vxlan: &Vxlan, uplink: &Uplink) -> Result<VxlanSpec> {
-    let local = uplink.public_ipv6.context("the uplink has no IPv6 address")?.into();
-    let outer = vxlan.mtu.map_or(uplink.mtu, u32::from);
-    let mtu = outer.saturating_sub(overhead(local));
-    if mtu < 1280 {
-        // RFC 8200, section 5: no link may carry less.
-        bail!("an MTU of {outer} on the underlay leaves {mtu} bytes for IPv6 pods; at least 1280 are needed");
-    }
-    Ok(VxlanSpec { name: format!("flannel-v6.{}", vxlan.vni), local, mtu, ..vxlan_spec(vxlan, uplink)? })
-}
-
-/// The VXLAN device, where the backend has one; with the MAC address that peers know of it already, if they do.
-async fn open_overlay(
+/// The VXLAN device of a family that the network has, where the backend has one; with the MAC address that peers know
+/// of it already, if they do.
+async fn open_overlay<F: Family>(
     kernel: &Kernel,
-    backend: &Backend,
+    network: &NetworkConfig,
     uplink: &Uplink,
     mac: Option<[u8; 6]>,
 ) -> Result<Option<Overlay>> {
-    match backend {
+    let (Some(own), Some(public)) = (uplink.own_of::<F>(), uplink.public_of::<F>()) else { return Ok(None) };
+    match &network.backend {
         Backend::Vxlan(vxlan) => {
-            let spec = vxlan_spec(vxlan, uplink)?;
+            let spec = vxlan_spec::<F>(vxlan, uplink)?;
             let device = kernel.ensure_vxlan(&VxlanSpec { mac, ..spec.clone() }).await?;
             tracing::info!(
                 device = spec.name,
@@ -250,11 +270,10 @@ async fn open_overlay(
             );
             Ok(Some(Overlay { vxlan: vxlan.clone(), spec, device }))
         }
-        Backend::HostGw if uplink.public_ip != uplink.address => bail!(
-            "Backend.Type=host-gw routes to the public IP itself: --public-ip={} must be an address of {}, which has {}",
-            uplink.public_ip,
+        Backend::HostGw if public != own => bail!(
+            "Backend.Type=host-gw routes to the public IP itself: --public-ip{}={public} must be an address of {}, which has {own}",
+            if F::BITS == V6::BITS { "v6" } else { "" },
             uplink.name,
-            uplink.address
         ),
         Backend::HostGw | Backend::Alloc => Ok(None),
     }
@@ -268,44 +287,21 @@ pub(crate) fn attrs(
     overlay_v6: Option<&Overlay>,
 ) -> LeaseAttrs {
     let vtep = |overlay: &Overlay| VtepData { vni: overlay.vxlan.vni, vtep_mac: overlay.device.mac };
-    let attrs = match (backend, overlay) {
-        (_, Some(overlay)) => LeaseAttrs::vxlan(uplink.public_ip, vtep(overlay)),
-        (Backend::Alloc, None) => LeaseAttrs::alloc(uplink.public_ip),
-        (_, None) => LeaseAttrs::host_gw(uplink.public_ip),
-    };
-    match uplink.public_ipv6 {
-        Some(public_ipv6) => attrs.with_v6(public_ipv6, overlay_v6.map(vtep)),
-        None => attrs,
+    let mut attrs = LeaseAttrs::of_type(backend.lease_type());
+    if let Some(public_ip) = uplink.public_ip {
+        attrs = attrs.with_v4(public_ip, overlay.map(vtep));
     }
+    if let Some(public_ipv6) = uplink.public_ipv6 {
+        attrs = attrs.with_v6(public_ipv6, overlay_v6.map(vtep));
+    }
+    attrs
 }
 
-/// The VXLAN device with an IPv6 underlay, in a dual-stack network whose backend has one.
-async fn open_overlay_v6(
+/// This host's own prefixes of a family, where the network has it.
+async fn prefixes<F: Family>(
     kernel: &Kernel,
-    network: &NetworkConfig,
-    uplink: &Uplink,
-) -> Result<Option<Overlay>> {
-    let (Backend::Vxlan(vxlan), Some(_)) = (&network.backend, network.v6) else { return Ok(None) };
-    let spec = vxlan_spec_v6(vxlan, uplink)?;
-    let device = kernel.ensure_vxlan(&spec).await?;
-    tracing::info!(device = spec.name, adopted = device.adopted, mtu = device.mtu, "VXLAN device ready");
-    Ok(Some(Overlay { vxlan: vxlan.clone(), spec, device }))
-}
-
-/// What this node asks for of a dual-stack network besides.
-async fn claim_v6(
-    kernel: &Kernel,
-    config: &Config,
-    network: &NetworkConfig,
+    wanted: bool,
     overlay: Option<&Overlay>,
-) -> Result<ClaimV6> {
-    if network.v6.is_none() {
-        return Ok(ClaimV6::default());
-    }
-    let prefixes = host::prefixes::<V6>(kernel, overlay).await?;
-    let previous = subnet_file::previous_ipv6_subnet(&config.subnet_file).unwrap_or_else(|error| {
-        tracing::warn!("{error}; going on without it");
-        None
-    });
-    Ok(ClaimV6 { previous, occupied: prefixes.others, bridges: prefixes.bridges })
+) -> Result<Prefixes<F>> {
+    if wanted { host::prefixes(kernel, overlay).await } else { Ok(Prefixes::default()) }
 }

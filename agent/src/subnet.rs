@@ -100,7 +100,7 @@ mod tests {
     };
 
     fn config(json: &str) -> Pool<V4> {
-        NetworkConfig::parse(json).unwrap().v4()
+        NetworkConfig::parse(json).unwrap().v4.unwrap()
     }
 
     fn net(text: &str) -> Ipv4Net {

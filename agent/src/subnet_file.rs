@@ -20,11 +20,9 @@ const LARGEST: u64 = 64 * 1024;
 /// The content of `subnet.env`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubnetFile {
-    /// The overlay network, of which each node has a subnet.
-    pub network: Ipv4Net,
-    /// This node's subnet; host bits are ignored.
-    pub subnet: Ipv4Net,
-    /// The same two of IPv6, in a dual-stack network.
+    /// The IPv4 network, of which each node has a subnet, and this node's subnet; host bits are ignored.
+    pub v4: Option<(Ipv4Net, Ipv4Net)>,
+    /// The same two of IPv6.
     pub v6: Option<(Ipv6Net, Ipv6Net)>,
     /// MTU for containers, in bytes.
     pub mtu: u16,
@@ -35,8 +33,10 @@ pub struct SubnetFile {
 impl fmt::Display for SubnetFile {
     /// The subnet is given with its first host address, which is the bridge's (`dockerd --bip`).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "FLANNEL_NETWORK={}", self.network.trunc())?;
-        writeln!(f, "FLANNEL_SUBNET={}", bridge::<V4>(self.subnet))?;
+        if let Some((network, subnet)) = self.v4 {
+            writeln!(f, "FLANNEL_NETWORK={}", network.trunc())?;
+            writeln!(f, "FLANNEL_SUBNET={}", bridge::<V4>(subnet))?;
+        }
         if let Some((network, subnet)) = self.v6 {
             writeln!(f, "FLANNEL_IPV6_NETWORK={}", network.trunc())?;
             writeln!(f, "FLANNEL_IPV6_SUBNET={}", bridge::<V6>(subnet))?;
@@ -87,6 +87,15 @@ pub fn previous_subnet(path: &Path) -> Result<Option<Ipv4Net>, SubnetFileError> 
 /// As [`previous_subnet`].
 pub fn previous_network(path: &Path) -> Result<Option<Ipv4Net>, SubnetFileError> {
     previous::<V4>(path, "FLANNEL_NETWORK")
+}
+
+/// IPv4 network and subnet that the file at `path` gives; like [`previous_subnet`].
+///
+/// # Errors
+///
+/// As [`previous_subnet`].
+pub fn previous_ipv4(path: &Path) -> Result<Option<(Ipv4Net, Ipv4Net)>, SubnetFileError> {
+    Ok(previous_network(path)?.zip(previous_subnet(path)?))
 }
 
 /// The IPv6 subnet that the file at `path` gives; like [`previous_subnet`].

@@ -12,10 +12,10 @@
 
 use std::{fs, path::Path};
 
-use ipnet::Ipv4Net;
 use loden_agent::{
+    family::Family,
     lease::{LeaseAttrs, LeaseKey},
-    network::NetworkConfig,
+    network::{NetworkConfig, Pool},
     subnet_file::{self, SubnetFile},
 };
 use loden_ebpf::{ethernet, flow, ipv4, vxlan};
@@ -168,6 +168,18 @@ fn assert_tellable(error: &dyn std::fmt::Display) {
     assert!(!text.chars().any(char::is_control), "control characters in an error: {text:?}");
 }
 
+/// What the config says of a family, written as it is in etcd.
+fn keys_of<F: Family>(pool: &Pool<F>, of: &str) -> String {
+    let Pool { network, subnet_len, subnet_min, subnet_max } = pool;
+    for base in [subnet_min, subnet_max] {
+        let subnet = F::net(*base, *subnet_len).unwrap();
+        assert!(F::covers(*network, subnet) && pool.allows(subnet), "{subnet} of {pool:?}");
+    }
+    format!(
+        r#""{of}Network":"{network}","{of}SubnetLen":{subnet_len},"{of}SubnetMin":"{subnet_min}","{of}SubnetMax":"{subnet_max}""#
+    )
+}
+
 #[test]
 fn network_configs() {
     fuzz("network", CASES, |input| {
@@ -176,16 +188,14 @@ fn network_configs() {
             Ok(config) => config,
             Err(error) => return assert_tellable(&error),
         };
-        for base in [config.subnet_min, config.subnet_max] {
-            let subnet = Ipv4Net::new(base, config.subnet_len).unwrap();
-            assert!(config.network.contains(&subnet) && config.allows(subnet), "{subnet} of {config:?}");
-        }
-        let again = format!(
-            r#"{{"Network":"{}","SubnetLen":{},"SubnetMin":"{}","SubnetMax":"{}"}}"#,
-            config.network, config.subnet_len, config.subnet_min, config.subnet_max
-        );
-        let again = NetworkConfig::parse(&again).unwrap();
-        assert_eq!(again, NetworkConfig { backend: again.backend.clone(), v6: again.v6, ..config });
+        let keys = [
+            config.v4.as_ref().map(|pool| keys_of(pool, "")),
+            config.v6.as_ref().map(|pool| keys_of(pool, "IPv6")),
+            Some(format!(r#""EnableIPv4":{},"EnableIPv6":{}"#, config.v4.is_some(), config.v6.is_some())),
+        ];
+        let keys: Vec<String> = keys.into_iter().flatten().collect();
+        let again = NetworkConfig::parse(&format!("{{{}}}", keys.join(","))).unwrap();
+        assert_eq!(again, NetworkConfig { backend: again.backend.clone(), ..config });
     });
 }
 
@@ -194,10 +204,10 @@ fn lease_keys() {
     fuzz("key", CASES, |input| {
         let text = String::from_utf8_lossy(input);
         match text.parse::<LeaseKey>() {
-            Ok(key) => assert_eq!(key.to_string().parse::<LeaseKey>().unwrap(), key),
+            Ok(key) => assert_eq!(key.to_string(), text, "one subnet, one key"),
             Err(error) => assert_tellable(&error),
         }
-        let _ = loden_agent::lease::subnet_in_flannels_eyes(&text);
+        let _ = loden_agent::lease::subnets_in_flannels_eyes(&text);
     });
 }
 
@@ -210,7 +220,10 @@ fn lease_values() {
         };
         assert_eq!(LeaseAttrs::parse(attrs.to_json().as_bytes()).unwrap(), attrs);
         match attrs.vtep() {
-            Ok(vtep) => assert_eq!(LeaseAttrs::vxlan(attrs.public_ip, vtep).vtep().unwrap(), vtep),
+            Ok(vtep) => {
+                let again = LeaseAttrs::of_type("vxlan").with_v4([192, 0, 2, 1].into(), Some(vtep));
+                assert_eq!(again.vtep().unwrap(), vtep);
+            }
             Err(error) => assert_tellable(&error),
         }
     });
@@ -222,19 +235,18 @@ fn subnet_files() {
     let path = directory.path().join("subnet.env");
     fuzz("subnet_env", CASES / 4, |input| {
         fs::write(&path, input).unwrap();
-        let network = subnet_file::previous_network(&path);
-        let subnet = subnet_file::previous_subnet(&path);
-        for error in [&network, &subnet].into_iter().filter_map(|found| found.as_ref().err()) {
+        let (v4, v6) = (subnet_file::previous_ipv4(&path), subnet_file::previous_ipv6(&path));
+        for error in [v4.as_ref().err(), v6.as_ref().err()].into_iter().flatten() {
             assert_tellable(error);
         }
         // No agent has a subnet without a host in it.
-        if let (Ok(Some(network)), Ok(Some(subnet))) = (network, subnet)
-            && subnet.prefix_len() <= 30
-        {
-            let file = SubnetFile { network, subnet, v6: None, mtu: 1450, ip_masq: false };
+        let v4 = v4.ok().flatten().filter(|(_, subnet)| subnet.prefix_len() <= 30);
+        let v6 = v6.ok().flatten().filter(|(_, subnet)| subnet.prefix_len() <= 126);
+        if v4.is_some() || v6.is_some() {
+            let file = SubnetFile { v4, v6, mtu: 1450, ip_masq: false };
             fs::write(&path, file.to_string()).unwrap();
-            assert_eq!(subnet_file::previous_subnet(&path).unwrap(), Some(subnet));
-            assert_eq!(subnet_file::previous_network(&path).unwrap(), Some(network));
+            assert_eq!(subnet_file::previous_ipv4(&path).unwrap(), v4);
+            assert_eq!(subnet_file::previous_ipv6(&path).unwrap(), v6);
         }
     });
 }

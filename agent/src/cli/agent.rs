@@ -209,7 +209,7 @@ impl KubeArgs {
 /// Which interface carries the overlay.
 #[derive(Debug, Clone, clap::Args)]
 pub struct UplinkArgs {
-    /// Interface (name or IPv4 address) that carries the overlay; may be repeated, the first that is there is taken
+    /// Interface (name or address) that carries the overlay; may be repeated, the first that is there is taken
     #[arg(long, value_name = "NAME|IP")]
     pub iface: Vec<String>,
 
@@ -218,14 +218,14 @@ pub struct UplinkArgs {
     pub iface_regex: Vec<Regex>,
 
     /// Take the interface by which this address is reached, if no --iface or --iface-regex matches
-    #[arg(long, value_name = "IP", value_parser = flag_value::ipv4_address)]
-    pub iface_can_reach: Option<Ipv4Addr>,
+    #[arg(long, value_name = "IP", value_parser = flag_value::host_address)]
+    pub iface_can_reach: Option<IpAddr>,
 
     /// Address that other nodes reach this one by, if it is not the interface's own
     #[arg(long, value_name = "IP", value_parser = flag_value::ipv4_address)]
     pub public_ip: Option<Ipv4Addr>,
 
-    /// The same of IPv6, in a dual-stack network
+    /// The same of IPv6, in a network that has it
     #[arg(long, value_name = "IP", value_parser = flag_value::ipv6_address)]
     pub public_ipv6: Option<Ipv6Addr>,
 }

@@ -46,6 +46,15 @@ pub fn ipv6_address(text: &str) -> Result<Ipv6Addr, String> {
     }
 }
 
+/// An address that a host can have, of either family.
+pub fn host_address(text: &str) -> Result<IpAddr, String> {
+    match text.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) => ipv4_address(text).map(IpAddr::V4),
+        Ok(IpAddr::V6(_)) => ipv6_address(text).map(IpAddr::V6),
+        Err(_) => Err("must be an IP address, such as 192.0.2.1 or 2001:db8::1".into()),
+    }
+}
+
 /// An address to listen on.
 pub fn ip_address(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| "must be an IP address, such as 0.0.0.0 or 127.0.0.1".into())

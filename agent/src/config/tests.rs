@@ -119,8 +119,9 @@ fn the_prefix_begins_with_a_slash_and_ends_without_one() {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
-    let error = config(&["-iface=2001:db8::1"]).unwrap_err();
-    assert_eq!((error.flag, error.value.as_str()), ("iface", "2001:db8::1"));
+    let error = config(&["-iface=2001:db8::1/64"]).unwrap_err();
+    assert_eq!((error.flag, error.value.as_str()), ("iface", "2001:db8::1/64"));
+    assert_eq!(config(&["-iface=2001:db8::1"]).unwrap().uplink.ifaces, ["2001:db8::1"]);
 }
 
 #[test]

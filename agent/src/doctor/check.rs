@@ -9,7 +9,10 @@ mod programs;
 mod tests;
 
 use super::{finding::Finding, snapshot::Snapshot};
-use crate::facts::Source;
+use crate::{
+    facts::Source,
+    family::{Family, V6},
+};
 
 /// Every check, in the order in which one would look.
 #[must_use]
@@ -44,6 +47,14 @@ fn agent(snapshot: &Snapshot) -> Finding {
             )
         }
         Source::Agent => Finding::ok(CHECK, format_args!("version {}, ready", snapshot.facts.version)),
+    }
+}
+
+/// Names the family of what was looked at where it is not IPv4, which goes without saying.
+fn of_family<F: Family>(finding: Finding) -> Finding {
+    match &finding.subject {
+        None if F::BITS == V6::BITS => finding.of(F::NAME),
+        _ => finding,
     }
 }
 

@@ -2,22 +2,24 @@
 
 mod etcd;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::Result;
 
 use super::{
     DoctorArgs,
-    check::host::{BRIDGE_RULES, FORWARD, LIBERAL, rp_filter},
+    check::host::{BRIDGE_RULES, FORWARD, FORWARD_V6, LIBERAL, rp_filter},
     probe::{self, Target},
-    snapshot::{Programs, Snapshot},
+    snapshot::{Half, Programs, Snapshot},
 };
 use crate::{
     control::{self, Request},
     dataplane::{Hook, Pins, Program, Settings, Trial},
-    facts::{Facts, Source},
+    facts::{self, Facts, Source},
+    family::{Family, V4},
     firewall,
-    kernel::{Address, Kernel, Link, LinkKind, offload, sysctl},
+    kernel::{Kernel, Link, LinkKind, offload, sysctl},
+    overlay::OverlayPeer,
 };
 
 /// Looks at everything.
@@ -33,20 +35,13 @@ pub(super) async fn collect(args: &DoctorArgs) -> Result<Snapshot> {
     };
     let kernel = Kernel::connect()?;
     let links = kernel.links().await?;
-    let addresses = kernel.addresses().await?;
-    let desired = facts.overlay.as_ref();
-    let overlay = match desired {
-        Some(desired) => kernel.overlay_actual(desired.device).await.map_err(|error| error.to_string()),
-        None => Err("the peers are not known yet".to_owned()),
-    };
-    let mut ways = BTreeMap::new();
-    for peer in desired.iter().flat_map(|desired| desired.peers.values()) {
-        ways.insert(peer.vtep, kernel.route_get(peer.vtep).await.map_err(|error| error.to_string()));
-    }
+    let v4 = half(&kernel, facts.v4.as_ref()).await?;
+    let v6 = half(&kernel, facts.v6.as_ref()).await?;
     let probes = if args.no_probes {
         Vec::new()
     } else {
-        let targets = targets(&facts, &ways);
+        let mut targets = targets(&facts, v4.as_ref());
+        targets.extend(self::targets(&facts, v6.as_ref()));
         let patience = Duration::from_millis(args.timeout_ms.into());
         // This runtime has nothing else to do.
         probe::probe_all(&targets, patience)
@@ -54,13 +49,10 @@ pub(super) async fn collect(args: &DoctorArgs) -> Result<Snapshot> {
     let programs = facts
         .programs
         .as_ref()
-        .map(|settings| programs(&facts, settings, &args.bpffs_dir, &links, &addresses));
+        .map(|settings| programs(&facts, v4.as_ref(), settings, &args.bpffs_dir, &links));
     Ok(Snapshot {
         source,
         not_ready,
-        routes: kernel.routes().await?,
-        overlay,
-        ways,
         sysctls: sysctls(&facts),
         gro: offload::gro(&facts.uplink.name).map_err(|error| error.to_string()),
         rules: firewall::rules().await.map_err(|error| error.to_string()),
@@ -68,9 +60,31 @@ pub(super) async fn collect(args: &DoctorArgs) -> Result<Snapshot> {
         programs,
         probes,
         links,
-        addresses,
+        v4,
+        v6,
         facts,
     })
+}
+
+/// What the kernel has of a family that the network has.
+async fn half<F: Family>(kernel: &Kernel, facts: Option<&facts::Half<F>>) -> Result<Option<Half<F>>> {
+    let Some(facts) = facts else { return Ok(None) };
+    let overlay = match &facts.overlay {
+        Some(desired) => kernel.overlay_actual(desired.device).await.map_err(|error| error.to_string()),
+        None => Err("the peers are not known yet".to_owned()),
+    };
+    let mut ways = BTreeMap::new();
+    for peer in facts.overlay.iter().flat_map(|desired| desired.peers.values()) {
+        let way = kernel.route_to::<F>(peer.vtep).await;
+        ways.insert(peer.vtep, way.map_err(|error| error.to_string()));
+    }
+    Ok(Some(Half {
+        facts: facts.clone(),
+        addresses: kernel.addresses_of().await?,
+        routes: kernel.routes_of().await?,
+        overlay,
+        ways,
+    }))
 }
 
 async fn not_ready(run_dir: &Path) -> BTreeMap<String, String> {
@@ -86,25 +100,29 @@ async fn not_ready(run_dir: &Path) -> BTreeMap<String, String> {
 }
 
 fn sysctls(facts: &Facts) -> BTreeMap<String, Option<String>> {
-    let mut names: Vec<String> = [FORWARD, LIBERAL, BRIDGE_RULES].map(str::to_owned).to_vec();
+    let mut names: Vec<String> = [FORWARD, FORWARD_V6, LIBERAL, BRIDGE_RULES].map(str::to_owned).to_vec();
     names.extend(["all", &facts.uplink.name].map(rp_filter));
-    names.extend(facts.device.as_ref().map(|device| rp_filter(&device.name)));
+    let device = facts.v4.as_ref().and_then(|half| half.device.as_ref());
+    names.extend(device.map(|device| rp_filter(&device.name)));
     names.into_iter().map(|name| (name.clone(), sysctl::get(&name).ok())).collect()
 }
 
 /// The peers, with the sizes that their ways promise.
-fn targets(facts: &Facts, ways: &BTreeMap<Ipv4Addr, Result<crate::kernel::RouteTo, String>>) -> Vec<Target> {
-    let Some(desired) = &facts.overlay else { return Vec::new() };
-    let target = |peer: &crate::overlay::OverlayPeer| {
-        let path = ways.get(&peer.vtep).and_then(|way| way.as_ref().ok()).and_then(|way| way.mtu);
+fn targets<F: Family>(facts: &Facts, half: Option<&Half<F>>) -> Vec<Target> {
+    let Some((half, desired)) = half.and_then(|half| Some((half, half.facts.overlay.as_ref()?))) else {
+        return Vec::new();
+    };
+    let target = |peer: &OverlayPeer<F>| {
+        let path = half.ways.get(&peer.vtep).and_then(|way| way.as_ref().ok()).and_then(|way| way.mtu);
         let underlay = path.unwrap_or(u32::MAX).min(facts.uplink.mtu);
         let size = |bytes: u32| u16::try_from(bytes).unwrap_or(u16::MAX);
+        let device = half.facts.device.as_ref();
         Target {
-            subnet: peer.subnet,
-            vtep: peer.vtep,
+            subnet: peer.subnet.into(),
+            vtep: peer.vtep.into(),
             underlay_mtu: size(underlay),
             // The base of the subnet is the address of the peer's VXLAN device.
-            overlay: facts.device.as_ref().map(|device| (peer.subnet.network(), size(device.mtu))),
+            overlay: device.map(|device| (F::base(peer.subnet).into(), size(device.mtu))),
         }
     };
     desired.peers.values().map(target).collect()
@@ -112,14 +130,14 @@ fn targets(facts: &Facts, ways: &BTreeMap<Ipv4Addr, Result<crate::kernel::RouteT
 
 fn programs(
     facts: &Facts,
+    v4: Option<&Half<V4>>,
     settings: &Settings,
     bpffs_dir: &Path,
     links: &[Link],
-    addresses: &[Address],
 ) -> Programs {
     let pins = Pins::below(bpffs_dir);
     let trial = Trial::load(settings).map_err(anyhow::Error::from);
-    let hooks = expected_hooks(facts, &pins, links, addresses);
+    let hooks = expected_hooks(facts, v4, &pins, links);
     Programs {
         loadable: trial.and_then(|trial| trial.tags()).map_err(|error| format!("{error:#}")),
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
@@ -132,11 +150,14 @@ fn programs(
 }
 
 /// The hooks that any agent would fill, and those that have a pin: what else it attaches, only it knows.
-fn expected_hooks(facts: &Facts, pins: &Pins, links: &[Link], addresses: &[Address]) -> Vec<(Hook, String)> {
-    let bridges = links.iter().filter(|link| {
-        link.kind == LinkKind::Bridge
-            && addresses.iter().any(|a| a.ifindex == link.index && facts.subnet.contains(&a.address))
-    });
+fn expected_hooks(facts: &Facts, v4: Option<&Half<V4>>, pins: &Pins, links: &[Link]) -> Vec<(Hook, String)> {
+    let in_subnet = |index: u32| {
+        v4.is_some_and(|half| {
+            let mut of_link = half.addresses.iter().filter(|address| address.ifindex == index);
+            of_link.any(|address| half.facts.subnet.contains(&address.address))
+        })
+    };
+    let bridges = links.iter().filter(|link| link.kind == LinkKind::Bridge && in_subnet(link.index));
     let bridges: Vec<u32> = bridges.map(|link| link.index).collect();
     let is_pod = |link: &&Link| {
         link.kind == LinkKind::Veth
@@ -154,11 +175,12 @@ fn expected_hooks(facts: &Facts, pins: &Pins, links: &[Link], addresses: &[Addre
         add(Program::ToPod, link.index);
     }
     add(Program::FromWire, facts.uplink.ifindex);
-    if let Some(device) = &facts.device {
+    if let Some(device) = v4.and_then(|half| half.facts.device.as_ref()) {
         add(Program::FromOverlay, device.index);
         add(Program::ToOverlay, device.index);
     }
-    if facts.overlay.iter().flat_map(|overlay| overlay.peers.values()).any(|peer| peer.direct) {
+    let overlay = v4.and_then(|half| half.facts.overlay.as_ref());
+    if overlay.iter().flat_map(|overlay| overlay.peers.values()).any(|peer| peer.direct) {
         add(Program::ToWire, facts.uplink.ifindex);
     }
     for hook in pins.pinned_hooks() {

@@ -5,25 +5,29 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
 
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
-use super::{echo::Pinger, snapshot::Offload};
+use super::{echo::v4::Pinger, snapshot::Offload};
 
 /// The first port of traceroute's, which nobody listens on.
 const CLOSED: u16 = 33_434;
-/// Headers of IP and UDP.
-const HEADERS: u16 = 28;
 /// A host answers one such datagram a second (icmp_ratelimit of icmp(7)), after a few at once.
 const RATE: Duration = Duration::from_millis(1100);
 
-pub(super) fn ask(address: Ipv4Addr, mtu: u16, patience: Duration) -> Offload {
+/// A datagram of IPv6 without a checksum is none (RFC 8200, section 8.1): there a lost one tells of no reason.
+pub(super) fn ask(address: IpAddr, mtu: u16, patience: Duration) -> Offload {
     if !answered_again(|| datagram(address, 64, None, patience)) {
-        let unchecked = Pinger::to(address).and_then(|pinger| pinger.unchecked_datagram(CLOSED, patience));
+        let unchecked = match address {
+            IpAddr::V4(address) => {
+                Pinger::to(address).and_then(|pinger| pinger.unchecked_datagram(CLOSED, patience))
+            }
+            IpAddr::V6(_) => Ok(false),
+        };
         return match unchecked {
             Ok(true) => Offload::BadChecksum,
             // A firewall there, or its limit: TCP's answer has none.
@@ -31,7 +35,8 @@ pub(super) fn ask(address: Ipv4Addr, mtu: u16, patience: Duration) -> Offload {
             _ => Offload::Silent,
         };
     }
-    let segment = mtu - HEADERS;
+    // What the headers of IP and UDP leave.
+    let segment = mtu - if address.is_ipv4() { 28 } else { 48 };
     if answered_again(|| datagram(address, usize::from(segment) * 2, Some(segment), patience)) {
         Offload::Fine
     } else {
@@ -48,8 +53,12 @@ fn answered_again(ask: impl Fn() -> io::Result<bool>) -> bool {
 }
 
 /// Sends so many bytes, cut into segments by whoever can; whether the peer says that the port is closed.
-fn datagram(address: Ipv4Addr, len: usize, segment: Option<u16>, patience: Duration) -> io::Result<bool> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+fn datagram(address: IpAddr, len: usize, segment: Option<u16>, patience: Duration) -> io::Result<bool> {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
     socket.connect((address, CLOSED))?;
     socket.set_read_timeout(Some(patience))?;
     if let Some(segment) = segment {
@@ -67,7 +76,7 @@ fn datagram(address: Ipv4Addr, len: usize, segment: Option<u16>, patience: Durat
     }
 }
 
-fn refuses_tcp(address: Ipv4Addr, patience: Duration) -> bool {
+fn refuses_tcp(address: IpAddr, patience: Duration) -> bool {
     match TcpStream::connect_timeout(&SocketAddr::from((address, CLOSED)), patience) {
         Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
         Ok(_) => true,

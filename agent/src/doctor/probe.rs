@@ -3,7 +3,7 @@
 //! Only ICMP echo and closed ports are needed at the far end, so flannel's nodes answer as well as ours.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -12,10 +12,10 @@ use std::{
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{
-    echo::{Pinger, SMALLEST},
+    echo::{Pinger, smallest},
     offload,
     snapshot::{Overlay, Probe, Reach},
 };
@@ -29,13 +29,13 @@ const TRIES: u32 = 2;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target {
     /// The peer's subnet.
-    pub(super) subnet: Ipv4Net,
+    pub(super) subnet: IpNet,
     /// Its public address.
-    pub(super) vtep: Ipv4Addr,
+    pub(super) vtep: IpAddr,
     /// What the way to it carries, in bytes.
     pub(super) underlay_mtu: u16,
     /// The peer's own address in the overlay, where it has one, and what the overlay carries.
-    pub(super) overlay: Option<(Ipv4Addr, u16)>,
+    pub(super) overlay: Option<(IpAddr, u16)>,
 }
 
 /// Asks all, and waits for each answer at most this long.
@@ -69,11 +69,12 @@ fn probe(target: &Target, patience: Duration) -> Probe {
 }
 
 /// The largest echo that comes back, up to `wanted` bytes.
-fn reach(address: Ipv4Addr, wanted: u16, patience: Duration) -> Reach {
+fn reach(address: IpAddr, wanted: u16, patience: Duration) -> Reach {
     let mut pinger = match Pinger::to(address) {
         Ok(pinger) => pinger,
         Err(error) => return Reach::Unsent(error.to_string()),
     };
+    let smallest = smallest(address);
     let mut heard = None;
     let mut comes_back = |size: u16, tries: u32, patience: Duration| {
         for _ in 0..tries {
@@ -87,10 +88,10 @@ fn reach(address: Ipv4Addr, wanted: u16, patience: Duration) -> Reach {
     if let Some(took) = comes_back(wanted, TRIES, patience) {
         return Reach::Full { size: wanted, took };
     }
-    let Some(took) = comes_back(SMALLEST, TRIES, patience) else { return Reach::Nothing(heard) };
+    let Some(took) = comes_back(smallest, TRIES, patience) else { return Reach::Nothing(heard) };
     // Whoever answers small packets in this time answers larger ones in not much more.
     let patience = (took * 4).clamp(Duration::from_millis(100), patience);
-    let (mut passes, mut fails) = (SMALLEST, wanted);
+    let (mut passes, mut fails) = (smallest, wanted);
     while fails - passes > 1 {
         let middle = passes + (fails - passes) / 2;
         if comes_back(middle, 1, patience).is_some() {

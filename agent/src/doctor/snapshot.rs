@@ -1,12 +1,13 @@
 //! All that is looked at, gathered before anything is judged.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::{
     dataplane::{Attached, Hook, Program},
-    facts::{Facts, Source},
+    facts::{self, Facts, Source},
+    family::{Family, V4, V6},
     kernel::{Address, Link, Route, RouteTo},
     lease::Lease,
     overlay::Actual,
@@ -22,12 +23,10 @@ pub struct Snapshot {
     /// What the agent says is not ready, and why.
     pub not_ready: BTreeMap<String, String>,
     pub links: Vec<Link>,
-    pub addresses: Vec<Address>,
-    pub routes: Vec<Route>,
-    /// Routes, neighbours and FDB entries of the overlay.
-    pub overlay: Result<Actual, String>,
-    /// The way to each VTEP.
-    pub ways: BTreeMap<Ipv4Addr, Result<RouteTo, String>>,
+    /// What there is of IPv4, in a network that has IPv4.
+    pub v4: Option<Half<V4>>,
+    /// What there is of IPv6, in a network that has IPv6.
+    pub v6: Option<Half<V6>>,
     /// Kernel parameters by name; `None` where the kernel does not have one.
     pub sysctls: BTreeMap<String, Option<String>>,
     /// Whether the uplink's driver aggregates what it receives (GRO).
@@ -37,7 +36,21 @@ pub struct Snapshot {
     pub etcd: Etcd,
     /// `None` where no programs are wanted.
     pub programs: Option<Programs>,
+    /// Of both families.
     pub probes: Vec<Probe>,
+}
+
+/// The node in one family.
+#[derive(Clone, Debug)]
+pub struct Half<F: Family = V4> {
+    /// What it ought to be.
+    pub facts: facts::Half<F>,
+    pub addresses: Vec<Address<F>>,
+    pub routes: Vec<Route<F>>,
+    /// Routes, neighbours and FDB entries of the overlay.
+    pub overlay: Result<Actual<F>, String>,
+    /// The way to each VTEP.
+    pub ways: BTreeMap<F::Addr, Result<RouteTo<F>, String>>,
 }
 
 /// What etcd answers.
@@ -77,9 +90,9 @@ pub struct Programs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
     /// Its subnet.
-    pub subnet: Ipv4Net,
-    /// Its public address.
-    pub vtep: Ipv4Addr,
+    pub subnet: IpNet,
+    /// Its public address, of the same family.
+    pub vtep: IpAddr,
     /// Echoes to the public address, don't-fragment, up to the underlay's MTU.
     pub underlay: Reach,
     /// Echoes to the peer's own overlay address, up to the overlay's MTU; `None` where it has none.

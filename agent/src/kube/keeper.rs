@@ -23,14 +23,14 @@ use super::{
     node::Node,
     nodes::{Nodes, PeerRules, Told},
     own::{
-        SET_CONDITION, WRITE_ANNOTATIONS, annotations_patch, condition_patch, lease, own_subnet, published,
+        SET_CONDITION, WRITE_ANNOTATIONS, annotations_patch, condition_patch, lease, own_subnets, published,
     },
 };
 use crate::{
     health::Readiness,
-    lease::{Lease, LeaseAttrs},
+    lease::{Lease, LeaseAttrs, LeaseKey},
     network::NetworkConfig,
-    registry::{Cluster, Command, ConfigState, Heard, Keeper, Outage, Own},
+    registry::{Cluster, Command, ConfigState, Halves, Heard, Keeper, Outage, Own},
 };
 
 /// First and longest wait between rounds after a failure, to which jitter adds as much again: a cluster must not come
@@ -74,6 +74,8 @@ struct Task {
     attrs: LeaseAttrs,
     /// Our node's annotations as they were last seen.
     values: Values,
+    /// All podCIDRs of this node, also of a family that the network does not have.
+    given: LeaseKey,
     /// The lease that we hold, or held last.
     own: Lease,
     /// Why we hold it no longer.
@@ -127,6 +129,7 @@ impl Api {
             uid: own.node.metadata.uid,
             attrs,
             values: own.node.metadata.annotations,
+            given: own.given,
             own: lease,
             lost: None,
             told_of_overwrite: None,
@@ -233,7 +236,7 @@ impl Task {
                     "the node is gone from the Kubernetes API: the kubelet must register it again".into(),
                 );
             }
-            Some((uid, cidr)) => (uid.to_owned(), own_subnet(&self.name, cidr, &self.network)),
+            Some((uid, cidr)) => (uid.to_owned(), own_subnets(&self.name, cidr, &self.network)),
         };
         if uid != self.uid {
             info!(node = self.name, "the node has been registered anew");
@@ -242,7 +245,17 @@ impl Task {
         }
         match subnet {
             Err(error) => return self.lose(error.to_string()),
-            Ok(subnet) => self.hold(subnet),
+            Ok((key, _)) if key.families() != self.own.key.families() => {
+                return self.lose(format!(
+                    "the node has podCIDR {} now, of other families than {}: restart the agent",
+                    key.subnets(),
+                    self.own.key.subnets()
+                ));
+            }
+            Ok((key, given)) => {
+                self.given = given;
+                self.hold(key);
+            }
         }
         self.annotations_wrong = false;
         let Some(patch) = annotations_patch(&self.api.annotations, &self.values, &self.own.attrs) else {
@@ -263,11 +276,15 @@ impl Task {
         }
     }
 
-    fn hold(&mut self, subnet: ipnet::Ipv4Net) {
-        if subnet != self.own.subnet {
-            error!(was = %self.own.subnet, is = %subnet, "THE SUBNET OF THIS NODE HAS CHANGED: restart its pods");
+    fn hold(&mut self, key: LeaseKey) {
+        if key != self.own.key {
+            error!(
+                was = self.own.key.subnets(),
+                is = key.subnets(),
+                "THE SUBNET OF THIS NODE HAS CHANGED: restart its pods"
+            );
         } else if self.lost.is_some() {
-            warn!(%subnet, "the lost subnet is ours again");
+            warn!(subnet = key.subnets(), "the lost subnet is ours again");
         }
         let (attrs, wrong) = published(&self.api.annotations, &self.values, &self.attrs);
         if let Some(reason) = wrong.as_ref().filter(|reason| self.told_of_overwrite.as_ref() != Some(*reason))
@@ -275,13 +292,16 @@ impl Task {
             warn!("{reason}");
         }
         self.told_of_overwrite = wrong;
-        self.own = lease(subnet, attrs);
+        self.own = lease(key, attrs);
         self.lost = None;
     }
 
     fn lose(&mut self, reason: String) {
         if self.lost.as_ref() != Some(&reason) {
-            error!(subnet = %self.own.subnet, reason, "THE LEASE OF THIS NODE IS LOST; its pods keep running");
+            error!(
+                subnet = self.own.key.subnets(),
+                reason, "THE LEASE OF THIS NODE IS LOST; its pods keep running"
+            );
         }
         self.lost = Some(reason);
     }
@@ -303,10 +323,11 @@ impl Task {
     fn look_at_config(&mut self) {
         let state = match network_config(&self.api.options.config) {
             Ok(mut config) => {
-                config.take_subnet_len(self.own.subnet);
-                config.v6 = self.network.v6;
-                let keys: Vec<_> =
-                    self.network.differs_in(&config).into_iter().filter(|key| *key != "SubnetLen").collect();
+                config.keep_families(self.given);
+                config.take_subnet_len(self.own.key);
+                let given = ["SubnetLen", "IPv6SubnetLen"];
+                let keys = self.network.differs_in(&config).into_iter();
+                let keys: Vec<_> = keys.filter(|key| !given.contains(key)).collect();
                 if keys.is_empty() { ConfigState::Current } else { ConfigState::NeedsRestart(keys) }
             }
             Err(KubeError::NetConfig { .. }) if !self.api.options.config.net_config.exists() => {
@@ -330,16 +351,19 @@ impl Task {
     fn publish(&mut self) {
         let rules = PeerRules {
             own: &self.name,
-            subnet: self.own.subnet,
-            network: self.network.network,
-            backend: &self.network.backend,
+            halves: Halves {
+                own: self.own.key,
+                backend: &self.network.backend,
+                networks: self.network.v4.iter().map(|pool| pool.network).collect(),
+                networks_v6: self.network.v6.iter().map(|pool| pool.network).collect(),
+            },
         };
         // Without a listing there is nothing to tell of the peers, and so nothing is told.
         let listed = self.connected || self.publish.borrow().is_listed();
         let peers = if listed { self.nodes.peers(&rules, &mut self.told) } else { BTreeMap::new() };
         let own = match &self.lost {
             None => Own::Held(self.own.clone()),
-            Some(reason) => Own::Lost { subnet: self.own.subnet, reason: reason.clone() },
+            Some(reason) => Own::Lost { key: self.own.key, reason: reason.clone() },
         };
         let reached = self.version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(1).max(1);
         let (connected, config) = (self.connected, self.config_state.clone());

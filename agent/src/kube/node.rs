@@ -1,9 +1,10 @@
 //! A node as the API tells of it, cut down to what matters while it is being read.
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::annotations::Values;
+use crate::lease::LeaseKey;
 
 /// A whole node, or its metadata alone: then `spec` is `None`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -64,39 +65,33 @@ where
 }
 
 impl Spec {
-    /// The IPv4 subnet; `None`: the node has not been given one yet. `podCIDRs` counts before `podCIDR`, as with
-    /// flannel.
+    /// The subnets; `None`: the node has not been given any yet. `podCIDRs` counts before `podCIDR`, as with flannel.
     ///
     /// # Errors
     ///
     /// Where there is something else than one subnet of each family.
-    pub(super) fn subnet(&self) -> Result<Option<Ipv4Net>, String> {
+    pub(super) fn subnets(&self) -> Result<Option<LeaseKey>, String> {
         let given: Vec<&str> = match self.pod_cidrs.as_deref() {
             Some(cidrs @ [_, ..]) => cidrs.iter().map(String::as_str).collect(),
             _ => self.pod_cidr.iter().map(String::as_str).filter(|cidr| !cidr.is_empty()).collect(),
         };
-        let mut subnet = None;
+        let (mut subnet, mut subnet_v6) = (None, None);
         for cidr in &given {
-            match cidr.parse() {
-                Ok(ipnet::IpNet::V4(v4)) if subnet.is_none() && given.len() <= 2 => subnet = Some(v4.trunc()),
-                Ok(ipnet::IpNet::V4(_)) => {
-                    return Err(format!(
-                        "podCIDRs {} are more than one of each family",
-                        excerpt(&given.join(", "))
-                    ));
-                }
-                Ok(ipnet::IpNet::V6(_)) => {}
+            let twice = match cidr.parse() {
+                Ok(IpNet::V4(v4)) => subnet.replace(v4.trunc()).is_some(),
+                Ok(IpNet::V6(v6)) => subnet_v6.replace(v6.trunc()).is_some(),
                 Err(_) => {
                     return Err(format!("podCIDR {:?} is no subnet such as 10.244.1.0/24", excerpt(cidr)));
                 }
+            };
+            if twice {
+                return Err(format!(
+                    "podCIDRs {} are more than one of each family",
+                    excerpt(&given.join(", "))
+                ));
             }
         }
-        match (subnet, &given[..]) {
-            (None, [_, ..]) => {
-                Err(format!("podCIDR {} is not IPv4, which this agent carries", excerpt(&given.join(", "))))
-            }
-            (subnet, _) => Ok(subnet),
-        }
+        Ok((!given.is_empty()).then_some(LeaseKey { subnet, subnet_v6 }))
     }
 }
 
@@ -108,32 +103,27 @@ fn excerpt(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn spec(json: &str) -> Result<Option<Ipv4Net>, String> {
-        serde_json::from_str::<Node>(&format!(r#"{{"metadata":{{}},"spec":{json}}}"#))
-            .unwrap()
-            .spec
-            .unwrap()
-            .subnet()
-    }
-
-    fn net(text: &str) -> Result<Option<Ipv4Net>, String> {
-        Ok(Some(text.parse().unwrap()))
+    fn spec(json: &str) -> Result<Option<String>, String> {
+        let node: Node = serde_json::from_str(&format!(r#"{{"metadata":{{}},"spec":{json}}}"#)).unwrap();
+        Ok(node.spec.unwrap().subnets()?.map(|key| key.subnets()))
     }
 
     #[test]
-    fn the_subnet_is_the_ipv4_one_of_pod_cidrs_or_else_pod_cidr() {
+    fn the_subnets_are_those_of_pod_cidrs_or_else_pod_cidr() {
+        let are = |subnets: &str| Ok(Some(subnets.to_owned()));
         assert_eq!(spec("{}"), Ok(None));
         assert_eq!(spec(r#"{"podCIDR":"","podCIDRs":null}"#), Ok(None));
-        assert_eq!(spec(r#"{"podCIDR":"10.244.1.0/24"}"#), net("10.244.1.0/24"));
-        assert_eq!(spec(r#"{"podCIDR":"10.9.9.0/24","podCIDRs":["10.244.1.0/24"]}"#), net("10.244.1.0/24"));
-        assert_eq!(spec(r#"{"podCIDRs":["fd00::/64","10.244.1.7/24"]}"#), net("10.244.1.0/24"));
+        assert_eq!(spec(r#"{"podCIDR":"10.244.1.0/24"}"#), are("10.244.1.0/24"));
+        assert_eq!(spec(r#"{"podCIDR":"fd00:0:0:1::/64"}"#), are("fd00:0:0:1::/64"));
+        assert_eq!(spec(r#"{"podCIDR":"10.9.9.0/24","podCIDRs":["10.244.1.0/24"]}"#), are("10.244.1.0/24"));
+        assert_eq!(spec(r#"{"podCIDRs":["fd00::/64","10.244.1.7/24"]}"#), are("10.244.1.0/24 and fd00::/64"));
+        assert_eq!(spec(r#"{"podCIDRs":["fd00::/64"]}"#), are("fd00::/64"));
     }
 
     #[test]
     fn what_is_no_subnet_is_refused_by_name() {
         for (json, says) in [
             (r#"{"podCIDR":"10.244.1.0"}"#, r#"podCIDR "10.244.1.0" is no subnet"#),
-            (r#"{"podCIDRs":["fd00::/64"]}"#, "podCIDR fd00::/64 is not IPv4"),
             (r#"{"podCIDRs":["10.1.0.0/24","10.2.0.0/24"]}"#, "more than one of each family"),
             (r#"{"podCIDRs":["10.1.0.0/24","fd00::/64","fd01::/64"]}"#, "more than one of each family"),
         ] {

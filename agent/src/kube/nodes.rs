@@ -1,8 +1,8 @@
 //! What is known of all nodes, and which of them are peers: pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tracing::warn;
 
 use super::{
@@ -11,9 +11,9 @@ use super::{
     node::{Node, Spec},
 };
 use crate::{
+    family::{Family, V4, V6},
     lease::{Lease, LeaseKey},
-    network::Backend,
-    registry::refuse,
+    registry::Halves,
 };
 
 /// All nodes, by name.
@@ -32,23 +32,23 @@ struct Known {
     said: Said,
 }
 
-/// What is known of a node's podCIDR.
+/// What is known of a node's podCIDRs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Cidr {
     /// Nothing yet: only metadata were seen.
     Unknown,
     /// The node has not been given one.
     Unassigned,
-    /// Once given it never changes as long as the node's uid is the same.
-    Is(Ipv4Net),
-    /// It is not one that can be used, for this reason.
+    /// Once given they never change as long as the node's uid is the same.
+    Are(LeaseKey),
+    /// They are none that can be used, for this reason.
     Wrong(String),
 }
 
 impl From<&Spec> for Cidr {
     fn from(spec: &Spec) -> Self {
-        match spec.subnet() {
-            Ok(Some(subnet)) => Self::Is(subnet),
+        match spec.subnets() {
+            Ok(Some(subnets)) => Self::Are(subnets),
             Ok(None) => Self::Unassigned,
             Err(reason) => Self::Wrong(reason),
         }
@@ -59,10 +59,7 @@ impl From<&Spec> for Cidr {
 pub(super) struct PeerRules<'a> {
     /// The name of this node.
     pub(super) own: &'a str,
-    /// Its subnet.
-    pub(super) subnet: Ipv4Net,
-    pub(super) network: Ipv4Net,
-    pub(super) backend: &'a Backend,
+    pub(super) halves: Halves<'a>,
 }
 
 impl Nodes {
@@ -80,7 +77,7 @@ impl Nodes {
         }
         let cidr = match (&node.spec, before.map(|known| &known.cidr)) {
             (Some(spec), _) => spec.into(),
-            (None, Some(known @ (Cidr::Is(_) | Cidr::Wrong(_)))) => known.clone(),
+            (None, Some(known @ (Cidr::Are(_) | Cidr::Wrong(_)))) => known.clone(),
             (None, Some(Cidr::Unknown | Cidr::Unassigned) | None) => Cidr::Unknown,
         };
         let said = names.read(&metadata.annotations);
@@ -108,49 +105,57 @@ impl Nodes {
         self.nodes.iter().filter(matters).map(|(name, _)| name.clone()).collect()
     }
 
-    /// The peers' leases, by subnet.
-    pub(super) fn peers(&self, rules: &PeerRules<'_>, told: &mut Told) -> BTreeMap<Ipv4Net, Lease> {
+    /// The peers' leases, with those halves that this node can use.
+    pub(super) fn peers(&self, rules: &PeerRules<'_>, told: &mut Told) -> BTreeMap<LeaseKey, Lease> {
         let mut peers = BTreeMap::new();
+        let mut taken = BTreeSet::new();
         for (name, known) in self.nodes.iter().filter(|(name, _)| *name != rules.own) {
-            let lease = known.lease(rules).and_then(|lease| match &lease {
-                Some(lease) if peers.contains_key(&lease.subnet) => {
-                    Err(format!("another node has its podCIDR {} as well", lease.subnet))
-                }
-                _ => Ok(lease),
+            let (lease, mut wrong) = known.lease(rules);
+            let lease = lease.and_then(|lease| {
+                let key = free::<V4>(Some(lease.key), &mut taken, &mut wrong);
+                let key = free::<V6>(key, &mut taken, &mut wrong)?;
+                Some(Lease { key, ..lease })
             });
-            told.of(name, lease.as_ref().err());
-            if let Ok(Some(lease)) = lease {
-                peers.insert(lease.subnet, lease);
-            }
+            told.of(name, &wrong);
+            peers.extend(lease.map(|lease| (lease.key, lease)));
         }
         told.forget_all_but(&self.nodes);
         peers
     }
 }
 
+/// Leaves a half out that another node has as well.
+fn free<F: Family>(
+    key: Option<LeaseKey>,
+    taken: &mut BTreeSet<IpNet>,
+    wrong: &mut Vec<String>,
+) -> Option<LeaseKey> {
+    let Some(subnet) = key?.half::<F>() else { return key };
+    if taken.insert(subnet.into()) {
+        return key;
+    }
+    wrong.push(format!("another node has its podCIDR {subnet} as well"));
+    key?.without::<F>()
+}
+
 impl Known {
-    fn lease(&self, rules: &PeerRules<'_>) -> Result<Option<Lease>, String> {
-        let attrs = match &self.said {
-            Said::Nothing => return Ok(None),
-            Said::Wrong(reason) => return Err(reason.clone()),
-            Said::Attrs(attrs) => attrs,
+    /// The lease, as far as it is one, and what is wrong with the rest.
+    fn lease(&self, rules: &PeerRules<'_>) -> (Option<Lease>, Vec<String>) {
+        let (attrs, mut wrong) = match &self.said {
+            Said::Nothing => return (None, Vec::new()),
+            Said::Wrong(reason) => return (None, vec![reason.clone()]),
+            Said::Attrs(attrs, wrong) => (attrs, wrong.iter().cloned().collect::<Vec<_>>()),
         };
-        let subnet = match &self.cidr {
-            Cidr::Unknown => return Ok(None),
-            Cidr::Unassigned => return Err("it has no podCIDR yet".into()),
-            Cidr::Wrong(reason) => return Err(reason.clone()),
-            Cidr::Is(subnet) => *subnet,
+        let given = match &self.cidr {
+            Cidr::Unknown => return (None, Vec::new()),
+            Cidr::Unassigned => return (None, vec!["it has no podCIDR yet".into()]),
+            Cidr::Wrong(reason) => return (None, vec![reason.clone()]),
+            Cidr::Are(given) => *given,
         };
-        match refuse(subnet, attrs, rules.subnet, rules.backend, &[rules.network]) {
-            Some(reason) => Err(reason),
-            None => Ok(Some(Lease {
-                subnet,
-                key: LeaseKey::v4(subnet),
-                attrs: attrs.as_ref().clone(),
-                etcd_lease: None,
-                mod_revision: 0,
-            })),
-        }
+        let (key, refused) = rules.halves.of(given, attrs);
+        wrong.extend(refused);
+        let attrs = attrs.as_ref().clone();
+        (key.map(|key| Lease { key, attrs, etcd_lease: None, mod_revision: 0 }), wrong)
     }
 }
 
@@ -159,14 +164,13 @@ impl Known {
 pub(super) struct Told(BTreeMap<String, String>);
 
 impl Told {
-    fn of(&mut self, node: &str, reason: Option<&String>) {
-        match reason {
-            None => drop(self.0.remove(node)),
-            Some(reason) if self.0.get(node) == Some(reason) => {}
-            Some(reason) => {
-                warn!(node, reason, "a node is left out");
-                self.0.insert(node.to_owned(), reason.clone());
-            }
+    fn of(&mut self, node: &str, wrong: &[String]) {
+        let reason = wrong.join("; ");
+        if reason.is_empty() {
+            self.0.remove(node);
+        } else if self.0.get(node) != Some(&reason) {
+            warn!(node, reason, "a node is left out");
+            self.0.insert(node.to_owned(), reason);
         }
     }
 
@@ -180,16 +184,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::network::Vxlan;
+    use crate::network::{Backend, Vxlan};
 
     const PREFIX: &str = "flannel.alpha.coreos.com/";
 
     fn names() -> Annotations {
         Annotations::new(PREFIX)
-    }
-
-    fn net(text: &str) -> Ipv4Net {
-        text.parse().unwrap()
     }
 
     fn node(name: &str, uid: &str, version: u64, cidr: Option<&str>, mac: &str) -> Node {
@@ -208,19 +208,19 @@ mod tests {
 
     const MAC: &str = "02:00:00:00:00:02";
 
-    fn peers(nodes: &Nodes, told: &mut Told) -> BTreeMap<Ipv4Net, Lease> {
+    fn peers(nodes: &Nodes, told: &mut Told) -> BTreeMap<LeaseKey, Lease> {
         let backend = Backend::Vxlan(Vxlan::default());
-        let rules = PeerRules {
-            own: "n1",
-            subnet: net("10.244.1.0/24"),
-            network: net("10.244.0.0/16"),
+        let halves = Halves {
+            own: "10.244.1.0-24".parse().unwrap(),
             backend: &backend,
+            networks: vec!["10.244.0.0/16".parse().unwrap()],
+            networks_v6: vec![],
         };
-        nodes.peers(&rules, told)
+        nodes.peers(&PeerRules { own: "n1", halves }, told)
     }
 
     fn subnets(nodes: &Nodes) -> Vec<String> {
-        peers(nodes, &mut Told::default()).keys().map(ToString::to_string).collect()
+        peers(nodes, &mut Told::default()).keys().map(LeaseKey::subnets).collect()
     }
 
     #[test]
@@ -239,7 +239,7 @@ mod tests {
         let mut nodes = Nodes::default();
         nodes.take(&node("n2", "u", 9, Some("10.244.2.0/24"), MAC), &names());
         assert_eq!(nodes.take(&node("n2", "u", 8, None, "02:00:00:00:00:99"), &names()), None);
-        let lease = &peers(&nodes, &mut Told::default())[&net("10.244.2.0/24")];
+        let lease = &peers(&nodes, &mut Told::default())[&"10.244.2.0-24".parse().unwrap()];
         assert_eq!(lease.attrs.vtep().unwrap().vtep_mac[5], 2);
     }
 

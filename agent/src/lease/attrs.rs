@@ -3,21 +3,25 @@
 //! Written as Go's `encoding/json` writes the struct: fields in its order, `PublicIPv6` always there (`null`),
 //! the others only where they are set, no blanks.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::network::{DEFAULT_VNI, Object, ObjectError, excerpt, quoted};
+use crate::{
+    family::{Family, V6},
+    network::{DEFAULT_VNI, Object, ObjectError, excerpt, quoted},
+};
 
-/// Where a node is and how to reach it.
+/// Where a node is and how to reach it. It has a public address of one family at least.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LeaseAttrs {
-    /// The address that peers send to (of the VTEP, with vxlan). Also the node's identity.
-    #[serde(rename = "PublicIP")]
-    pub public_ip: Ipv4Addr,
-    /// The same for IPv6, of dual-stack nodes.
+    /// The address that peers send to (of the VTEP, with vxlan). Also the node's identity. Go's zero value,
+    /// `0.0.0.0`, says that there is none.
+    #[serde(rename = "PublicIP", serialize_with = "zero_for_none")]
+    pub public_ip: Option<Ipv4Addr>,
+    /// The same for IPv6; the identity of a node that has no other.
     #[serde(rename = "PublicIPv6")]
     pub public_ipv6: Option<Ipv6Addr>,
     /// `vxlan`, `host-gw`, or another that flannel knows; empty for alloc.
@@ -55,31 +59,65 @@ impl LeaseAttrs {
     /// A lease of the vxlan backend.
     #[must_use]
     pub fn vxlan(public_ip: Ipv4Addr, vtep: VtepData) -> Self {
-        Self { backend_data: Some(vtep.to_value()), ..Self::of_type("vxlan", public_ip) }
+        Self::of_type("vxlan").with_v4(public_ip, Some(vtep))
     }
 
     /// A lease of the host-gw backend.
     #[must_use]
     pub fn host_gw(public_ip: Ipv4Addr) -> Self {
-        Self::of_type("host-gw", public_ip)
+        Self::of_type("host-gw").with_v4(public_ip, None)
     }
 
     /// A lease of the alloc backend.
     #[must_use]
     pub fn alloc(public_ip: Ipv4Addr) -> Self {
-        Self::of_type("", public_ip)
+        Self::of_type("").with_v4(public_ip, None)
     }
 
-    fn of_type(backend_type: &str, public_ip: Ipv4Addr) -> Self {
+    /// A lease of a backend, still without an address.
+    #[must_use]
+    pub fn of_type(backend_type: &str) -> Self {
         let backend_type = backend_type.to_owned();
-        Self { public_ip, public_ipv6: None, backend_type, backend_data: None, backend_v6_data: None }
+        Self { public_ip: None, public_ipv6: None, backend_type, backend_data: None, backend_v6_data: None }
     }
 
-    /// The same with the IPv6 half of a dual-stack lease; the vxlan backend has a second VTEP.
+    /// The same with the IPv4 half; the vxlan backend has a VTEP.
+    #[must_use]
+    pub fn with_v4(self, public_ip: Ipv4Addr, vtep: Option<VtepData>) -> Self {
+        let backend_data = vtep.map(VtepData::to_value);
+        Self { public_ip: Some(public_ip), backend_data, ..self }
+    }
+
+    /// The same with the IPv6 half; the vxlan backend has a VTEP of its own there.
     #[must_use]
     pub fn with_v6(self, public_ipv6: Ipv6Addr, vtep: Option<VtepData>) -> Self {
         let backend_v6_data = vtep.map(VtepData::to_value);
         Self { public_ipv6: Some(public_ipv6), backend_v6_data, ..self }
+    }
+
+    /// What tells the node from others: its public address, IPv4 where it has one.
+    #[must_use]
+    pub fn identity(&self) -> Option<IpAddr> {
+        self.public_ip.map(IpAddr::V4).or(self.public_ipv6.map(IpAddr::V6))
+    }
+
+    /// Whether both are of one node. Where one of them knows no IPv4 address, the IPv6 address tells: a network may
+    /// have changed its families in between.
+    #[must_use]
+    pub fn is_of_node_of(&self, other: &Self) -> bool {
+        match (self.public_ip, other.public_ip) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => self.public_ipv6.is_some() && self.public_ipv6 == other.public_ipv6,
+        }
+    }
+
+    /// The public address of a family.
+    #[must_use]
+    pub fn public<F: Family>(&self) -> Option<F::Addr> {
+        [self.public_ip.map(IpAddr::V4), self.public_ipv6.map(IpAddr::V6)]
+            .into_iter()
+            .flatten()
+            .find_map(F::addr)
     }
 
     /// The JSON text, equal to flannel's for the same lease.
@@ -93,15 +131,16 @@ impl LeaseAttrs {
     ///
     /// # Errors
     ///
-    /// Where it is no JSON object, where `PublicIP` is missing or no address of a host, and where another field
+    /// Where it is no JSON object, where there is no public address or one that no host has, and where another field
     /// is not of its type.
     pub fn parse(value: &[u8]) -> Result<Self, AttrsError> {
         let text = std::str::from_utf8(value).map_err(|_| AttrsError("not UTF-8".into()))?;
         let object = Object::parse(text)?;
         let backend_type = object.string("BackendType")?.unwrap_or_default().to_owned();
+        let public_ipv6 = public_ipv6(&object)?;
         Ok(Self {
-            public_ip: public_ip(&object)?,
-            public_ipv6: public_ipv6(&object)?,
+            public_ip: public_ip(&object, public_ipv6)?,
+            public_ipv6,
             backend_type,
             backend_data: object.value("BackendData").cloned(),
             backend_v6_data: object.value("BackendV6Data").cloned(),
@@ -124,6 +163,15 @@ impl LeaseAttrs {
     /// As [`Self::vtep`].
     pub fn vtep_v6(&self) -> Result<VtepData, AttrsError> {
         self.vtep_of("BackendV6Data", "BackendV6Data.", self.backend_v6_data.as_ref())
+    }
+
+    /// The VTEP of a family.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::vtep`].
+    pub fn vtep_of_family<F: Family>(&self) -> Result<VtepData, AttrsError> {
+        if F::BITS == V6::BITS { self.vtep_v6() } else { self.vtep() }
     }
 
     fn vtep_of(&self, key: &str, path: &'static str, data: Option<&Value>) -> Result<VtepData, AttrsError> {
@@ -159,18 +207,30 @@ impl VtepData {
     }
 }
 
-fn public_ip(object: &Object) -> Result<Ipv4Addr, AttrsError> {
-    let text = object.string("PublicIP")?.ok_or_else(|| AttrsError("PublicIP is missing".into()))?;
-    text.parse()
-        .ok()
-        .filter(|ip: &Ipv4Addr| !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast())
-        .ok_or_else(|| AttrsError(format!("PublicIP {} is not the IPv4 address of a host", quoted(text))))
+/// It may be missing, or Go's zero value, where the node has the other.
+fn public_ip(object: &Object, public_ipv6: Option<Ipv6Addr>) -> Result<Option<Ipv4Addr>, AttrsError> {
+    let Some(text) = object.string("PublicIP")? else {
+        return match public_ipv6 {
+            Some(_) => Ok(None),
+            None => Err(AttrsError("PublicIP is missing, and PublicIPv6 too".into())),
+        };
+    };
+    match text.parse::<Ipv4Addr>() {
+        Ok(ip) if ip.is_unspecified() && public_ipv6.is_some() => Ok(None),
+        Ok(ip) if !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast() => Ok(Some(ip)),
+        _ => Err(AttrsError(format!("PublicIP {} is not the IPv4 address of a host", quoted(text)))),
+    }
+}
+
+fn zero_for_none<S: Serializer>(ip: &Option<Ipv4Addr>, serializer: S) -> Result<S::Ok, S::Error> {
+    ip.unwrap_or(Ipv4Addr::UNSPECIFIED).serialize(serializer)
 }
 
 fn public_ipv6(object: &Object) -> Result<Option<Ipv6Addr>, AttrsError> {
     let Some(text) = object.string("PublicIPv6")? else { return Ok(None) };
     match text.parse() {
-        Ok(ip) => Ok(Some(ip)),
+        Ok(ip) if V6::is_host(ip) => Ok(Some(ip)),
+        Ok(_) => Err(AttrsError(format!("PublicIPv6 {} is not the IPv6 address of a host", quoted(text)))),
         Err(_) => Err(AttrsError(format!("PublicIPv6 {} is not an IPv6 address", quoted(text)))),
     }
 }
@@ -191,6 +251,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::family::V4;
 
     const VTEP: VtepData = VtepData { vni: 1, vtep_mac: [0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44] };
     /// Verbatim from flannel's Documentation/reservations.md.
@@ -230,6 +291,36 @@ mod tests {
         assert_eq!(ours.to_json(), DUAL);
         let half = LeaseAttrs::vxlan(ip(), VTEP).vtep_v6().unwrap_err();
         assert_eq!(half.to_string(), "BackendV6Data is missing");
+    }
+
+    /// As flannel's own code puts it together for IPv6 alone, where its API asks for that (Kubernetes).
+    const V6_ONLY: &str = r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+
+    #[test]
+    fn ipv6_alone_has_gos_zero_value_for_a_public_ip() {
+        let attrs = LeaseAttrs::of_type("vxlan").with_v6("fd00::3".parse().unwrap(), Some(VTEP));
+        assert_eq!(attrs.to_json(), V6_ONLY);
+        assert_eq!(LeaseAttrs::parse(V6_ONLY.as_bytes()).unwrap(), attrs);
+        assert_eq!(attrs.identity(), Some("fd00::3".parse().unwrap()));
+        assert_eq!((attrs.public::<V4>(), attrs.public::<V6>()), (None, attrs.public_ipv6));
+        assert_eq!((attrs.vtep_of_family::<V6>(), attrs.vtep_of_family::<V4>().is_err()), (Ok(VTEP), true));
+        let reservation = LeaseAttrs::parse(br#"{"PublicIPv6":"fd00::3"}"#).unwrap();
+        assert!(reservation.is_of_node_of(&attrs));
+        for wrong in ["::", "ff02::1", "::1"] {
+            let json = format!(r#"{{"PublicIP":"0.0.0.0","PublicIPv6":"{wrong}"}}"#);
+            let error = LeaseAttrs::parse(json.as_bytes()).unwrap_err().to_string();
+            assert_eq!(error, format!("PublicIPv6 {wrong:?} is not the IPv6 address of a host"));
+        }
+    }
+
+    #[test]
+    fn a_node_is_known_by_its_ipv4_address_and_without_one_by_its_ipv6_address() {
+        let of = |json: &str| LeaseAttrs::parse(json.as_bytes()).unwrap();
+        let (v4, dual, v6) = (of(VXLAN), of(DUAL), of(V6_ONLY));
+        assert!(v4.is_of_node_of(&dual) && dual.is_of_node_of(&v6) && v6.is_of_node_of(&dual));
+        assert!(!v4.is_of_node_of(&v6), "nothing tells");
+        let other = LeaseAttrs { public_ip: Some([192, 168, 64, 4].into()), ..dual.clone() };
+        assert!(!other.is_of_node_of(&dual), "one IPv6 address does not make one node of two");
     }
 
     #[test]

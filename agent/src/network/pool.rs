@@ -62,6 +62,14 @@ impl<F: Family> Pool<F> {
             && F::base(subnet) <= self.subnet_max
     }
 
+    /// The keys in which `other` differs so that a running agent cannot follow without a restart.
+    pub(super) fn differs_in(&self, other: &Self) -> Vec<&'static str> {
+        let rules = Rules::of::<F>();
+        let network = (self.network != other.network).then_some(rules.network);
+        let subnet_len = (self.subnet_len != other.subnet_len).then_some(rules.subnet_len);
+        network.into_iter().chain(subnet_len).collect()
+    }
+
     /// How many addresses a subnet has, at least four: the prefix has two bits at least.
     pub(crate) fn subnet_size(&self) -> u128 {
         1 << (F::BITS - self.subnet_len)

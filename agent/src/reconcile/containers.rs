@@ -36,7 +36,7 @@ impl Reconciler {
         self.mend_routes::<V4>(links, &routed).await?;
         self.mend_routes::<V6>(links, &routed).await?;
         routed.retain(|pod| is_free(pod.port));
-        let subnet = self.node.subnet;
+        let Some(subnet) = self.node.v4.as_ref().map(|v4| v4.subnet) else { return Ok(false) };
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
         let seen: Vec<Seen> = dataplane
             .take_sightings()?
@@ -89,11 +89,11 @@ impl Reconciler {
         };
         let bridges: Vec<_> =
             links.iter().filter(|link| link.kind == LinkKind::Bridge).map(addressed).collect();
-        let v4 = Half { network: self.node.network.network.into(), subnet: self.node.subnet.into() };
-        let v6 = self.node.v6.as_ref();
-        let v6 = v6.map(|v6| Half { network: v6.pool.network.into(), subnet: v6.subnet.into() });
+        let half = |network: IpNet, subnet: IpNet| Half { network, subnet };
+        let v4 = self.node.v4.as_ref().map(|v4| half(v4.pool.network.into(), v4.subnet.into()));
+        let v6 = self.node.v6.as_ref().map(|v6| half(v6.pool.network.into(), v6.subnet.into()));
         let lease = Lease {
-            halves: [v4].into_iter().chain(v6).collect(),
+            halves: v4.into_iter().chain(v6).collect(),
             mtu: self.node.pod_mtu(),
             routed_pods: links.iter().any(|link| Routed::of(link).is_some()),
         };
@@ -106,11 +106,12 @@ impl Reconciler {
     }
 
     async fn read_bridges(&self, links: &[Link], addresses: &[Address]) -> Result<Vec<Bridge>> {
+        let Some(subnet) = self.node.v4.as_ref().map(|v4| v4.subnet) else { return Ok(Vec::new()) };
         let mut bridges = Vec::new();
         for link in links.iter().filter(|link| link.kind == LinkKind::Bridge) {
             let own: Vec<Ipv4Addr> =
                 addresses.iter().filter(|a| a.ifindex == link.index).map(|a| a.address).collect();
-            if !own.iter().any(|address| self.node.subnet.contains(address)) {
+            if !own.iter().any(|address| subnet.contains(address)) {
                 continue;
             }
             let Some(mac) = link.mac else { continue };
@@ -189,8 +190,8 @@ impl Reconciler {
     fn wants_guard(&self, uplink: &Link) -> bool {
         match self.node.config.xdp {
             Xdp::Off => false,
-            Xdp::Auto => self.node.overlay.is_some() && uplink.kind != LinkKind::Veth,
-            Xdp::Native | Xdp::Generic => self.node.overlay.is_some(),
+            Xdp::Auto => self.node.overlay().is_some() && uplink.kind != LinkKind::Veth,
+            Xdp::Native | Xdp::Generic => self.node.overlay().is_some(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What this node ought to be, for those who compare it with what is.
 
-use super::{Path, Reconciler};
+use super::{Path, Reconciler, half::Side};
 use crate::{
     facts::{self, Facts},
     registry::Own,
@@ -13,22 +13,14 @@ impl Reconciler {
         let etcd = &node.config.etcd;
         Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            network: node.network.network,
-            subnet: node.subnet,
+            v4: self.half_facts(),
+            v6: self.half_facts(),
             lost: match &self.cluster().own {
                 Own::Held(_) => None,
                 Own::Lost { reason, .. } => Some(reason.clone()),
             },
             backend: node.network.backend.lease_type().to_owned(),
             uplink: node.uplink.clone(),
-            device: node.overlay.as_ref().map(|overlay| facts::Device {
-                name: overlay.spec.name.clone(),
-                index: overlay.device.index,
-                mac: overlay.device.mac,
-                mtu: overlay.device.mtu,
-                vni: overlay.vxlan.vni,
-                port: overlay.vxlan.port,
-            }),
             pod_mtu: node.pod_mtu(),
             programs: match &self.path {
                 Path::Ebpf(dataplane) => Some(dataplane.settings().clone()),
@@ -38,8 +30,7 @@ impl Reconciler {
                 Path::Ebpf(_) => None,
                 Path::Kernel(reason) => Some(reason.clone()),
             },
-            overlay: self.expected.as_ref().map(|expected| expected.desired().clone()),
-            refused: self.refused.clone(),
+            refused: self.v4.refused.union(&self.v6.refused).cloned().collect(),
             etcd: facts::Etcd {
                 // With leases of the Kubernetes API there is no etcd of ours.
                 endpoints: if node.config.kube.is_some() { Vec::new() } else { etcd.endpoints.clone() },
@@ -50,6 +41,23 @@ impl Reconciler {
                 username: etcd.username.clone(),
             },
         }
+    }
+
+    fn half_facts<F: Side>(&self) -> Option<facts::Half<F>> {
+        let half = F::half(&self.node)?;
+        Some(facts::Half {
+            network: half.pool.network,
+            subnet: half.subnet,
+            device: half.overlay.as_ref().map(|overlay| facts::Device {
+                name: overlay.spec.name.clone(),
+                index: overlay.device.index,
+                mac: overlay.device.mac,
+                mtu: overlay.device.mtu,
+                vni: overlay.vxlan.vni,
+                port: overlay.vxlan.port,
+            }),
+            overlay: F::kept(self).expected.as_ref().map(|expected| expected.desired().clone()),
+        })
     }
 
     /// Leaves the facts behind for when no agent runs; the file is written only where they are others than before.

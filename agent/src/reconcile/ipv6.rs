@@ -1,72 +1,29 @@
-//! The IPv6 half of a dual-stack node: its VXLAN device, rules, peers. The kernel's path carries it.
+//! What is IPv6's alone: its sysctls, its peers, which the kernel's path carries, and its events.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv6Addr,
-};
+use std::{collections::BTreeSet, net::Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 use ipnet::Ipv6Net;
 
-use super::{Overlay, Reconciler, Work};
+use super::{Reconciler, Work};
 use crate::{
     family::V6,
-    firewall::{Firewall, FirewallSpec},
-    host::Prefixes,
-    kernel::{Ipv6Event, KernelEvent, ROUTE_PROTOCOL, VxlanSpec, sysctl},
+    kernel::{Ipv6Event, KernelEvent, ROUTE_PROTOCOL, sysctl},
     lease::Lease,
-    network::{Backend, Pool},
-    overlay::{self, Desired, Expected, OverlayPeer},
-    registry::{Cluster, Own},
+    overlay::OverlayPeer,
+    registry::Cluster,
 };
 
-/// What a dual-stack node is besides.
-pub struct NodeV6 {
-    /// The IPv6 half of the network config.
-    pub pool: Pool<V6>,
-    /// The IPv6 subnet that this node holds.
-    pub subnet: Ipv6Net,
-    /// The VXLAN device with an IPv6 underlay, where the backend has one.
-    pub overlay: Option<Overlay>,
-}
-
-/// What the loop keeps of the IPv6 half.
-#[derive(Default)]
-pub(super) struct HalfV6 {
-    firewall: Option<Firewall>,
-    /// What the last plan was for.
-    expected: Option<Expected<V6>>,
-    pub(super) prefixes: Prefixes<V6>,
-    refused: BTreeSet<String>,
-}
-
-impl NodeV6 {
-    fn device(&self) -> u32 {
-        self.overlay.as_ref().map_or(0, |overlay| overlay.device.index)
-    }
-}
-
 impl Reconciler {
-    /// Takes the subnet from the lease; says whether it is another than before.
-    pub(super) fn follow_ipv6_subnet(&mut self, cluster: &Cluster) -> bool {
-        let (Some(v6), Own::Held(lease)) = (&mut self.node.v6, &cluster.own) else { return false };
-        let Some(subnet) = lease.key.subnet_v6.filter(|subnet| *subnet != v6.subnet) else { return false };
-        tracing::error!(
-            from = %v6.subnet, to = %subnet,
-            "this node has another IPv6 subnet now: its containers must be started anew to be reached"
-        );
-        v6.subnet = subnet;
-        true
-    }
-
     /// Sysctls, device, address and rules of the IPv6 half.
     pub(super) async fn node_v6(&mut self) -> Result<bool> {
         if self.node.v6.is_none() {
             return Ok(false);
         }
         let mut changed = self.set_ipv6_sysctls()?;
-        changed |= self.device_v6().await.context("IPv6")?;
-        changed |= self.rules_v6().await.context("firewall for IPv6")?;
+        changed |= self.device::<V6>().await?;
+        // Last, because pods reach one another without rules of ours on most hosts.
+        changed |= self.rules::<V6>().await?;
         Ok(changed)
     }
 
@@ -82,76 +39,12 @@ impl Reconciler {
         Ok(changed)
     }
 
-    async fn device_v6(&mut self) -> Result<bool> {
-        let Some(NodeV6 { pool, subnet, overlay: Some(overlay) }) = &mut self.node.v6 else {
-            return Ok(false);
-        };
-        let spec = VxlanSpec { mac: Some(overlay.device.mac), ..overlay.spec.clone() };
-        let device = self.kernel.ensure_vxlan(&spec).await?;
-        let new_mac = device.mac != overlay.device.mac;
-        let mut changed = !device.adopted || !device.corrected.is_empty();
-        let (index, subnet, network) = (device.index, *subnet, pool.network);
-        overlay.device = device;
-        if new_mac {
-            self.publish();
-        }
-        changed |= !self.kernel.has_overlay_address::<V6>(index, subnet, network).await?;
-        self.kernel.set_overlay_address::<V6>(index, subnet, network).await?;
-        Ok(changed)
-    }
-
-    async fn rules_v6(&mut self) -> Result<bool> {
-        let Some(v6) = &self.node.v6 else { return Ok(false) };
-        let spec = FirewallSpec {
-            network: v6.pool.network.into(),
-            subnet: v6.subnet.into(),
-            ..super::firewall_spec(&self.node)
-        };
-        let firewall = self.v6.firewall.get_or_insert_with(|| Firewall::new(spec));
-        firewall.set_spec(spec);
-        Ok(firewall.ensure().await?)
-    }
-
     /// The peers' IPv6 halves, in the kernel.
-    pub(super) async fn peers_v6(&mut self, cluster: &Cluster) -> Result<bool> {
-        let Some(v6) = &self.node.v6 else { return Ok(false) };
-        if self.node.network.backend == Backend::Alloc || !cluster.is_listed() {
-            return Ok(false);
-        }
-        let (network, own, device) = (v6.pool.network, v6.subnet, v6.device());
-        let mut peers: BTreeMap<Ipv6Net, (i64, OverlayPeer<V6>)> = BTreeMap::new();
+    pub(super) async fn peers_v6(&mut self, cluster: &Cluster, work: Work) -> Result<bool> {
         let mut refused = BTreeSet::new();
-        for lease in cluster.peers.values() {
-            let Some(subnet) = lease.key.subnet_v6 else { continue };
-            if let Some(address) = self.v6.prefixes.address_in(subnet) {
-                refused.insert(format!("peer {subnet} is left out: this host has {address}"));
-                continue;
-            }
-            match self.peer_v6(lease, subnet).await {
-                Ok(peer) => {
-                    // Two nodes with one IPv6 subnet, which flannel does not rule out: the one written last.
-                    let before = peers.get(&subnet).map(|(revision, _)| *revision);
-                    if before.is_none_or(|before| before < lease.mod_revision) {
-                        peers.insert(subnet, (lease.mod_revision, peer));
-                    }
-                }
-                Err(error) => drop(refused.insert(format!("peer {subnet} is left out: {error:#}"))),
-            }
-        }
-        let peers = peers.into_iter().map(|(subnet, (_, peer))| (subnet, peer)).collect();
-        let desired = Desired { network, own, device, uplink: self.node.uplink.ifindex, peers };
-        let plan = overlay::plan(&desired, &self.kernel.overlay_actual(device).await?);
-        refused.extend(
-            plan.refused.iter().map(|(peer, why)| format!("peer {} is left out: {why}", peer.subnet)),
-        );
-        for reason in refused.difference(&self.v6.refused) {
-            tracing::warn!("{reason}");
-        }
-        self.v6.refused = refused;
-        let failed = self.kernel.apply(&plan).await;
-        self.fail(Work::Overlay, failed.iter().map(ToString::to_string));
-        self.v6.expected = Some(Expected::of(desired));
-        Ok(!plan.is_empty())
+        let peer = async |this: &mut Self, lease: &Lease, subnet| this.peer_v6(lease, subnet).await;
+        let Some(desired) = self.desired(cluster, peer, &mut refused).await else { return Ok(false) };
+        self.program(desired, work, refused).await
     }
 
     async fn peer_v6(&self, lease: &Lease, subnet: Ipv6Net) -> Result<OverlayPeer<V6>> {
@@ -184,7 +77,13 @@ impl Reconciler {
             return Some(Work::Overlay);
         }
         match of_ipv6 {
-            Ipv6Event::Address(..) => Some(Work::Everything),
+            Ipv6Event::Address(_, address) => {
+                let is_ours = [v6.device(), self.node.uplink.ifindex].contains(&address.ifindex);
+                // Every link gives itself one, each container's too, and no subnet or way has to do with it.
+                (is_ours || !address.address.is_unicast_link_local()).then_some(Work::Everything)
+            }
+            // Another default route may mean another uplink.
+            Ipv6Event::Route(_, route) if route.dst.prefix_len() == 0 => Some(Work::Everything),
             Ipv6Event::Route(_, route) => {
                 let ours = route.protocol == ROUTE_PROTOCOL || route.ifindex == Some(v6.device());
                 // Another route may lead to a VTEP now, or make it a neighbour.

@@ -1,22 +1,22 @@
 //! One pass: read what is, change what differs, note what failed and go on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use tokio::time::Instant;
 
-use super::{FACTS_SETTLE, NodeV6, Path, Reconciler, Work, firewall_spec, settings};
+use super::{FACTS_SETTLE, Path, Reconciler, Work, settings};
 use crate::{
     dataplane::PeerPath,
-    family::V4,
+    family::{V4, V6},
     host,
-    kernel::{VxlanSpec, sysctl},
+    kernel::sysctl,
+    lease::Lease,
     network::Backend,
-    overlay::{self, Desired, Expected, OverlayPeer, Plan, Refusal},
     registry::{Cluster, Own},
     run,
     subnet_file::SubnetFile,
-    uplink::Uplink,
+    uplink::{Families, Uplink},
 };
 
 impl Reconciler {
@@ -27,16 +27,20 @@ impl Reconciler {
         let start = std::time::Instant::now();
         let earlier = self.failures.clone();
         let mut changed = false;
-        let another_subnet = self.follow_subnet(&cluster) | self.follow_ipv6_subnet(&cluster);
+        let another_subnet = self.follow_subnet::<V4>(&cluster) | self.follow_subnet::<V6>(&cluster);
         let work = if another_subnet { Work::Everything } else { work };
         if work == Work::Everything {
-            changed |= self.step(Work::Everything, "node", Self::node).await;
+            changed |= self.step(Work::Everything, "uplink", Self::follow_uplink).await;
+            changed |= self.substep(Work::Everything, "IPv4", Self::node_v4).await;
             changed |= self.substep(Work::Everything, "IPv6", Self::node_v6).await;
+            changed |= self.substep(Work::Everything, "withdrawal", Self::withdraw::<V4>).await;
+            changed |= self.substep(Work::Everything, "withdrawal", Self::withdraw::<V6>).await;
+            changed |= self.substep(Work::Everything, "node", Self::tell).await;
         }
         if work >= Work::Peers {
             let peers = async |this: &mut Self| this.peers(&cluster, work).await;
             changed |= self.step(Work::Overlay, "peers", peers).await;
-            let peers = async |this: &mut Self| this.peers_v6(&cluster).await;
+            let peers = async |this: &mut Self| this.peers_v6(&cluster, work).await;
             changed |= self.substep(Work::Overlay, "IPv6 peers", peers).await;
         }
         changed |= self.step(Work::Containers, "containers", Self::containers).await;
@@ -63,7 +67,7 @@ impl Reconciler {
     fn say_what_is_ready(&self, cluster: &Cluster) {
         let lease = match &cluster.own {
             Own::Held(_) => Ok(()),
-            Own::Lost { subnet, reason } => Err(format!("{subnet} is lost: {reason}")),
+            Own::Lost { key, reason } => Err(format!("{} is lost: {reason}", key.subnets())),
         };
         self.readiness.set(run::LEASE, lease);
         let peers = if cluster.is_listed() { Ok(()) } else { Err("not listed yet".to_owned()) };
@@ -114,61 +118,71 @@ impl Reconciler {
         }
     }
 
-    /// Takes the subnet from the lease; says whether it is another than before.
-    fn follow_subnet(&mut self, cluster: &Cluster) -> bool {
-        match &cluster.own {
-            Own::Held(lease) if lease.subnet != self.node.subnet => {
-                tracing::error!(
-                    from = %self.node.subnet, to = %lease.subnet,
-                    "this node has another subnet now: its containers must be started anew to be reached"
-                );
-                self.node.subnet = lease.subnet;
-                true
-            }
-            Own::Held(_) | Own::Lost { .. } => false,
+    /// Sysctls, device, address, rules of the IPv4 half, and the programs, which are IPv4's.
+    async fn node_v4(&mut self) -> Result<bool> {
+        if self.node.v4.is_none() {
+            return Ok(false);
         }
-    }
-
-    /// The node itself: sysctls, device, address, rules, programs, subnet.env.
-    async fn node(&mut self) -> Result<bool> {
         let mut changed = self.set_sysctls()?;
-        changed |= self.follow_uplink().await?;
-        changed |= self.device().await?;
-        self.tell_of_prefixes().await?;
-        self.firewall.set_spec(firewall_spec(&self.node));
-        let rules = self.firewall.ensure().await;
+        changed |= self.device::<V4>().await?;
+        let rules = self.rules::<V4>().await;
         changed |= self.reload()?;
         if let Some(dataplane) = self.dataplane() {
             dataplane.read_back()?;
             changed |= dataplane.check_hooks() > 0;
         }
-        self.write_subnet_file()?;
         // Last, because pods reach one another without rules of ours on most hosts.
-        changed |= rules.context("firewall")?;
+        changed |= rules?;
         Ok(changed)
     }
 
     /// The uplink by the same rules as at the start: its address, MTU or the default route may have changed.
     async fn follow_uplink(&mut self) -> Result<bool> {
-        let uplink = match host::choose_uplink(&self.kernel, &self.node.config, self.node.v6.is_some()).await
-        {
-            Ok(uplink) => uplink,
+        let families = self.node.network.families();
+        match host::choose_uplink(&self.kernel, &self.node.config, families).await {
+            Ok(uplink) => self.take_uplink(uplink),
             // The default route may be gone for a while; what it led to is still our way to the peers.
-            Err(_) if self.has_uplink().await? => return Ok(false),
-            Err(error) => return Err(error.context("uplink")),
-        };
+            Err(_) if self.has_uplink().await? => Ok(false),
+            Err(error) => {
+                if let Some(uplink) = self.half_an_uplink(families).await {
+                    self.take_uplink(uplink)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The uplink as far as one family can be followed, where the other has lost its address.
+    async fn half_an_uplink(&self, families: Families) -> Option<Uplink> {
+        let was = &self.node.uplink;
+        for only in [Families { v6: false, ..families }, Families { v4: false, ..families }] {
+            if only == families {
+                continue;
+            }
+            let found = host::choose_uplink(&self.kernel, &self.node.config, only).await;
+            if let Some(found) = found.ok().filter(|found| found.ifindex == was.ifindex) {
+                return Some(Uplink {
+                    mtu: found.mtu,
+                    address: found.address.or(was.address),
+                    public_ip: found.public_ip.or(was.public_ip),
+                    address_v6: found.address_v6.or(was.address_v6),
+                    public_ipv6: found.public_ipv6.or(was.public_ipv6),
+                    ..was.clone()
+                });
+            }
+        }
+        None
+    }
+
+    fn take_uplink(&mut self, uplink: Uplink) -> Result<bool> {
         if uplink == self.node.uplink {
             return Ok(false);
         }
         tracing::warn!(
             was = %self.node.uplink, now = %uplink, "the uplink has changed and is followed"
         );
-        if let Some(overlay) = &mut self.node.overlay {
-            overlay.spec = run::vxlan_spec(&overlay.vxlan, &uplink)?;
-        }
-        if let Some(NodeV6 { overlay: Some(overlay), .. }) = &mut self.node.v6 {
-            overlay.spec = run::vxlan_spec_v6(&overlay.vxlan, &uplink)?;
-        }
+        self.follow_spec::<V4>(&uplink)?;
+        self.follow_spec::<V6>(&uplink)?;
         let addresses = |uplink: &Uplink| (uplink.public_ip, uplink.public_ipv6);
         let new_address = addresses(&uplink) != addresses(&self.node.uplink);
         self.node.uplink = uplink;
@@ -179,24 +193,46 @@ impl Reconciler {
         Ok(true)
     }
 
-    /// Whether the uplink still is an interface that has the address.
+    /// Whether the uplink still is an interface that has its addresses.
     async fn has_uplink(&self) -> Result<bool> {
         let uplink = &self.node.uplink;
-        let addresses = self.kernel.addresses().await?;
-        Ok(addresses.iter().any(|a| a.ifindex == uplink.ifindex && a.address == uplink.address))
+        let v4 = match uplink.address {
+            Some(own) => {
+                self.kernel.addresses().await?.iter().any(|a| a.ifindex == uplink.ifindex && a.address == own)
+            }
+            None => true,
+        };
+        let v6 = match uplink.address_v6 {
+            Some(own) => {
+                let addresses = self.kernel.addresses_of::<V6>().await?;
+                addresses.iter().any(|a| a.ifindex == uplink.ifindex && a.address == own)
+            }
+            None => true,
+        };
+        Ok(v4 && v6)
     }
 
-    /// Keeps the lease's keeper informed of what a new subnet, should one be needed, must keep away from.
+    /// What the node tells of itself when its halves are as they should be: subnet.env, and to the lease's keeper, what a
+    /// new subnet, should one be needed, must keep away from.
+    async fn tell(&mut self) -> Result<bool> {
+        self.tell_of_prefixes().await?;
+        self.write_subnet_file()?;
+        Ok(false)
+    }
+
     async fn tell_of_prefixes(&mut self) -> Result<()> {
-        let prefixes = host::prefixes(&self.kernel, self.node.overlay.as_ref()).await?;
+        let v4 = match &self.node.v4 {
+            Some(v4) => host::prefixes(&self.kernel, v4.overlay.as_ref()).await?,
+            None => host::Prefixes::default(),
+        };
         let v6 = match &self.node.v6 {
             Some(v6) => host::prefixes(&self.kernel, v6.overlay.as_ref()).await?,
             None => host::Prefixes::default(),
         };
-        if prefixes != self.prefixes || v6 != self.v6.prefixes {
+        if v4 != self.v4.prefixes || v6 != self.v6.prefixes {
             let of_v6 = (v6.others.clone(), v6.bridges.clone());
-            self.keeper.set_occupied(prefixes.others.clone(), prefixes.bridges.clone(), of_v6);
-            (self.prefixes, self.v6.prefixes) = (prefixes, v6);
+            self.keeper.set_occupied(v4.others.clone(), v4.bridges.clone(), of_v6);
+            (self.v4.prefixes, self.v6.prefixes) = (v4, v6);
         }
         Ok(())
     }
@@ -204,31 +240,16 @@ impl Reconciler {
     /// Tells the other nodes where and what we are now.
     pub(super) fn publish(&self) {
         let node = &self.node;
-        let overlay_v6 = node.v6.as_ref().and_then(|v6| v6.overlay.as_ref());
         let backend = &node.network.backend;
-        self.keeper.set_attrs(run::attrs(backend, &node.uplink, node.overlay.as_ref(), overlay_v6));
-    }
-
-    /// The VXLAN device and its address, where the backend has one.
-    async fn device(&mut self) -> Result<bool> {
-        let Some(overlay) = &mut self.node.overlay else { return Ok(false) };
-        let spec = VxlanSpec { mac: Some(overlay.device.mac), ..overlay.spec.clone() };
-        let device = self.kernel.ensure_vxlan(&spec).await?;
-        let new_mac = device.mac != overlay.device.mac;
-        let mut changed = !device.adopted || !device.corrected.is_empty();
-        overlay.device = device;
-        if new_mac {
-            self.publish();
-        }
-        let (index, subnet, network) = (self.node.device(), self.node.subnet, self.node.network.network);
-        changed |= !self.kernel.has_overlay_address::<V4>(index, subnet, network).await?;
-        self.kernel.set_overlay_address::<V4>(index, subnet, network).await?;
-        Ok(changed)
+        self.keeper.set_attrs(run::attrs(backend, &node.uplink, node.overlay(), node.overlay_v6()));
     }
 
     /// Loads the programs anew where a constant of theirs has changed. They take over at once, or, where they need
     /// maps of another size, when this pass has filled those.
     fn reload(&mut self) -> Result<bool> {
+        if matches!(self.path, Path::Kernel(_)) {
+            return Ok(false);
+        }
         let wanted = settings(&self.node)?;
         let Path::Ebpf(dataplane) = &mut self.path else { return Ok(false) };
         if *dataplane.settings() == wanted {
@@ -247,8 +268,7 @@ impl Reconciler {
 
     fn write_subnet_file(&self) -> Result<()> {
         let file = SubnetFile {
-            network: self.node.network.network,
-            subnet: self.node.subnet,
+            v4: self.node.v4.as_ref().map(|v4| (v4.pool.network, v4.subnet)),
             v6: self.node.v6.as_ref().map(|v6| (v6.pool.network, v6.subnet)),
             mtu: u16::try_from(self.node.pod_mtu()).unwrap_or(u16::MAX),
             ip_masq: self.node.config.ip_masq,
@@ -257,58 +277,30 @@ impl Reconciler {
         Ok(())
     }
 
-    /// The peers: first off the fast path, then in the kernel, then on the fast path, so that the fast path never
-    /// knows a peer that the kernel does not.
+    /// The peers' IPv4 halves: first off the fast path, then in the kernel, then on the fast path, so that the fast path
+    /// never knows a peer that the kernel does not.
     async fn peers(&mut self, cluster: &Cluster, work: Work) -> Result<bool> {
         if self.node.network.backend == Backend::Alloc {
             // It leaves the routes to somebody else, and nothing comes from a peer.
             self.maps_know_peers = true;
             return Ok(false);
         }
-        if !cluster.is_listed() {
-            // Not known yet is not none: what is programmed stays.
-            return Ok(false);
-        }
-        let mut peers = BTreeMap::new();
+        let with_v4 = cluster.peers.values().filter(|lease| lease.key.subnet.is_some());
+        self.find_ways(with_v4.filter_map(|lease| lease.attrs.public_ip)).await;
         let mut paths: Vec<PeerPath> = Vec::new();
         let mut refused = BTreeSet::new();
-        self.find_ways(cluster.peers.values().map(|lease| lease.attrs.public_ip)).await;
-        for lease in cluster.peers.values() {
-            if let Some(address) = self.prefixes.address_in(lease.subnet) {
-                // Its route would cut this host off from its own network, or from its own containers.
-                refused.insert(format!("peer {} is left out: this host has {address}", lease.subnet));
-                continue;
-            }
-            if let Some((peer, path)) = self.paths(lease) {
-                peers.insert(lease.subnet, peer);
-                paths.push(path);
-            }
-        }
+        let peer = async |this: &mut Self, lease: &Lease, subnet| {
+            let (peer, path) = this.paths(lease, subnet)?;
+            paths.push(path);
+            Ok(peer)
+        };
+        let Some(desired) = self.desired::<V4>(cluster, peer, &mut refused).await else { return Ok(false) };
         self.has_direct_peers = paths.iter().any(|path| path.direct);
         let gone = match self.dataplane() {
             Some(dataplane) => dataplane.retain_peers(&paths)?,
             None => 0,
         };
-        let mut changed = gone > 0;
-        let desired = Desired {
-            network: self.node.network.network,
-            own: self.node.subnet,
-            device: self.node.device(),
-            uplink: self.node.uplink.ifindex,
-            peers,
-        };
-        let actual = match &self.expected {
-            // Whatever contradicts it, the kernel tells, and asks for more than this.
-            Some(expected) if self.programmed && work == Work::Peers => expected.actual(),
-            _ => self.kernel.overlay_actual(desired.device).await?,
-        };
-        let plan = overlay::plan(&desired, &actual);
-        changed |= !plan.is_empty();
-        self.tell_of_refused(&plan, refused);
-        let errors = self.kernel.apply(&plan).await;
-        self.programmed = errors.is_empty();
-        self.fail(Work::Overlay, errors.iter().map(ToString::to_string));
-        self.expected = Some(Expected::of(desired));
+        let mut changed = self.program(desired, work, refused).await? || gone > 0;
         if let Some(dataplane) = self.dataplane() {
             let changes = dataplane.set_peers(&paths)?;
             if gone > 0 || changes.invalidates() {
@@ -318,18 +310,6 @@ impl Reconciler {
             self.maps_know_peers = true;
         }
         Ok(changed)
-    }
-
-    /// One wrong lease is one peer's trouble: told once, and no reason for this node to be unready.
-    fn tell_of_refused(&mut self, plan: &Plan, mut refused: BTreeSet<String>) {
-        let by_plan = |(peer, refusal): &(OverlayPeer, Refusal)| {
-            format!("peer {} at {} is left out: {refusal}", peer.subnet, peer.vtep)
-        };
-        refused.extend(plan.refused.iter().map(by_plan));
-        for reason in refused.difference(&self.refused) {
-            tracing::warn!("{reason}");
-        }
-        self.refused = refused;
     }
 
     /// Forwarding for pods at all, and tolerance of connections whose middle the host stack has not seen.

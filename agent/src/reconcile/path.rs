@@ -1,6 +1,6 @@
 //! How packets travel: by the programs in front of the kernel, or by the kernel alone.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 
 use super::Node;
 use crate::{
@@ -44,6 +44,13 @@ pub(super) fn open_path(node: &Node) -> Result<Path> {
     if node.config.datapath == Datapath::Kernel {
         return Ok(kernel_alone(node, "--datapath=kernel".into()));
     }
+    if node.v4.is_none() {
+        const REASON: &str = "the fast path is IPv4's, and this network has IPv6 alone";
+        if node.config.datapath == Datapath::Ebpf {
+            bail!("--datapath=ebpf cannot be had: {REASON}; run with --datapath=auto");
+        }
+        return Ok(kernel_alone(node, REASON.into()));
+    }
     match load(node, &settings(node)?) {
         Ok(dataplane) => Ok(Path::Ebpf(Box::new(dataplane))),
         Err(error) if node.config.datapath == Datapath::Auto => {
@@ -67,12 +74,13 @@ pub(super) fn settings(node: &Node) -> Result<Settings> {
     let range = sysctl::get("net.ipv4.ip_local_port_range")?;
     let mut ports = range.split_whitespace().filter_map(|word| word.parse().ok());
     let source_ports = ports.next().zip(ports.next()).filter(|(min, max)| min <= max);
+    let v4 = node.v4.as_ref().context("the programs are IPv4's")?;
     Ok(Settings {
-        network: node.network.network,
-        subnet_len: node.network.subnet_len,
-        subnet: node.subnet,
-        vtep: node.uplink.public_ip,
-        vxlan: node.overlay.as_ref().map(|overlay| VxlanSettings {
+        network: v4.pool.network,
+        subnet_len: v4.pool.subnet_len,
+        subnet: v4.subnet,
+        vtep: node.uplink.public_ip.context("the uplink has no IPv4 address")?,
+        vxlan: v4.overlay.as_ref().map(|overlay| VxlanSettings {
             mac: overlay.device.mac,
             vni: overlay.vxlan.vni,
             port: overlay.vxlan.port,

@@ -1,18 +1,20 @@
 //! What the loop says about the node: [`Status`], from what it knows and what the kernel counts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     time::{Duration, Instant, SystemTime},
 };
 
+use ipnet::Ipv4Net;
 use loden_ebpf::abi;
 use serde_json::Value;
 
-use super::{Path, Reconciler};
+use super::{Overlay, Path, Reconciler};
 use crate::{
     control::Request,
     dataplane::{Counted, Dataplane, slow_reasons},
+    lease::LeaseKey,
     registry::{Cluster, Own},
     status::document::{
         Amount, Device, Endpoint, Etcd, Lease, Map, Peer, Program, Reconcile, Status, Traffic, Uplink, Ways,
@@ -40,8 +42,8 @@ impl Reconciler {
         let traffic =
             self.dataplane().and_then(|dataplane| dataplane.peer_traffic().ok()).unwrap_or_default();
         let received = |traffic: &abi::Traffic| traffic.received_fast.packets + traffic.received_slow.packets;
-        let peers =
-            cluster.peers.keys().map(|subnet| (*subnet, traffic.each.get(subnet).map_or(0, received)));
+        let counted = |key: &LeaseKey| key.subnet.and_then(|subnet| traffic.each.get(&subnet));
+        let peers = cluster.peers.keys().map(|key| (*key, counted(key).map_or(0, received)));
         self.peer_activity.note(peers, now);
         let traffic =
             self.dataplane().and_then(|dataplane| dataplane.endpoint_traffic().ok()).unwrap_or_default();
@@ -57,6 +59,7 @@ impl Reconciler {
         let not_ready: BTreeMap<String, String> =
             self.readiness.missing().into_iter().map(|(name, reason)| (name.to_owned(), reason)).collect();
         let uplink = &self.node.uplink;
+        let network_v6 = self.node.network.v6.map(|pool| pool.network);
         let mut status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             timestamp: SystemTime::now()
@@ -65,25 +68,22 @@ impl Reconciler {
             ready: not_ready.is_empty(),
             not_ready,
             lease: self.lease(&cluster, now),
-            network: self.node.network.network.to_string(),
+            network: first(self.node.network.v4.map(|pool| pool.network), network_v6),
+            network_v6: network_v6.map(|network| network.to_string()),
             uplink: Uplink {
                 interface: uplink.name.clone(),
-                address: uplink.address.to_string(),
-                public_ip: uplink.public_ip.to_string(),
+                address: first(uplink.address, uplink.address_v6),
+                public_ip: first(uplink.public_ip, uplink.public_ipv6),
+                public_ipv6: uplink.public_ipv6.map(|address| address.to_string()),
                 mtu: uplink.mtu,
             },
             backend: self.node.network.backend.lease_type().to_owned(),
-            device: self.node.overlay.as_ref().map(|overlay| Device {
-                name: overlay.spec.name.clone(),
-                mac: mac(overlay.device.mac),
-                mtu: overlay.device.mtu,
-                vni: overlay.vxlan.vni,
-                port: overlay.vxlan.port,
-            }),
+            device: self.node.overlay().map(device),
+            device_v6: self.node.overlay_v6().map(device),
             pod_mtu: self.node.pod_mtu(),
             datapath: self.path.name().to_owned(),
             gate: format!("{:?}", self.node.config.gate).to_lowercase(),
-            refused: self.refused.iter().cloned().collect(),
+            refused: self.v4.refused.iter().chain(&self.v6.refused).cloned().collect(),
             advice: self.advice.clone(),
             etcd: self.etcd(&cluster, now),
             reconcile: self.tally.clone(),
@@ -114,16 +114,18 @@ impl Reconciler {
                 let left = age.map(|age| self.node.config.lease_ttl.saturating_sub(age));
                 Lease {
                     state: "held".into(),
-                    subnet: lease.subnet.to_string(),
+                    subnet: first(lease.key.subnet, lease.key.subnet_v6),
+                    subnet_v6: lease.key.subnet_v6.map(|subnet| subnet.to_string()),
                     etcd_lease: lease.etcd_lease,
                     renewed_seconds: age.map(|age| age.as_secs_f64()),
                     expires_seconds: left.map(|left| left.as_secs_f64()),
                     ..Lease::default()
                 }
             }
-            Own::Lost { subnet, reason } => Lease {
+            Own::Lost { key, reason } => Lease {
                 state: "lost".into(),
-                subnet: subnet.to_string(),
+                subnet: first(key.subnet, key.subnet_v6),
+                subnet_v6: key.subnet_v6.map(|subnet| subnet.to_string()),
                 reason: Some(reason.clone()),
                 ..Lease::default()
             },
@@ -160,14 +162,22 @@ impl Reconciler {
         let direct = dataplane.map(Dataplane::direct_peers);
         let seconds = |duration: Duration| duration.as_secs_f64();
         let peer = |lease: &crate::lease::Lease| {
-            let traffic = each.get(&lease.subnet).map(traffic);
+            let (key, attrs) = (lease.key, &lease.attrs);
+            let traffic = key.subnet.and_then(|subnet| each.get(&subnet)).map(traffic);
+            let is_direct = |direct: &BTreeSet<Ipv4Net>| key.subnet.is_some_and(|it| direct.contains(&it));
+            let (public_ip, public_ipv6) = (
+                attrs.public_ip.filter(|_| key.subnet.is_some()),
+                attrs.public_ipv6.filter(|_| key.subnet_v6.is_some()),
+            );
             Peer {
-                subnet: lease.subnet.to_string(),
-                public_ip: lease.attrs.public_ip.to_string(),
-                vtep_mac: lease.attrs.vtep().ok().map(|vtep| mac(vtep.vtep_mac)),
-                direct: direct.as_ref().map(|direct| direct.contains(&lease.subnet)),
-                known_seconds: self.peer_activity.known(&lease.subnet, now).map_or(0.0, seconds),
-                last_seen_seconds: self.peer_activity.last_seen(&lease.subnet, now).map(seconds),
+                subnet: first(key.subnet, key.subnet_v6),
+                subnet_v6: key.subnet_v6.map(|subnet| subnet.to_string()),
+                public_ip: first(public_ip, public_ipv6),
+                public_ipv6: public_ipv6.map(|address| address.to_string()),
+                vtep_mac: attrs.vtep().or_else(|_| attrs.vtep_v6()).ok().map(|vtep| mac(vtep.vtep_mac)),
+                direct: direct.as_ref().map(is_direct),
+                known_seconds: self.peer_activity.known(&key, now).map_or(0.0, seconds),
+                last_seen_seconds: self.peer_activity.last_seen(&key, now).map(seconds),
                 fast_share: traffic.as_ref().and_then(Traffic::fast_share),
                 traffic,
             }
@@ -230,6 +240,21 @@ fn traffic(traffic: &abi::Traffic) -> Traffic {
         sent: ways(&traffic.sent_fast, &traffic.sent_slow),
         received: ways(&traffic.received_fast, &traffic.received_slow),
     }
+}
+
+fn device(overlay: &Overlay) -> Device {
+    Device {
+        name: overlay.spec.name.clone(),
+        mac: mac(overlay.device.mac),
+        mtu: overlay.device.mtu,
+        vni: overlay.vxlan.vni,
+        port: overlay.vxlan.port,
+    }
+}
+
+/// What there is of IPv4, and where there is nothing, of IPv6.
+fn first(v4: Option<impl ToString>, v6: Option<impl ToString>) -> String {
+    v4.map(|it| it.to_string()).or(v6.map(|it| it.to_string())).unwrap_or_default()
 }
 
 fn mac(mac: [u8; 6]) -> String {

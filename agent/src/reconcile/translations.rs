@@ -15,7 +15,9 @@ use crate::kernel::conntrack::{self, Path};
 impl Reconciler {
     /// Looks the endpoints up of which it is not known yet.
     pub(super) fn prove_endpoints(&mut self) -> Result<()> {
-        let (network, own) = (self.node.network.network, self.node.subnet);
+        let Some((network, own)) = self.node.v4.as_ref().map(|v4| (v4.pool.network, v4.subnet)) else {
+            return Ok(());
+        };
         let hosts: Vec<Ipv4Addr> =
             self.bridges.iter().flat_map(|b| b.addresses.iter().copied()).chain([own.network()]).collect();
         let Some(dataplane) = self.dataplane() else { return Ok(()) };

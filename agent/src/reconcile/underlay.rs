@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
+use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, stream};
+use ipnet::Ipv4Net;
 
 use super::Reconciler;
 use crate::{
@@ -16,23 +18,23 @@ use crate::{
 const UNDER_WAY: usize = 256;
 
 impl Reconciler {
-    /// A lease as the kernel's overlay needs it and as the fast path needs it, by the ways that are known. `None`
-    /// for a lease without VTEP.
-    pub(super) fn paths(&self, lease: &Lease) -> Option<(OverlayPeer, PeerPath)> {
-        let public_ip = lease.attrs.public_ip;
-        let vtep_mac = match &self.node.overlay {
-            Some(_) => lease.attrs.vtep().ok()?.vtep_mac,
+    /// The IPv4 half of a lease as the kernel's overlay needs it and as the fast path needs it, by the ways that are
+    /// known.
+    pub(super) fn paths(&self, lease: &Lease, subnet: Ipv4Net) -> Result<(OverlayPeer, PeerPath)> {
+        let public_ip = lease.attrs.public_ip.context("its lease has no PublicIP")?;
+        let vtep_mac = match self.node.overlay() {
+            Some(_) => lease.attrs.vtep()?.vtep_mac,
             None => [0; 6],
         };
         let underlay = self.ways.get(&public_ip).copied().flatten();
         // On the same link as we are, and it may be used without encapsulation. Only the uplink has the program that
         // sees what the host has translated.
-        let wants_direct = self.node.overlay.as_ref().is_none_or(|overlay| overlay.vxlan.direct_routing);
+        let wants_direct = self.node.overlay().is_none_or(|overlay| overlay.vxlan.direct_routing);
         let on_link = |way: Underlay| way.next_hop == public_ip && way.uplink == self.node.uplink.ifindex;
         let direct = wants_direct && underlay.is_some_and(on_link);
-        let peer = OverlayPeer { subnet: lease.subnet, vtep: public_ip, vtep_mac, direct };
-        let path = PeerPath { subnet: lease.subnet, vtep: public_ip, vtep_mac, direct, underlay };
-        Some((peer, path))
+        let peer = OverlayPeer { subnet, vtep: public_ip, vtep_mac, direct };
+        let path = PeerPath { subnet, vtep: public_ip, vtep_mac, direct, underlay };
+        Ok((peer, path))
     }
 
     /// Finds the ways to these VTEPs that are not known yet, many at once.
@@ -52,20 +54,20 @@ impl Reconciler {
         let own = &self.node.uplink;
         let mut route = self.kernel.route_get(vtep).await.ok()?;
         if route.multipath {
-            route = self.kernel.route_from(Some(own.public_ip), vtep).await.ok()?;
+            route = self.kernel.route_from(own.public_ip, vtep).await.ok()?;
         }
         // A next hop with an IPv6 address (RFC 5549) is one that the peers' map cannot say.
         if route.local || route.gateway6.is_some() {
             return None;
         }
         let link_mtu = if route.ifindex == own.ifindex { own.mtu } else { self.other_uplink(&route).await? };
-        let configured = self.node.overlay.as_ref().and_then(|overlay| overlay.vxlan.mtu);
+        let configured = self.node.overlay().and_then(|overlay| overlay.vxlan.mtu);
         let device_mtu = configured.map_or(own.mtu, u32::from);
         let mtu = route.mtu.unwrap_or(u32::MAX).min(device_mtu).min(link_mtu);
         Some(Underlay {
             uplink: route.ifindex,
             next_hop: route.gateway.unwrap_or(vtep),
-            source: self.node.uplink.public_ip,
+            source: own.public_ip?,
             mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
         })
     }

@@ -29,8 +29,7 @@ impl Reconciler {
         match event {
             KernelEvent::Link(_, link) => {
                 let ours = link.index == device || link.index == self.node.uplink.ifindex;
-                let overlay_v6 = self.node.v6.as_ref().and_then(|v6| v6.overlay.as_ref());
-                let mut overlays = self.node.overlay.iter().chain(overlay_v6);
+                let mut overlays = self.node.overlay().into_iter().chain(self.node.overlay_v6());
                 if ours || overlays.any(|overlay| link.name == overlay.spec.name) {
                     if link.index != device {
                         // No way to a VTEP leads through the overlay itself.
@@ -52,7 +51,7 @@ impl Reconciler {
                 Some(Work::Everything)
             }
             KernelEvent::Route(..) | KernelEvent::Neighbour(..) | KernelEvent::Fdb(..)
-                if self.expected.as_ref().is_some_and(|expected| expected.is_contradicted_by(event)) =>
+                if self.v4.expected.as_ref().is_some_and(|expected| expected.is_contradicted_by(event)) =>
             {
                 Some(Work::Overlay)
             }
@@ -73,7 +72,9 @@ impl Reconciler {
                 })
             }
             KernelEvent::Neighbour(_, neighbour) => {
-                let a_pods = neighbour.ifindex != device && self.node.subnet.contains(&neighbour.address);
+                let in_subnet =
+                    self.node.v4.as_ref().is_some_and(|v4| v4.subnet.contains(&neighbour.address));
+                let a_pods = neighbour.ifindex != device && in_subnet;
                 a_pods.then_some(Work::Containers)
             }
             KernelEvent::Fdb(_, entry) => (entry.ifindex != device).then_some(Work::Containers),

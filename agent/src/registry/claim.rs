@@ -1,6 +1,6 @@
 //! Taking a lease: which record or subnet, and the writes that make it ours.
 //!
-//! flannel's order: the record with our public IP, else the previous subnet where it is free, else a random one.
+//! flannel's order: the record with our public address, else the previous subnet where it is free, else a random one.
 //! Before all but a reservation comes what flannel lacks: the previous subnet's record under any public IP, where
 //! its VTEP MAC proves that it is this very node's. The choice is pure; a lost race chooses again from what etcd
 //! answered.
@@ -30,7 +30,7 @@ const MAX_RACES: usize = 500;
 /// What this node asks for.
 #[derive(Clone, Debug)]
 pub struct Claim {
-    /// The value of the lease; its public IP is the node's identity.
+    /// The value of the lease; its public address is the node's identity.
     pub attrs: LeaseAttrs,
     /// The subnet that this node had before (`FLANNEL_SUBNET` of subnet.env).
     pub previous: Option<Ipv4Net>,
@@ -40,7 +40,7 @@ pub struct Claim {
     /// Prefixes of this host's container bridges. The subnet that this node had before is what its bridge was made
     /// for; any other subnet keeps away from them too.
     pub bridges: Vec<Ipv4Net>,
-    /// The same of IPv6, for a dual-stack network.
+    /// The same of IPv6, for a network that has it.
     pub v6: ClaimV6,
     /// How long the lease outlives this node.
     pub ttl: Duration,
@@ -49,7 +49,7 @@ pub struct Claim {
     pub renew_margin: Duration,
 }
 
-/// What a node asks for in a dual-stack network besides.
+/// What a node asks for of IPv6.
 #[derive(Clone, Debug, Default)]
 pub struct ClaimV6 {
     /// The subnet that this node had before (`FLANNEL_IPV6_SUBNET` of subnet.env).
@@ -149,7 +149,7 @@ impl Registry {
                     self.clean_up(&target, &stale).await;
                     let attrs = claim.attrs.clone();
                     info!(subnet = %key, mod_revision, how = target.how(), "lease claimed");
-                    return Ok(Lease { subnet: key.subnet, key, attrs, etcd_lease, mod_revision });
+                    return Ok(Lease { key, attrs, etcd_lease, mod_revision });
                 }
                 Write::Raced(now) => listing = now,
             }
@@ -174,7 +174,7 @@ impl Registry {
     async fn clean_up(&self, target: &Target, stale: &[Record]) {
         for record in stale {
             if let Err(error) = self.delete(record).await {
-                warn!(subnet = %record.key.subnet, %error, "a useless lease of this node stays until it runs out");
+                warn!(subnet = record.key.subnets(), %error, "a useless lease of this node stays until it runs out");
             }
         }
         if let Target::Adopt(record, _) = target
@@ -201,135 +201,130 @@ fn choose(
     records: &Records,
     rng: &mut impl Rng,
 ) -> Result<Choice, ClaimError> {
-    let previous = claim.previous.map(|previous| previous.trunc());
-    let own = records.iter().filter(|record| record.is_at(claim.attrs.public_ip));
-    let (mut fit, unfit): (Vec<_>, Vec<_>) = own.partition(|record| usable(config, claim, record.key.subnet));
+    let (v4, v6) = (claim.of_v4(config), claim.of_v6(config));
+    let own = records.iter().filter(|record| record.is_of(&claim.attrs));
+    let (mut fit, unfit): (Vec<_>, Vec<_>) = own.partition(|record| misfit(&v4, &v6, record).is_none());
     // Before what has our address: when nodes have swapped theirs, each must find its own subnet.
-    fit.extend(previous.and_then(|previous| proven(config, claim, previous, records)));
+    let proven = |record: &&Record| is_proven(claim, config, record);
+    fit.extend(records.iter().find(|record| proven(record) && misfit(&v4, &v6, record).is_none()));
     let rank = |record: &&Record| {
-        let is_previous = Some(record.key.subnet) == previous;
         (
-            record.etcd_lease.is_some() || !record.is_at(claim.attrs.public_ip),
-            !is_proven(claim, record),
-            !is_previous,
+            record.etcd_lease.is_some() || !record.is_of(&claim.attrs),
+            !proven(record),
+            !is_previous(claim, config, record),
         )
     };
     let own = fit.into_iter().min_by_key(rank);
-    let stale = unfit.into_iter().filter(|record| is_stale(config, claim, record)).cloned().collect();
-    if let Some(record) = own {
-        let subnet_v6 = v6_half(config, claim, records, Some(record), rng)?;
-        let key = LeaseKey { subnet: record.key.subnet, subnet_v6 };
-        return Ok(Choice { target: Target::Adopt(Box::new(record.clone()), key), stale });
-    }
-    let free = |subnet: &Ipv4Net| {
-        usable(config, claim, *subnet) && !records.taken().any(|other| V4::overlap(other, *subnet))
+    let stale =
+        unfit.into_iter().filter(|record| is_stale(misfit(&v4, &v6, record), record)).cloned().collect();
+    let key = LeaseKey {
+        subnet: v4.map(|wants| wants.subnet(own, records, rng)).transpose()?,
+        subnet_v6: v6.map(|wants| wants.subnet(own, records, rng)).transpose()?,
     };
-    let subnet = match previous.filter(free) {
-        Some(previous) => previous,
-        None => {
-            let own = claim.prefixes();
-            subnet::pick(&config.v4(), records.taken(), &own, rng)
-                .ok_or_else(|| out_of_subnets(&config.v4(), &own, records))?
-        }
+    let target = match own {
+        Some(record) => Target::Adopt(Box::new(record.clone()), key),
+        None => Target::Create(key),
     };
-    let subnet_v6 = v6_half(config, claim, records, None, rng)?;
-    Ok(Choice { target: Target::Create(LeaseKey { subnet, subnet_v6 }), stale })
-}
-
-/// The IPv6 subnet of a dual-stack network: the one that our record has, else the previous one, else a random one;
-/// only what no other record has.
-fn v6_half(
-    config: &NetworkConfig,
-    claim: &Claim,
-    records: &Records,
-    own: Option<&Record>,
-    rng: &mut impl Rng,
-) -> Result<Option<Ipv6Net>, ClaimError> {
-    let Some(pool) = &config.v6 else { return Ok(None) };
-    let ClaimV6 { previous, occupied, bridges } = &claim.v6;
-    let taken: Vec<_> = records
-        .iter()
-        .filter(|record| own.is_none_or(|own| own.key != record.key))
-        .filter_map(|record| record.key.subnet_v6)
-        .collect();
-    let free = |subnet: &Ipv6Net| {
-        pool.allows(*subnet)
-            && conflict(pool, *subnet, occupied, bridges).is_none()
-            && !taken.iter().any(|other| V6::overlap(*other, *subnet))
-    };
-    let had = own.and_then(|own| own.key.subnet_v6);
-    if let Some(subnet) = had.into_iter().chain(previous.map(|it| it.trunc())).find(free) {
-        return Ok(Some(subnet));
-    }
-    let prefixes: Vec<_> = occupied.iter().chain(bridges).copied().collect();
-    let subnet = subnet::pick(pool, taken, &prefixes, rng);
-    subnet.map(Some).ok_or_else(|| out_of_subnets(pool, &prefixes, records))
-}
-
-fn usable(config: &NetworkConfig, claim: &Claim, subnet: Ipv4Net) -> bool {
-    config.allows(subnet) && claim.conflict(config, subnet).is_none()
+    Ok(Choice { target, stale })
 }
 
 impl Claim {
-    /// Everything of this host that a subnet picked at random keeps away from.
-    fn prefixes(&self) -> Vec<Ipv4Net> {
-        self.occupied.iter().chain(&self.bridges).copied().collect()
+    /// What is asked for of IPv4, in a network that has it.
+    fn of_v4<'a>(&'a self, config: &NetworkConfig) -> Option<Wants<'a, V4>> {
+        let (previous, occupied, bridges) = (self.previous, &self.occupied, &self.bridges);
+        Some(Wants { pool: config.v4?, previous, occupied, bridges })
     }
 
-    /// What of this host stands against taking just this subnet, which it may have had before.
-    fn conflict(&self, config: &NetworkConfig, subnet: Ipv4Net) -> Option<Ipv4Net> {
-        conflict(&config.v4(), subnet, &self.occupied, &self.bridges)
+    /// The same of IPv6.
+    fn of_v6<'a>(&'a self, config: &NetworkConfig) -> Option<Wants<'a, V6>> {
+        let ClaimV6 { previous, occupied, bridges } = &self.v6;
+        Some(Wants { pool: config.v6?, previous: *previous, occupied, bridges })
     }
 }
 
-/// What of this host stands against taking just this subnet. Its own bridge does not.
-fn conflict<F: Family>(
-    pool: &Pool<F>,
-    subnet: F::Net,
-    occupied: &[F::Net],
-    bridges: &[F::Net],
-) -> Option<F::Net> {
-    let is_its_bridge = |prefix: &F::Net| F::trunc(*prefix) == subnet && !occupied.contains(prefix);
-    let bridges = bridges.iter().filter(|prefix| !is_its_bridge(prefix));
-    let prefixes: Vec<_> = occupied.iter().chain(bridges).copied().collect();
-    subnet::conflict::<F>(pool.network, subnet, &prefixes)
+/// What is asked for of one family.
+#[derive(Clone, Copy)]
+struct Wants<'a, F: Family> {
+    pool: Pool<F>,
+    previous: Option<F::Net>,
+    occupied: &'a [F::Net],
+    bridges: &'a [F::Net],
+}
+
+impl<F: Family> Wants<'_, F> {
+    /// The subnet that our record has, else the previous one, else a random one. A subnet of IPv6 only where no other
+    /// record has it: no key of etcd's rules that out by itself.
+    fn subnet(
+        &self,
+        own: Option<&Record>,
+        records: &Records,
+        rng: &mut impl Rng,
+    ) -> Result<F::Net, ClaimError> {
+        let taken: Vec<F::Net> = records.taken::<F>(own.map(|own| own.key)).collect();
+        let free = |subnet: &F::Net| !taken.iter().any(|other| F::overlap(*other, *subnet));
+        let usable = |subnet: &F::Net| self.misfit(*subnet).is_none();
+        let had = own.and_then(|own| own.key.half::<F>()).filter(usable);
+        let previous = self.previous.map(F::trunc).filter(|previous| usable(previous) && free(previous));
+        if let Some(subnet) = had.filter(|had| F::BITS == V4::BITS || free(had)).or(previous) {
+            return Ok(subnet);
+        }
+        let prefixes: Vec<_> = self.occupied.iter().chain(self.bridges).copied().collect();
+        subnet::pick(&self.pool, taken, &prefixes, rng)
+            .ok_or_else(|| out_of_subnets(&self.pool, &prefixes, records))
+    }
+
+    /// Why just this subnet, which the node may have had before, is of no use to it. Its own bridge is no reason.
+    fn misfit(&self, subnet: F::Net) -> Option<String> {
+        let Self { pool, occupied, bridges, .. } = self;
+        let is_its_bridge = |prefix: &F::Net| F::trunc(*prefix) == subnet && !occupied.contains(prefix);
+        let bridges = bridges.iter().filter(|prefix| !is_its_bridge(prefix));
+        let prefixes: Vec<_> = occupied.iter().chain(bridges).copied().collect();
+        match subnet::conflict::<F>(pool.network, subnet, &prefixes) {
+            Some(prefix) => Some(format!("this host has an address or a route in {prefix}")),
+            None if pool.allows(subnet) => None,
+            None => Some(format!(
+                "the network config allows /{} from {} to {}",
+                pool.subnet_len, pool.subnet_min, pool.subnet_max
+            )),
+        }
+    }
+}
+
+/// Why this node can go on with nothing of a record of its own: by the IPv4 half where both have one, else by the other.
+fn misfit(v4: &Option<Wants<'_, V4>>, v6: &Option<Wants<'_, V6>>, record: &Record) -> Option<String> {
+    match (v4.as_ref().zip(record.key.subnet), v6.as_ref().zip(record.key.subnet_v6)) {
+        (Some((wants, subnet)), _) => wants.misfit(subnet),
+        (None, Some((wants, subnet))) => wants.misfit(subnet),
+        (None, None) => Some("the network config has another family".into()),
+    }
 }
 
 /// Says why a record of this node is of no use to it, and whether it may be deleted, as flannel would. A
 /// reservation is the operator's and stays.
-fn is_stale(config: &NetworkConfig, claim: &Claim, record: &Record) -> bool {
-    let subnet = record.key.subnet;
-    let why = match claim.conflict(config, subnet) {
-        Some(prefix) => format!("this host has an address or a route in {prefix}"),
-        None => format!(
-            "the network config allows /{} from {} to {}",
-            config.subnet_len, config.subnet_min, config.subnet_max
-        ),
-    };
+fn is_stale(why: Option<String>, record: &Record) -> bool {
     let reserved = record.etcd_lease.is_none();
     let kind = if reserved { "reservation" } else { "lease" };
-    warn!(%subnet, kind, why, "this node's own record cannot be used");
+    warn!(subnet = record.key.subnets(), kind, why, "this node's own record cannot be used");
     !reserved
 }
 
-/// The record of the previous subnet, where it is provably this node's, whatever public IP it has.
-fn proven<'a>(
-    config: &NetworkConfig,
-    claim: &Claim,
-    previous: Ipv4Net,
-    records: &'a Records,
-) -> Option<&'a Record> {
-    let mut at_previous = records.iter().filter(|record| record.key.subnet == previous);
-    at_previous.find(|record| is_proven(claim, record)).filter(|_| usable(config, claim, previous))
+/// Whether the record has the subnet that this node had before, by the family that counts.
+fn is_previous(claim: &Claim, config: &NetworkConfig, record: &Record) -> bool {
+    if config.v4.is_some() {
+        claim.previous.is_some_and(|previous| record.key.subnet == Some(previous.trunc()))
+    } else {
+        claim.v6.previous.is_some_and(|previous| record.key.subnet_v6 == Some(previous.trunc()))
+    }
 }
 
 /// Whether both halves of the proof are there: that this node had the subnet, and that the record has its VTEP's
-/// MAC address, which is random, made on the node, and kept by its kernel.
-fn is_proven(claim: &Claim, record: &Record) -> bool {
-    let mac = |attrs: &LeaseAttrs| attrs.vtep().ok().map(|vtep| vtep.vtep_mac);
+/// MAC address, which is random, made on the node, and kept by its kernel. Then the record is this node's, whatever
+/// public IP it has.
+fn is_proven(claim: &Claim, config: &NetworkConfig, record: &Record) -> bool {
+    let vtep = |attrs: &LeaseAttrs| if config.v4.is_some() { attrs.vtep() } else { attrs.vtep_v6() };
+    let mac = |attrs: &LeaseAttrs| vtep(attrs).ok().map(|vtep| vtep.vtep_mac);
     let recorded = record.attrs.as_ref().ok().and_then(mac);
-    let had = claim.previous.is_some_and(|previous| previous.trunc() == record.key.subnet);
-    had && recorded.is_some() && recorded == mac(&claim.attrs)
+    is_previous(claim, config, record) && recorded.is_some() && recorded == mac(&claim.attrs)
 }
 
 fn out_of_subnets<F: Family>(pool: &Pool<F>, own: &[F::Net], records: &Records) -> ClaimError {
@@ -391,20 +386,83 @@ mod tests {
                 ttl: Duration::from_secs(60), renew_margin: Duration::ZERO,
             };
             let records: Records = records.into_iter().collect();
+            let wants = claim.of_v4(&config).unwrap();
+            let usable = |subnet: Ipv4Net| wants.misfit(subnet).is_none();
             let clear = |subnet: Ipv4Net| {
-                usable(&config, &claim, subnet) && !records.taken().any(|other| V4::overlap(other, subnet))
+                usable(subnet) && !records.taken::<V4>(None).any(|other| V4::overlap(other, subnet))
             };
             match choose(&config, &claim, &records, &mut StdRng::seed_from_u64(seed)) {
-                Ok(Choice { target: Target::Create(key), .. }) => prop_assert!(clear(key.subnet), "{key}"),
+                Ok(Choice { target: Target::Create(key), .. }) => prop_assert!(clear(key.subnet.unwrap()), "{key}"),
                 Ok(Choice { target: Target::Adopt(record, key), .. }) => {
-                    prop_assert_eq!(key, LeaseKey::v4(record.key.subnet));
-                    prop_assert!(usable(&config, &claim, record.key.subnet));
-                    prop_assert!(record.is_at(claim.attrs.public_ip) || is_proven(&claim, &record), "{record:?}");
+                    prop_assert_eq!(key, record.key);
+                    prop_assert!(usable(record.key.subnet.unwrap()));
+                    prop_assert!(record.is_of(&claim.attrs) || is_proven(&claim, &config, &record), "{record:?}");
                 }
                 Err(error) => {
                     let full = matches!(error, ClaimError::OutOfSubnets { .. });
                     prop_assert!(full);
-                    prop_assert!(!config.network.subnets(24).unwrap().any(clear));
+                    prop_assert!(!wants.pool.network.subnets(24).unwrap().any(clear));
+                }
+            }
+        }
+    }
+
+    fn attrs_v6(ip: u8, mac: u8) -> LeaseAttrs {
+        let address = std::net::Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, ip.into());
+        LeaseAttrs::of_type("vxlan")
+            .with_v6(address, Some(VtepData { vni: 1, vtep_mac: [2, 0, 0, 0, 6, mac] }))
+    }
+
+    prop_compose! {
+        /// IPv6 records of few nodes, some with an IPv4 half besides.
+        fn record_v6()(
+            low in 0_u128..1 << 8, len in 60_u8..=66, ip in 1_u8..5, mac in 1_u8..5, dual in any::<bool>(),
+            reserved in any::<bool>(),
+        ) -> Record {
+            let subnet = Ipv6Net::new(((0xfc00_u128 << 112) + (low << 62)).into(), len).unwrap();
+            let v4 = Ipv4Net::new([10, 5, low as u8, 0].into(), 24).unwrap();
+            let mut attrs = attrs_v6(ip, mac);
+            if dual {
+                attrs = attrs.with_v4([10, 0, 0, ip].into(), Some(VtepData { vni: 1, vtep_mac: [2, 0, 0, 0, 4, mac] }));
+            }
+            let key = LeaseKey { subnet: dual.then_some(v4), ..LeaseKey::v6(subnet) };
+            Record { key, attrs: Ok(attrs), etcd_lease: (!reserved).then_some(7), mod_revision: 3 }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn of_ipv6_alone_only_what_no_other_record_has_is_chosen(
+            records in proptest::collection::vec(record_v6(), 0..30), seed in any::<u64>(),
+            previous in proptest::option::of(0_u128..1 << 6), occupied in proptest::option::of(0_u128..1 << 8),
+        ) {
+            let net = |low: u128, len| Ipv6Net::new(((0xfc00_u128 << 112) + (low << 62)).into(), len).unwrap();
+            let config = NetworkConfig::parse(
+                r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/58","IPv6SubnetMin":"fc00:0:0:2::"}"#).unwrap();
+            let v6 = ClaimV6 {
+                previous: previous.map(|low| net(low << 2, 64)), occupied: occupied.map(|low| net(low, 66)).into_iter().collect(),
+                bridges: Vec::new(),
+            };
+            let claim = Claim {
+                attrs: attrs_v6(1, 1), previous: None, occupied: Vec::new(), bridges: Vec::new(), v6,
+                ttl: Duration::from_secs(60), renew_margin: Duration::ZERO,
+            };
+            let records: Records = records.into_iter().collect();
+            let wants = claim.of_v6(&config).unwrap();
+            let clear = |subnet: Ipv6Net, own: Option<LeaseKey>| {
+                wants.misfit(subnet).is_none() && !records.taken::<V6>(own).any(|other| V6::overlap(other, subnet))
+            };
+            match choose(&config, &claim, &records, &mut StdRng::seed_from_u64(seed)) {
+                Ok(Choice { target: Target::Create(key), .. }) => {
+                    prop_assert!(key.subnet.is_none() && clear(key.subnet_v6.unwrap(), None), "{}", key);
+                }
+                Ok(Choice { target: Target::Adopt(record, key), .. }) => {
+                    prop_assert!(key.subnet.is_none() && clear(key.subnet_v6.unwrap(), Some(record.key)), "{}", key);
+                    prop_assert!(record.is_of(&claim.attrs) || is_proven(&claim, &config, &record), "{:?}", record);
+                }
+                Err(error) => {
+                    let full = matches!(error, ClaimError::OutOfSubnets { .. });
+                    prop_assert!(full, "{}", error);
                 }
             }
         }

@@ -21,12 +21,13 @@ use tracing::{info, warn};
 use self::round::Ended;
 use super::{
     Claim, Cluster, ConfigState, EtcdHealth, Own, Registry, RegistryError,
-    cluster::PeerRules,
+    cluster::{Halves, PeerRules},
     record::{Records, Told},
 };
 use crate::{
+    family::Family,
     lease::{Lease, LeaseAttrs},
-    network::NetworkConfig,
+    network::{NetworkConfig, Pool},
 };
 
 /// First and longest wait between rounds, to which jitter adds as much again: a cluster must not come back all at
@@ -98,7 +99,7 @@ impl Keeper {
         }
     }
 
-    /// Publishes the lease with another value (a new VTEP MAC, a new public IP), on the same subnet.
+    /// Publishes the lease with another value (a new VTEP MAC, a new public address), on the same subnets.
     pub fn set_attrs(&self, attrs: LeaseAttrs) {
         // The task ends after the keeper only.
         let _ = self.commands.send(Command::SetAttrs(attrs));
@@ -140,8 +141,8 @@ struct Task {
     publish: watch::Sender<Arc<Cluster>>,
     /// The config in force.
     config: NetworkConfig,
-    /// The config's network in etcd, if that is another.
-    new_network: Option<Ipv4Net>,
+    /// The config in etcd, where its networks are others.
+    new_config: Option<NetworkConfig>,
     config_state: ConfigState,
     claim: Claim,
     /// The lease that we hold, or held last.
@@ -190,7 +191,7 @@ impl Task {
             registry,
             commands,
             publish,
-            new_network: None,
+            new_config: None,
             config_state: ConfigState::Current,
             renew_at: now + renew_every(&claim),
             config,
@@ -288,16 +289,19 @@ impl Task {
 
     fn publish(&mut self) {
         let rules = PeerRules {
-            own: self.own.subnet,
-            public_ip: self.own.attrs.public_ip,
-            subnet_len: self.config.subnet_len,
-            backend: &self.config.backend,
-            networks: std::iter::once(self.config.network).chain(self.new_network).collect(),
+            attrs: &self.own.attrs,
+            config: &self.config,
+            halves: Halves {
+                own: self.own.key,
+                backend: &self.config.backend,
+                networks: networks(self.config.v4, self.new_config.as_ref().and_then(|config| config.v4)),
+                networks_v6: networks(self.config.v6, self.new_config.as_ref().and_then(|config| config.v6)),
+            },
         };
         let peers = rules.peers(&self.records, &mut self.told_of_peers);
         let own = match &self.lost {
             None => Own::Held(self.own.clone()),
-            Some(reason) => Own::Lost { subnet: self.own.subnet, reason: reason.clone() },
+            Some(reason) => Own::Lost { key: self.own.key, reason: reason.clone() },
         };
         let cluster = Cluster {
             own,
@@ -317,6 +321,12 @@ impl Task {
             modified
         });
     }
+}
+
+/// The network in force, and the one that the config now has; none of a family that is not in force.
+fn networks<F: Family>(ours: Option<Pool<F>>, new: Option<Pool<F>>) -> Vec<F::Net> {
+    let new = new.filter(|_| ours.is_some());
+    ours.into_iter().chain(new).map(|pool| pool.network).collect()
 }
 
 /// Between two renewals: a third of the TTL, or until the margin begins if that is sooner; a second at least.

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use etcd_client::KeyValue;
-use ipnet::Ipv4Net;
 use tracing::warn;
 
-use crate::lease::{AttrsError, Lease, LeaseAttrs, LeaseKey, subnet_in_flannels_eyes};
+use crate::{
+    family::Family,
+    lease::{AttrsError, Lease, LeaseAttrs, LeaseKey, subnets_in_flannels_eyes},
+};
 
 /// A key and its value as they come from etcd.
 #[derive(Clone, Copy, Debug)]
@@ -40,11 +42,12 @@ impl Record {
     pub(super) fn lease(&self) -> Option<Lease> {
         let attrs = self.attrs.as_ref().ok()?.clone();
         let Self { key, etcd_lease, mod_revision, .. } = *self;
-        Some(Lease { subnet: key.subnet, key, attrs, etcd_lease, mod_revision })
+        Some(Lease { key, attrs, etcd_lease, mod_revision })
     }
 
-    pub(super) fn is_at(&self, public_ip: std::net::Ipv4Addr) -> bool {
-        self.attrs.as_ref().is_ok_and(|attrs| attrs.public_ip == public_ip)
+    /// Whether it is of the node that publishes this.
+    pub(super) fn is_of(&self, node: &LeaseAttrs) -> bool {
+        self.attrs.as_ref().is_ok_and(|attrs| attrs.is_of_node_of(node))
     }
 }
 
@@ -53,7 +56,7 @@ impl Record {
 pub(super) struct Records {
     records: BTreeMap<LeaseKey, Record>,
     /// Subnets of keys that are none of a lease by our reading, but by flannel's.
-    odd: BTreeMap<String, Ipv4Net>,
+    odd: BTreeMap<String, LeaseKey>,
 }
 
 impl Records {
@@ -78,8 +81,8 @@ impl Records {
             Ok(key) => key,
             Err(error) => {
                 told.warn(&name, format!("ignored: {error}"));
-                let subnet = subnet_in_flannels_eyes(segment)?;
-                self.odd.insert(name, subnet);
+                let subnets = subnets_in_flannels_eyes(segment)?;
+                self.odd.insert(name, subnets);
                 return None;
             }
         };
@@ -133,11 +136,10 @@ impl Records {
         self.records.values()
     }
 
-    /// Every subnet that a key names, whatever its value.
-    pub(super) fn taken(&self) -> impl Iterator<Item = Ipv4Net> {
-        let all = self.records.keys().map(|key| key.subnet).chain(self.odd.values().copied());
-        // An IPv6-only lease has 0.0.0.0/0 for its IPv4 half.
-        all.filter(|subnet| subnet.prefix_len() > 0)
+    /// Every subnet of a family that a key names, whatever its value, but those of `own`.
+    pub(super) fn taken<F: Family>(&self, own: Option<LeaseKey>) -> impl Iterator<Item = F::Net> {
+        let others = self.records.keys().filter(move |key| Some(**key) != own);
+        others.chain(self.odd.values()).filter_map(LeaseKey::half::<F>)
     }
 }
 

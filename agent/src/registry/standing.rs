@@ -1,6 +1,6 @@
 //! Whether the lease we hold is still ours, by what etcd has at its key: pure.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::record::Record;
 use crate::lease::Lease;
@@ -19,13 +19,13 @@ pub(super) enum Standing {
     /// Another agent with this node's public IP has written it. Who is right is not for us to fight out.
     OtherAgent,
     /// It is another node's now.
-    OtherNode(Option<Ipv4Addr>),
+    OtherNode(Option<IpAddr>),
 }
 
 /// Judges the record at our lease's key; `alive` says that our etcd lease has not run out, as far as known.
 pub(super) fn standing(own: &Lease, record: Option<&Record>, alive: bool) -> Standing {
     let Some(record) = record else { return Standing::Gone };
-    let here = record.is_at(own.attrs.public_ip);
+    let here = record.is_of(&own.attrs);
     let same_value = record.attrs.as_ref() == Ok(&own.attrs);
     // Our own public IP may have changed since: then the revision tells.
     let last_write_is_ours = record.mod_revision == own.mod_revision;
@@ -33,7 +33,7 @@ pub(super) fn standing(own: &Lease, record: Option<&Record>, alive: bool) -> Sta
         // Our own etcd lease, or none as agreed: nobody else writes with that, but an operator who edits.
         return match (&record.attrs, alive) {
             (Ok(attrs), _) if record.etcd_lease.is_none() && !here && !last_write_is_ours => {
-                Standing::OtherNode(Some(attrs.public_ip))
+                Standing::OtherNode(attrs.identity())
             }
             (Ok(_), true) if same_value => Standing::Ours,
             _ => Standing::Rewrite,
@@ -44,7 +44,7 @@ pub(super) fn standing(own: &Lease, record: Option<&Record>, alive: bool) -> Sta
         // Older than our own write to this very key: a restore has undone that.
         (Ok(_), Some(_)) if here && record.mod_revision < own.mod_revision => Standing::Rewrite,
         (Ok(_), Some(_)) if here => Standing::OtherAgent,
-        (Ok(attrs), _) => Standing::OtherNode(Some(attrs.public_ip)),
+        (Ok(attrs), _) => Standing::OtherNode(attrs.identity()),
         (Err(_), None) => Standing::Rewrite,
         (Err(_), Some(_)) => Standing::OtherNode(None),
     }
@@ -75,7 +75,7 @@ mod tests {
         };
         let (own, reservation, undone) = (written(8, Some(7)), written(8, None), written(10, Some(7)));
         let moved = Lease { attrs: attrs(3, 1), ..written(9, None) };
-        let other = Standing::OtherNode(Some([10, 0, 0, 2].into()));
+        let other = Standing::OtherNode(Some(IpAddr::from([10, 0, 0, 2])));
         for (own, record, alive, says) in [
             (&own, record(Ok(attrs(1, 1)), Some(7)), true, Standing::Ours),
             (&own, record(Ok(attrs(1, 1)), Some(7)), false, Standing::Rewrite),

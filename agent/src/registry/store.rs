@@ -140,7 +140,9 @@ impl Registry {
         at: i64,
     ) -> Result<Write, RegistryError> {
         let absent = |guard| Compare::version(self.key(guard), CompareOp::Equal, 0).with_prefix();
-        let mut guards: Vec<_> = subnet::guards(config.network, key.subnet).into_iter().map(absent).collect();
+        let v4 = config.v4.zip(key.subnet);
+        let v4 = v4.map(|(pool, subnet)| subnet::guards(pool.network, subnet)).unwrap_or_default();
+        let mut guards: Vec<_> = v4.into_iter().map(absent).collect();
         // One of the guards covers it, but etcd before 3.3 compares no ranges and would not say so.
         guards.push(Compare::version(self.key(key), CompareOp::Equal, 0));
         guards.extend(key.subnet_v6.map(|_| self.nothing_new_since(at)));
@@ -148,7 +150,7 @@ impl Registry {
         self.write("take a subnet", guards, vec![put], (key, etcd_lease)).await
     }
 
-    /// Writes over just this record, under `key`, which is its own or has the same IPv4 half. `at` is as for
+    /// Writes over just this record, under `key`, which is its own or has a half of it. `at` is as for
     /// [`Self::create`].
     pub(super) async fn replace(
         &self,

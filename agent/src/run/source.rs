@@ -46,17 +46,18 @@ impl Source {
         let name = until("name of this node", async || api.node_name(&env).await, may_pass).await?;
         let own =
             until("subnet for this node", async || api.own_node(&name, &network).await, may_pass).await?;
-        tracing::info!(node = name, subnet = %own.subnet, "podCIDR found");
-        network.take_subnet_len(own.subnet);
-        if network.v6.take().is_some() {
-            tracing::warn!("EnableIPv6 is without effect with --kube-subnet-mgr: IPv4 alone is carried");
+        tracing::info!(node = name, subnet = own.key.subnets(), "podCIDR found");
+        let wanted = network.families();
+        network.keep_families(own.given);
+        if network.families() != wanted {
+            tracing::warn!(
+                given = own.given.subnets(),
+                "the network config has a family of which this node has no podCIDR: that one is not carried here"
+            );
         }
-        if network.v6.take().is_some() {
-            tracing::warn!("EnableIPv6 has no effect with --kube-subnet-mgr yet: IPv6 is left to others");
-        }
-        if let Some(public_ip) = own.public_ip {
-            config.uplink.public_ip = Some(public_ip);
-        }
+        network.take_subnet_len(own.key);
+        config.uplink.public_ip = own.public_ip.or(config.uplink.public_ip);
+        config.uplink.public_ipv6 = own.public_ipv6.or(config.uplink.public_ipv6);
         Ok((Self::Kube(Box::new((api, own))), network))
     }
 
@@ -65,6 +66,14 @@ impl Source {
         match self {
             Self::Etcd(_) => None,
             Self::Kube(kube) => kube.1.vtep_mac,
+        }
+    }
+
+    /// The same of the VTEP with an IPv6 underlay.
+    pub(super) fn vtep_mac_v6(&self) -> Option<[u8; 6]> {
+        match self {
+            Self::Etcd(_) => None,
+            Self::Kube(kube) => kube.1.vtep_mac_v6,
         }
     }
 
@@ -88,7 +97,7 @@ impl Source {
                 let ((api, mut own), attrs) = (*kube, claim.attrs);
                 let lease =
                     until("lease", async || api.publish(&mut own, &attrs).await, KubeError::may_pass).await?;
-                tracing::info!(subnet = %lease.subnet, public_ip = %lease.attrs.public_ip, "lease published");
+                tracing::info!(subnet = lease.key.subnets(), "lease published");
                 Ok((lease.clone(), api.keep(own, network.clone(), attrs, lease, readiness.clone())))
             }
         }

@@ -22,14 +22,18 @@ pub struct Status {
     pub not_ready: BTreeMap<String, String>,
     /// The subnet lease.
     pub lease: Lease,
-    /// The cluster's network.
+    /// The cluster's IPv4 network; its IPv6 network where it has no other.
     pub network: String,
+    /// The cluster's IPv6 network, where it has one.
+    pub network_v6: Option<String>,
     /// The interface that carries the overlay.
     pub uplink: Uplink,
     /// The backend's name, such as `vxlan`.
     pub backend: String,
-    /// The VXLAN device, where the backend has one.
+    /// The VXLAN device with an IPv4 underlay, where there is one.
     pub device: Option<Device>,
+    /// The VXLAN device with an IPv6 underlay, where there is one.
+    pub device_v6: Option<Device>,
     /// MTU of the pods, in bytes.
     pub pod_mtu: u32,
     /// `ebpf` or `kernel`.
@@ -76,8 +80,10 @@ pub struct Status {
 pub struct Lease {
     /// `held` or `lost`.
     pub state: String,
-    /// The subnet that is held, or was held last.
+    /// The IPv4 subnet that is held, or was held last; the IPv6 subnet where there is no other.
     pub subnet: String,
+    /// The IPv6 subnet, where there is one.
+    pub subnet_v6: Option<String>,
     /// Why it is lost.
     pub reason: Option<String>,
     /// etcd's id of the lease; none for a reservation.
@@ -94,10 +100,12 @@ pub struct Lease {
 pub struct Uplink {
     /// Its name.
     pub interface: String,
-    /// Its address.
+    /// Its IPv4 address; its IPv6 address in a network that has no IPv4.
     pub address: String,
-    /// The address that other nodes are told.
+    /// The address that other nodes are told, of the same family.
     pub public_ip: String,
+    /// The IPv6 address that other nodes are told, in a network that has IPv6.
+    pub public_ipv6: Option<String>,
     /// Its MTU, in bytes.
     pub mtu: u32,
 }
@@ -212,11 +220,15 @@ impl std::ops::AddAssign for Traffic {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Peer {
-    /// Its subnet.
+    /// Its IPv4 subnet; its IPv6 subnet where there is no other.
     pub subnet: String,
-    /// Its address.
+    /// Its IPv6 subnet, where there is one.
+    pub subnet_v6: Option<String>,
+    /// Its IPv4 address; its IPv6 address where there is no other.
     pub public_ip: String,
-    /// MAC of its VXLAN device.
+    /// Its IPv6 address, where it has one.
+    pub public_ipv6: Option<String>,
+    /// MAC of its VXLAN device; of the one with an IPv6 underlay where there is no other.
     pub vtep_mac: Option<String>,
     /// Whether packets go there without encapsulation; none without programs.
     pub direct: Option<bool>,

@@ -56,23 +56,24 @@ fn node(status: &Status) -> String {
         _ if lease.state == "held" => ", a reservation".into(),
         _ => String::new(),
     };
-    line("lease", format!("{} of {}, {}{expiry}", lease.subnet, status.network, lease.state));
+    let subnets = both(&lease.subnet, lease.subnet_v6.as_ref());
+    let networks = both(&status.network, status.network_v6.as_ref());
+    line("lease", format!("{subnets} of {networks}, {}{expiry}", lease.state));
     let uplink = &status.uplink;
-    let public = if uplink.public_ip == uplink.address {
-        String::new()
-    } else {
-        format!(", public {}", uplink.public_ip)
-    };
+    let told = both(&uplink.public_ip, uplink.public_ipv6.as_ref());
+    let public = if told == uplink.address { String::new() } else { format!(", public {told}") };
     line("uplink", format!("{} {}{public}, MTU {}", uplink.interface, uplink.address, uplink.mtu));
-    match &status.device {
-        Some(device) => line(
+    for device in status.device.iter().chain(&status.device_v6) {
+        line(
             "device",
             format!(
                 "{} {}, VNI {}, port {}, MTU {}",
                 device.name, device.mac, device.vni, device.port, device.mtu
             ),
-        ),
-        None => line("device", format!("none ({}), MTU {}", status.backend, status.pod_mtu)),
+        );
+    }
+    if status.device.is_none() && status.device_v6.is_none() {
+        line("device", format!("none ({}), MTU {}", status.backend, status.pod_mtu));
     }
     line("datapath", format!("{}, gate {}", status.datapath, status.gate));
     if let Some(reason) = &status.datapath_reason {
@@ -104,6 +105,14 @@ fn node(status: &Status) -> String {
     out
 }
 
+/// What there is of each family; of a node without IPv4 the first is IPv6's already.
+fn both(first: &str, v6: Option<&String>) -> String {
+    match v6.filter(|v6| *v6 != first) {
+        Some(v6) => format!("{first} and {v6}"),
+        None => first.to_owned(),
+    }
+}
+
 fn peers(status: &Status, since: Option<&Since<'_>>) -> Table {
     let unit = if since.is_some() { "bit/s (packets/s)" } else { "bytes (packets)" };
     let mut table = new_table(&["peer", "node", "way", "known", "seen", "fast"], unit);
@@ -114,8 +123,8 @@ fn peers(status: &Status, since: Option<&Since<'_>>) -> Table {
             None => "-",
         };
         let mut row = vec![
-            peer.subnet.clone(),
-            peer.public_ip.clone(),
+            both(&peer.subnet, peer.subnet_v6.as_ref()),
+            both(&peer.public_ip, peer.public_ipv6.as_ref()),
             way.into(),
             age(peer.known_seconds),
             peer.last_seen_seconds.map_or("-".into(), age),
@@ -274,6 +283,7 @@ mod tests {
                 interface: "eth0".into(),
                 address: "192.0.2.1".into(),
                 public_ip: "192.0.2.1".into(),
+                public_ipv6: None,
                 mtu: 1500,
             },
             datapath: "ebpf".into(),

@@ -11,7 +11,7 @@ fn net(text: &str) -> Ipv4Net {
 
 fn ours() -> SubnetFile {
     let (network, subnet) = (net("10.5.0.0/16"), net("10.5.72.0/24"));
-    SubnetFile { network, subnet, v6: None, mtu: 1450, ip_masq: true }
+    SubnetFile { v4: Some((network, subnet)), v6: None, mtu: 1450, ip_masq: true }
 }
 
 /// As flanneld v0.28 writes it.
@@ -42,6 +42,13 @@ fn a_dual_stack_file_is_flannels_to_the_byte_and_read_back() {
     let (_directory, path) = with(&text);
     assert_eq!(previous_ipv6_subnet(&path).unwrap(), v6.map(|(_, subnet)| subnet));
     assert_eq!(previous_subnet(&path).unwrap(), Some(net("10.5.72.0/24")));
+    let alone = SubnetFile { v4: None, v6, mtu: 1430, ..ours() }.to_string();
+    assert_eq!(
+        alone,
+        "FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00:0:0:1::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n"
+    );
+    let (_directory, path) = with(&alone);
+    assert_eq!((previous_ipv4(&path).unwrap(), previous_ipv6(&path).unwrap()), (None, v6));
     let (_directory, path) = with("FLANNEL_IPV6_SUBNET=10.5.72.1/24\n");
     let error = previous_ipv6_subnet(&path).unwrap_err().to_string();
     assert!(error.contains("FLANNEL_IPV6_SUBNET=10.5.72.1/24 must be an IPv6 address"), "{error}");
@@ -49,8 +56,7 @@ fn a_dual_stack_file_is_flannels_to_the_byte_and_read_back() {
 
 #[test]
 fn host_bits_are_dropped_and_the_bridge_has_the_first_address() {
-    let file =
-        SubnetFile { network: net("10.5.3.4/16"), subnet: net("10.5.72.77/26"), ip_masq: false, ..ours() };
+    let file = SubnetFile { v4: Some((net("10.5.3.4/16"), net("10.5.72.77/26"))), ip_masq: false, ..ours() };
     assert_eq!(
         file.to_string(),
         "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.65/26\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
@@ -177,18 +183,14 @@ proptest! {
 
     #[test]
     fn what_is_written_is_read_back(network in any::<u32>(), length in 8u8..=28, add in 2u8..=4, subnet in any::<u32>(), mtu in any::<u16>(), ip_masq in any::<bool>()) {
-        let file = SubnetFile {
-            network: Ipv4Net::new(network.into(), length).unwrap(),
-            subnet: Ipv4Net::new(subnet.into(), length + add - 2).unwrap(),
-            v6: None,
-            mtu,
-            ip_masq,
-        };
+        let network = Ipv4Net::new(network.into(), length).unwrap();
+        let subnet = Ipv4Net::new(subnet.into(), length + add - 2).unwrap();
+        let file = SubnetFile { v4: Some((network, subnet)), v6: None, mtu, ip_masq };
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("subnet.env");
         prop_assert!(file.write(&path).unwrap());
-        prop_assert_eq!(previous_subnet(&path).unwrap(), Some(file.subnet.trunc()));
-        prop_assert_eq!(previous_network(&path).unwrap(), Some(file.network.trunc()));
+        prop_assert_eq!(previous_subnet(&path).unwrap(), Some(subnet.trunc()));
+        prop_assert_eq!(previous_network(&path).unwrap(), Some(network.trunc()));
         let content = fs::read_to_string(&path).unwrap();
         let mtu = mtu.to_string();
         prop_assert_eq!(entry(&content, "FLANNEL_MTU"), Some(mtu.as_str()));

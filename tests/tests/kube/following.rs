@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use loden_agent::{
+    lease::LeaseKey,
     network::{Backend, NetworkConfig},
     registry::Own,
 };
@@ -18,8 +19,8 @@ async fn nodes_that_flannel_has_annotated_are_peers_and_come_go_and_change() {
     let server = cluster_of(3);
     let source = Source::start(&server).await;
     let cluster = source.until_peers(&[2, 3]).await;
-    assert_eq!(cluster.peers[&subnet(2)].attrs.public_ip.to_string(), "192.168.64.2");
-    assert!(matches!(&cluster.own, Own::Held(lease) if lease.subnet == subnet(1)));
+    assert_eq!(cluster.peers[&LeaseKey::v4(subnet(2))].attrs.public_ip, Some([192, 168, 64, 2].into()));
+    assert!(matches!(&cluster.own, Own::Held(lease) if lease.key.subnet == Some(subnet(1))));
 
     server.store().add_node("n4", Some("10.244.4.0/24"));
     server.store().annotate_as_flannel("n4", "192.168.64.4", &mac(4));

@@ -53,7 +53,7 @@ async fn annotations_and_condition_are_flannels_to_the_byte_and_nothing_else_is_
     after["status"]["conditions"][1] = before["status"]["conditions"][1].clone();
     assert_eq!(after, before);
     let Own::Held(lease) = &source.now().own else { panic!() };
-    assert_eq!((lease.subnet, &lease.attrs), (subnet(1), &attrs(1)));
+    assert_eq!((lease.key.subnet, &lease.attrs), (Some(subnet(1)), &attrs(1)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,7 +132,7 @@ async fn an_overwrite_is_published_and_followed_while_it_runs() {
     let source = Source::start(&server).await;
     assert_eq!(server.annotation("n1", "public-ip").unwrap(), "203.0.113.7");
     let public = |cluster: &loden_agent::registry::Cluster| match &cluster.own {
-        Own::Held(lease) => lease.attrs.public_ip.to_string(),
+        Own::Held(lease) => lease.attrs.identity().map(|ip| ip.to_string()).unwrap_or_default(),
         Own::Lost { .. } => String::new(),
     };
     for (overwrite, published) in
@@ -146,7 +146,7 @@ async fn an_overwrite_is_published_and_followed_while_it_runs() {
         });
     }
     // The uplink gets another address.
-    source.set_attrs(LeaseAttrs { public_ip: [192, 168, 64, 77].into(), ..attrs(1) });
+    source.set_attrs(LeaseAttrs { public_ip: Some([192, 168, 64, 77].into()), ..attrs(1) });
     server.until("it is published", |store| {
         store.node("n1").unwrap()["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"]
             == "192.168.64.77"
@@ -176,7 +176,7 @@ async fn a_node_that_is_registered_anew_gets_everything_again() {
     source
         .until(
             "it has the new one",
-            |cluster| matches!(&cluster.own, Own::Held(lease) if lease.subnet == subnet(9)),
+            |cluster| matches!(&cluster.own, Own::Held(lease) if lease.key.subnet == Some(subnet(9))),
         )
         .await;
     server.until("annotations and condition", |store| {

@@ -7,7 +7,7 @@ use loden_agent::{
     config::KubeConfig,
     health::Readiness,
     kube::{Api, KubeError, KubeOptions},
-    lease::{LeaseAttrs, VtepData},
+    lease::{LeaseAttrs, LeaseKey, VtepData},
     network::NetworkConfig,
     registry::{Cluster, Keeper, Own},
 };
@@ -88,7 +88,8 @@ impl Source {
     ) -> Result<Self, KubeError> {
         let api = Api::connect(options).await?;
         let mut own = api.own_node(&format!("n{n}"), &network).await?;
-        network.take_subnet_len(own.subnet);
+        network.keep_families(own.given);
+        network.take_subnet_len(own.key);
         let attrs = attrs(n);
         let lease = api.publish(&mut own, &attrs).await?;
         // Without conditions it is ready from the start.
@@ -117,7 +118,7 @@ impl Source {
 
 /// The numbers of the peers, by their subnets.
 pub(crate) fn peers(cluster: &Cluster) -> Vec<u8> {
-    cluster.peers.keys().map(|subnet| subnet.network().octets()[2]).collect()
+    cluster.peers.keys().map(|key| key.subnet.map_or(0, |subnet| subnet.network().octets()[2])).collect()
 }
 
 pub(crate) fn subnet(n: u8) -> Ipv4Net {
@@ -133,5 +134,5 @@ pub(crate) fn lost(cluster: &Cluster) -> Option<&str> {
 
 /// The last octet of the MAC address of a peer's VTEP.
 pub(crate) fn vtep(cluster: &Cluster, n: u8) -> Option<u8> {
-    Some(cluster.peers.get(&subnet(n))?.attrs.vtep().ok()?.vtep_mac[5])
+    Some(cluster.peers.get(&LeaseKey::v4(subnet(n)))?.attrs.vtep().ok()?.vtep_mac[5])
 }

@@ -47,7 +47,7 @@ async fn after_any_trouble_every_node_has_a_subnet_of_its_own_and_sees_all_other
             _ => {
                 let (_, node) = &nodes[random(NODES.into()) as usize];
                 if let Some(lease) = held(&node.now()) {
-                    etcd.ctl(&["del", &key(lease.subnet)]).unwrap();
+                    etcd.ctl(&["del", &key(lease.subnet())]).unwrap();
                 }
             }
         }
@@ -69,7 +69,7 @@ fn is_well(etcd: &Etcd, nodes: &[&Node]) -> Result<(), String> {
         let others: Vec<u8> = (1..=NODES).filter(|other| *other != number).collect();
         match held(&cluster) {
             Some(lease) if cluster.connected && peers_are(&cluster, &others) => {
-                subnets.insert(key(lease.subnet));
+                subnets.insert(key(lease.subnet()));
             }
             _ => return Err(format!("node {number} is not well: {cluster:#?}")),
         }

@@ -34,7 +34,7 @@ async fn fifty_nodes_that_race_for_fifty_subnets_get_one_each() {
         async move { Node::join(&connect(etcd).await, claim(number)).await.unwrap() }
     }))
     .await;
-    let subnets: BTreeSet<_> = nodes.iter().map(|node| node.lease.subnet).collect();
+    let subnets: BTreeSet<_> = nodes.iter().map(|node| node.lease.subnet()).collect();
     assert_eq!(subnets.len(), 50);
     assert_eq!(etcd_leases(&etcd), 50, "no etcd lease of a lost race is left behind");
 
@@ -47,9 +47,9 @@ async fn fifty_nodes_that_race_for_fifty_subnets_get_one_each() {
     );
 
     let leaver = nodes.into_iter().nth(17).unwrap();
-    let freed = leaver.lease.subnet;
+    let freed = leaver.lease.subnet();
     leaver.keeper.release().await.unwrap();
-    assert_eq!(Node::join(&registry, claim(51)).await.unwrap().lease.subnet, freed);
+    assert_eq!(Node::join(&registry, claim(51)).await.unwrap().lease.subnet(), freed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,7 +67,7 @@ async fn nodes_with_two_configs_of_different_length_never_overlap() {
     let mut subnets = Vec::new();
     for lease in join_all(claims).await {
         match lease {
-            Ok(lease) => subnets.push(lease.subnet),
+            Ok(lease) => subnets.push(lease.subnet()),
             Err(ClaimError::OutOfSubnets { .. }) => {}
             Err(error) => panic!("{error}"),
         }
@@ -84,11 +84,11 @@ async fn nodes_with_two_configs_of_different_length_never_overlap() {
 async fn a_node_comes_back_to_its_subnet_by_its_public_ip() {
     let etcd = etcd_with(CONFIG);
     let node = Node::start(&etcd, 1).await;
-    let (subnet, first) = (node.lease.subnet, node.lease.etcd_lease.unwrap());
+    let (subnet, first) = (node.lease.subnet(), node.lease.etcd_lease.unwrap());
     drop(node);
     let again = Claim { attrs: vxlan(1, 99), ..claim(1) };
     let node = Node::join(&connect(&etcd).await, again).await.unwrap();
-    assert_eq!(node.lease.subnet, subnet);
+    assert_eq!(node.lease.subnet(), subnet);
     assert!(
         etcd.ctl(&["get", &key(subnet)]).unwrap().contains("02:00:00:00:00:63"),
         "its value is the new one"
@@ -105,7 +105,7 @@ async fn an_old_etcd_lease_that_other_keys_live_by_is_left_alone() {
     etcd.ctl(&["put", &key(net("10.5.9.0/24")), &attrs(1).to_json(), "--lease", id]).unwrap();
     etcd.ctl(&["put", "/other/key", "stays", "--lease", id]).unwrap();
     let node = Node::start(&etcd, 1).await;
-    assert_eq!(node.lease.subnet, net("10.5.9.0/24"));
+    assert_eq!(node.lease.subnet(), net("10.5.9.0/24"));
     assert!(etcd.ctl(&["get", "/other/key"]).unwrap().contains("stays"));
 }
 
@@ -115,11 +115,12 @@ async fn the_previous_subnet_is_taken_where_it_is_free_and_allowed() {
     let registry = connect(&etcd).await;
     let with = |number, previous| Claim { previous: Some(net(previous)), ..claim(number) };
     let first = Node::join(&registry, with(1, "10.5.200.1/24")).await.unwrap();
-    assert_eq!(first.lease.subnet, net("10.5.200.0/24"));
+    assert_eq!(first.lease.subnet(), net("10.5.200.0/24"));
     for taken_or_wrong in ["10.5.200.0/24", "10.5.200.0/25", "10.6.1.0/24", "10.5.0.0/24"] {
         let other = Node::join(&registry, with(2, taken_or_wrong)).await.unwrap();
         assert!(
-            other.lease.subnet != net(taken_or_wrong) && !V4::overlap(other.lease.subnet, first.lease.subnet)
+            other.lease.subnet() != net(taken_or_wrong)
+                && !V4::overlap(other.lease.subnet(), first.lease.subnet())
         );
         other.keeper.release().await.unwrap();
     }
@@ -130,28 +131,28 @@ async fn a_changed_public_ip_keeps_the_subnet_where_the_vtep_mac_proves_whose_it
     let etcd = etcd_with(CONFIG);
     let registry = connect(&etcd).await;
     let old = Node::start(&etcd, 1).await.lease;
-    let moved = Claim { attrs: vxlan(2, 1), previous: Some(old.subnet), ..claim(2) };
+    let moved = Claim { attrs: vxlan(2, 1), previous: Some(old.subnet()), ..claim(2) };
     let lease = Node::join(&registry, moved).await.unwrap().lease;
-    assert_eq!((lease.subnet, lease.attrs.public_ip.octets()[3]), (old.subnet, 2));
+    assert_eq!((lease.subnet(), number(&lease.attrs)), (old.subnet(), 2));
     assert_eq!(etcd_leases(&etcd), 1);
 
-    let stranger = Claim { attrs: vxlan(3, 3), previous: Some(old.subnet), ..claim(3) };
+    let stranger = Claim { attrs: vxlan(3, 3), previous: Some(old.subnet()), ..claim(3) };
     let lease = Node::join(&registry, stranger).await.unwrap().lease;
-    assert_ne!(lease.subnet, old.subnet, "a subnet.env alone proves nothing");
+    assert_ne!(lease.subnet(), old.subnet(), "a subnet.env alone proves nothing");
     let guesser = Claim { attrs: vxlan(4, 1), previous: None, ..claim(4) };
     let lease = Node::join(&registry, guesser).await.unwrap().lease;
-    assert_ne!(lease.subnet, old.subnet, "nor does a MAC alone");
+    assert_ne!(lease.subnet(), old.subnet(), "nor does a MAC alone");
 }
 
 #[tokio::test]
 async fn nodes_that_have_swapped_their_addresses_keep_their_subnets() {
     let etcd = etcd_with(CONFIG);
     let registry = connect(&etcd).await;
-    let one = Node::join(&registry, claim(1)).await.unwrap().lease.subnet;
-    let two = Node::join(&registry, claim(2)).await.unwrap().lease.subnet;
+    let one = Node::join(&registry, claim(1)).await.unwrap().lease.subnet();
+    let two = Node::join(&registry, claim(2)).await.unwrap().lease.subnet();
     for (ip, mac, subnet) in [(2, 1, one), (1, 2, two)] {
         let swapped = Claim { attrs: vxlan(ip, mac), previous: Some(subnet), ..claim(ip) };
-        assert_eq!(Node::join(&registry, swapped).await.unwrap().lease.subnet, subnet);
+        assert_eq!(Node::join(&registry, swapped).await.unwrap().lease.subnet(), subnet);
     }
     assert_eq!(etcd_leases(&etcd), 2);
 }
@@ -163,9 +164,9 @@ async fn a_reservation_is_used_and_stays_one() {
     // As in flannel's Documentation/reservations.md: a plain put.
     etcd.ctl(&["put", &key(reserved), r#"{"PublicIP":"10.0.0.1","PublicIPv6":null}"#]).unwrap();
     let stranger = Node::start(&etcd, 2).await;
-    assert_ne!(stranger.lease.subnet, reserved);
+    assert_ne!(stranger.lease.subnet(), reserved);
     let node = Node::start(&etcd, 1).await;
-    assert_eq!((node.lease.subnet, node.lease.etcd_lease), (reserved, None));
+    assert_eq!((node.lease.subnet(), node.lease.etcd_lease), (reserved, None));
     assert_eq!(etcd_lease(&etcd, reserved), 0);
     assert!(etcd.ctl(&["get", &key(reserved)]).unwrap().contains(&attrs(1).to_json()));
     node.keeper.release().await.unwrap();
@@ -176,11 +177,11 @@ async fn a_reservation_is_used_and_stays_one() {
 #[tokio::test]
 async fn a_reservation_wins_over_a_lease_of_the_same_node() {
     let etcd = etcd_with(CONFIG);
-    let first = Node::start(&etcd, 1).await.lease.subnet;
+    let first = Node::start(&etcd, 1).await.lease.subnet();
     let reserved = net("10.5.250.0/24");
     etcd.ctl(&["put", &key(reserved), r#"{"PublicIP":"10.0.0.1"}"#]).unwrap();
     let again = Claim { previous: Some(first), ..claim(1) };
-    assert_eq!(Node::join(&connect(&etcd).await, again).await.unwrap().lease.subnet, reserved);
+    assert_eq!(Node::join(&connect(&etcd).await, again).await.unwrap().lease.subnet(), reserved);
 }
 
 #[tokio::test]
@@ -192,8 +193,8 @@ async fn a_lease_that_the_config_no_longer_allows_is_replaced_but_a_reservation_
     etcd.ctl(&["put", &key(leased), &attrs(1).to_json(), "--lease", id]).unwrap();
     etcd.ctl(&["put", &key(reserved), &attrs(1).to_json()]).unwrap();
     let node = Node::start(&etcd, 1).await;
-    assert_eq!(node.lease.subnet.prefix_len(), 24);
-    assert!(!V4::overlap(node.lease.subnet, reserved));
+    assert_eq!(node.lease.subnet().prefix_len(), 24);
+    assert!(!V4::overlap(node.lease.subnet(), reserved));
     assert_eq!(etcd.ctl(&["get", &key(leased)]).unwrap(), "");
     assert_ne!(etcd.ctl(&["get", &key(reserved)]).unwrap(), "");
 }
@@ -212,7 +213,7 @@ async fn no_subnet_overlaps_a_prefix_of_this_host_or_a_key_with_a_broken_value()
     // Even where the record or subnet.env say so: the host's own prefix would be cut off.
     etcd.ctl(&["put", &key(net("192.168.163.0/24")), &attrs(1).to_json()]).unwrap();
     let here = Claim { occupied: occupied.clone(), previous: Some(net("192.168.163.0/24")), ..claim(1) };
-    assert_eq!(Node::join(&registry, here).await.unwrap().lease.subnet, net("192.168.162.0/24"));
+    assert_eq!(Node::join(&registry, here).await.unwrap().lease.subnet(), net("192.168.162.0/24"));
     let full = Claim { occupied, ..claim(2) };
     let error = Node::join(&registry, full).await.map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("overlaps one of 4 leases or this host's own 192.168.163.0/24"), "{error}");

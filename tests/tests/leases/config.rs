@@ -21,7 +21,7 @@ async fn a_missing_or_wrong_config_is_a_clear_error() {
         "network config: Network 10.5.0.0/30 is too small: the longest useful prefix is /28 (in etcd at /coreos.com/network/config)"
     );
     etcd.ctl(&["put", "/coreos.com/network/config", r#"{"Network":"192.168.0.0/16"}"#]).unwrap();
-    assert_eq!(registry.network_config().await.unwrap().network, net("192.168.0.0/16"));
+    assert_eq!(registry.network_config().await.unwrap().v4.unwrap().network, net("192.168.0.0/16"));
 }
 
 #[tokio::test]
@@ -43,7 +43,7 @@ async fn a_changed_config_is_reported_and_harmless_parts_are_taken_over() {
     put(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.199.0","SubnetMax":"10.5.199.0"}"#);
     node.until("bounds need no restart", |cluster| cluster.config == ConfigState::Current).await;
     assert_eq!(held(&node.now()), Some(&node.lease), "it keeps what it has");
-    etcd.ctl(&["put", &key(node.lease.subnet), &attrs(3).to_json()]).unwrap();
-    let moved = |cluster: &_| held(cluster).is_some_and(|lease| lease.subnet == net("10.5.199.0/24"));
+    etcd.ctl(&["put", &key(node.lease.subnet()), &attrs(3).to_json()]).unwrap();
+    let moved = |cluster: &_| held(cluster).is_some_and(|lease| lease.subnet() == net("10.5.199.0/24"));
     node.until("the next pick is by the new bounds", moved).await;
 }

@@ -23,10 +23,10 @@ async fn records_of_flannel_are_peers_also_dual_stack_ones() {
     let node = Node::start(&etcd, 1).await;
     etcd.ctl(&["put", "/coreos.com/network/subnets/10.5.235.0-24&fc00:0:0:23::-64", DUAL]).unwrap();
     let cluster = node.until("it sees both", |cluster| peers_are(cluster, &[3, 4])).await;
-    let single = &cluster.peers[&net("10.5.34.0/24")];
+    let single = &cluster.peers[&LeaseKey::v4(net("10.5.34.0/24"))];
     assert_eq!(single.attrs.to_json(), FLANNEL);
     assert_eq!(single.attrs.vtep().unwrap().vtep_mac, [0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44]);
-    let dual = &cluster.peers[&net("10.5.235.0/24")];
+    let dual = &cluster.peers[&LeaseKey::v4(net("10.5.235.0/24"))];
     assert_eq!(dual.attrs.vtep().unwrap().vtep_mac, [0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x45]);
     assert_eq!(dual.key.to_string(), "10.5.235.0-24&fc00:0:0:23::-64");
     etcd.ctl(&["del", "/coreos.com/network/subnets/10.5.235.0-24&fc00:0:0:23::-64"]).unwrap();
@@ -44,8 +44,10 @@ async fn a_daily_renewal_by_flannel_changes_nothing_but_the_revision() {
     etcd.ctl(&["put", path, FLANNEL, "--lease", id.split_whitespace().nth(1).unwrap()]).unwrap();
     let after = node.until("the renewal is seen", |cluster| cluster.revision > before.revision).await;
     let subnet = net("10.5.34.0/24");
-    assert_eq!(after.peers[&subnet].attrs, before.peers[&subnet].attrs);
-    assert!(after.peers[&subnet].mod_revision > before.peers[&subnet].mod_revision);
+    assert_eq!(after.peers[&LeaseKey::v4(subnet)].attrs, before.peers[&LeaseKey::v4(subnet)].attrs);
+    assert!(
+        after.peers[&LeaseKey::v4(subnet)].mod_revision > before.peers[&LeaseKey::v4(subnet)].mod_revision
+    );
 }
 
 #[tokio::test]
@@ -62,7 +64,7 @@ async fn a_node_that_ran_flannel_takes_its_lease_over() {
     ])
     .unwrap();
     let node = Node::start(&etcd, 1).await;
-    assert_eq!(node.lease.subnet, net("10.5.34.0/24"));
+    assert_eq!(node.lease.subnet(), net("10.5.34.0/24"));
 }
 
 #[tokio::test]
@@ -76,11 +78,11 @@ async fn a_dual_stack_lease_of_this_node_becomes_an_ipv4_one_on_the_same_subnet(
     let other = Node::start(&etcd, 2).await;
     other.until("the dual-stack lease is a peer", |cluster| peers_are(cluster, &[1])).await;
     let node = Node::start(&etcd, 1).await;
-    assert_eq!(node.lease.subnet, net("10.5.34.0/24"));
+    assert_eq!(node.lease.subnet(), net("10.5.34.0/24"));
     let keys = etcd.ctl(&["get", "--prefix", "--keys-only", "/coreos.com/network/subnets/10.5.34."]).unwrap();
     assert_eq!(keys.trim(), "/coreos.com/network/subnets/10.5.34.0-24");
     let is_new = |cluster: &loden_agent::registry::Cluster| {
-        cluster.peers.get(&net("10.5.34.0/24")).is_some_and(|lease| lease.attrs == attrs(1))
+        cluster.peers.get(&LeaseKey::v4(net("10.5.34.0/24"))).is_some_and(|lease| lease.attrs == attrs(1))
     };
     other.until("the peer is the IPv4 one", is_new).await;
 }
@@ -97,5 +99,5 @@ async fn an_ipv6_only_lease_is_in_nobodys_way() {
 async fn a_dual_stack_lease_takes_its_ipv4_subnet() {
     let etcd = etcd_with(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.34.0","SubnetMax":"10.5.35.0"}"#);
     etcd.ctl(&["put", "/coreos.com/network/subnets/10.5.34.0-24&fc00:0:0:22::-64", DUAL]).unwrap();
-    assert_eq!(Node::start(&etcd, 1).await.lease.subnet, net("10.5.35.0/24"));
+    assert_eq!(Node::start(&etcd, 1).await.lease.subnet(), net("10.5.35.0/24"));
 }

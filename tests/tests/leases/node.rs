@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
+pub(crate) use loden_agent::lease::LeaseKey;
 use loden_agent::{
     lease::{Lease, LeaseAttrs, VtepData},
     network::NetworkConfig,
@@ -123,6 +124,17 @@ impl Node {
     }
 }
 
+/// What most of these tests ask of a lease.
+pub(crate) trait OfIpv4 {
+    fn subnet(&self) -> Ipv4Net;
+}
+
+impl OfIpv4 for Lease {
+    fn subnet(&self) -> Ipv4Net {
+        self.key.subnet.expect("an IPv4 half")
+    }
+}
+
 pub(crate) fn held(cluster: &Cluster) -> Option<&Lease> {
     match &cluster.own {
         Own::Held(lease) => Some(lease),
@@ -130,9 +142,18 @@ pub(crate) fn held(cluster: &Cluster) -> Option<&Lease> {
     }
 }
 
+/// The number of the node that publishes this: the end of its address, whichever family it is of.
+pub(crate) fn number(attrs: &LeaseAttrs) -> u8 {
+    match attrs.identity() {
+        Some(std::net::IpAddr::V4(address)) => address.octets()[3],
+        Some(std::net::IpAddr::V6(address)) => address.octets()[15],
+        None => 0,
+    }
+}
+
 /// Whether the peers are those with these numbers and no others.
 pub(crate) fn peers_are(cluster: &Cluster, numbers: &[u8]) -> bool {
-    let mut found: Vec<_> = cluster.peers.values().map(|lease| lease.attrs.public_ip.octets()[3]).collect();
+    let mut found: Vec<_> = cluster.peers.values().map(|lease| number(&lease.attrs)).collect();
     found.sort_unstable();
     found == numbers
 }

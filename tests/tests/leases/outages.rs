@@ -51,7 +51,7 @@ async fn what_happened_during_an_outage_is_seen_whole() {
     way.mend();
     let cluster =
         node.until("it sees what is", |cluster| cluster.connected && peers_are(cluster, &[3, 4, 6])).await;
-    assert_eq!(cluster.peers[&changed].attrs, vxlan(4, 44));
+    assert_eq!(cluster.peers[&LeaseKey::v4(changed)].attrs, vxlan(4, 44));
     assert_eq!(held(&cluster), Some(&node.lease));
 }
 
@@ -70,7 +70,7 @@ async fn an_etcd_restored_empty_gets_our_lease_back() {
     .await;
     for node in [&one, &two] {
         eventually("the record is back", || {
-            etcd.ctl(&["get", &key(node.lease.subnet)]).unwrap().contains(&node.lease.attrs.to_json())
+            etcd.ctl(&["get", &key(node.lease.subnet())]).unwrap().contains(&node.lease.attrs.to_json())
         })
         .await;
     }
@@ -95,7 +95,7 @@ async fn an_etcd_restored_from_a_backup_gets_our_lease_back() {
     one.until("one sees all", |cluster| {
         cluster.connected
             && peers_are(cluster, &[2, 3, 13, 14])
-            && cluster.peers[&four.lease.subnet].attrs == vxlan(14, 99)
+            && cluster.peers[&LeaseKey::v4(four.lease.subnet())].attrs == vxlan(14, 99)
     })
     .await;
     // Nothing of the nodes runs from here until etcd is back: some of them have just listed what is not there any
@@ -106,17 +106,17 @@ async fn an_etcd_restored_from_a_backup_gets_our_lease_back() {
     etcd.restart().unwrap();
     one.until("one sees two, which came after the backup, and no ghost", |cluster| {
         cluster.connected
-            && held(cluster).is_some_and(|lease| lease.subnet == one.lease.subnet)
+            && held(cluster).is_some_and(|lease| lease.subnet() == one.lease.subnet())
             && peers_are(cluster, &[2, 13, 14])
-            && cluster.peers[&four.lease.subnet].attrs == vxlan(14, 99)
+            && cluster.peers[&LeaseKey::v4(four.lease.subnet())].attrs == vxlan(14, 99)
     })
     .await;
     for node in [&three, &four] {
         node.until("it has its lease", |cluster| cluster.connected && held(cluster).is_some()).await;
-        assert_eq!(held(&node.now()).unwrap().subnet, node.lease.subnet);
+        assert_eq!(held(&node.now()).unwrap().subnet(), node.lease.subnet());
     }
     two.until("two has its lease", |cluster| {
-        cluster.connected && held(cluster).is_some_and(|lease| lease.subnet == two.lease.subnet)
+        cluster.connected && held(cluster).is_some_and(|lease| lease.subnet() == two.lease.subnet())
     })
     .await;
 }
@@ -138,7 +138,7 @@ async fn short_lived(etcd: &Etcd) -> (Way, Node) {
 }
 
 async fn until_expired(etcd: &Etcd, node: &Node) {
-    eventually("the lease has run out", || etcd.ctl(&["get", &key(node.lease.subnet)]).unwrap().is_empty())
+    eventually("the lease has run out", || etcd.ctl(&["get", &key(node.lease.subnet())]).unwrap().is_empty())
         .await;
 }
 
@@ -150,7 +150,7 @@ async fn a_lease_is_kept_alive_past_its_ttl() {
     let now = node.now();
     assert_eq!(held(&now), Some(&node.lease), "the same record, not written again");
     assert!(now.renewed.unwrap().elapsed() < Duration::from_secs(2));
-    assert!(etcd.ctl(&["get", &key(node.lease.subnet)]).unwrap().contains(&attrs(1).to_json()));
+    assert!(etcd.ctl(&["get", &key(node.lease.subnet())]).unwrap().contains(&attrs(1).to_json()));
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn a_lease_that_ran_out_while_cut_off_is_taken_back() {
     way.mend();
     let is_new = |cluster: &_| held(cluster).is_some_and(|lease| lease.etcd_lease != node.lease.etcd_lease);
     let cluster = node.until("it has a lease again", is_new).await;
-    assert_eq!(held(&cluster).unwrap().subnet, node.lease.subnet);
+    assert_eq!(held(&cluster).unwrap().subnet(), node.lease.subnet());
 }
 
 #[tokio::test]
@@ -172,16 +172,20 @@ async fn a_subnet_that_another_node_took_while_cut_off_is_left_to_it() {
     let (way, node) = short_lived(&etcd).await;
     way.cut();
     until_expired(&etcd, &node).await;
-    let taker = Claim { previous: Some(node.lease.subnet), ..claim(2) };
+    let taker = Claim { previous: Some(node.lease.subnet()), ..claim(2) };
     let taker = Node::join(&connect(&etcd).await, taker).await.unwrap();
-    assert_eq!(taker.lease.subnet, node.lease.subnet);
+    assert_eq!(taker.lease.subnet(), node.lease.subnet());
     way.mend();
-    let moved = |cluster: &_| held(cluster).is_some_and(|lease| lease.subnet != node.lease.subnet);
+    let moved = |cluster: &_| held(cluster).is_some_and(|lease| lease.subnet() != node.lease.subnet());
     let cluster = node.until("it has another subnet", moved).await;
     assert_eq!(held(&taker.now()), Some(&taker.lease), "the taker is not disturbed");
-    assert!(etcd.ctl(&["get", &key(taker.lease.subnet)]).unwrap().contains(&attrs(2).to_json()));
-    let ours = held(&cluster).unwrap().subnet;
-    taker.until("the taker sees it at its new subnet", |cluster| cluster.peers.contains_key(&ours)).await;
+    assert!(etcd.ctl(&["get", &key(taker.lease.subnet())]).unwrap().contains(&attrs(2).to_json()));
+    let ours = held(&cluster).unwrap().subnet();
+    taker
+        .until("the taker sees it at its new subnet", |cluster| {
+            cluster.peers.contains_key(&LeaseKey::v4(ours))
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -196,7 +200,7 @@ async fn a_frozen_etcd_is_noticed_and_its_thaw_too() {
         cluster.connected && held(cluster).is_some()
     })
     .await;
-    assert_eq!(held(&node.now()).unwrap().subnet, node.lease.subnet);
+    assert_eq!(held(&node.now()).unwrap().subnet(), node.lease.subnet());
 }
 
 #[tokio::test]
@@ -234,7 +238,7 @@ async fn an_etcd_that_comes_after_the_node_is_found() {
         )
     );
     etcd.restart().unwrap();
-    assert_eq!(registry.network_config().await.unwrap().network, net("10.5.0.0/16"));
+    assert_eq!(registry.network_config().await.unwrap().v4.unwrap().network, net("10.5.0.0/16"));
 }
 
 /// A port that answers no SYN, as behind a firewall that drops: a listener whose backlog is full.

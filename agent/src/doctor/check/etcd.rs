@@ -1,12 +1,12 @@
 //! Leases: etcd's health, our record in it, and who else has our address; clocks.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use super::few;
 use crate::{
     doctor::{finding::Finding, snapshot::Snapshot},
     kernel::mac_text,
-    lease::Lease,
+    lease::{Lease, LeaseAttrs},
 };
 
 /// How far clocks may be apart, in seconds: less than what matters to the lifetime of a certificate, more than what an
@@ -80,39 +80,45 @@ fn lease(snapshot: &Snapshot, leases: &[Lease]) -> Finding {
     const CHECK: &str = "lease";
     let facts = &snapshot.facts;
     let remedy = "a running agent puts it right or says why not: start it, or see its log";
+    let key = facts.key();
+    let subnets = key.subnets();
     if let Some(reason) = &facts.lost {
-        return Finding::fault(CHECK, format_args!("{} is lost: {reason}", facts.subnet), remedy);
+        return Finding::fault(CHECK, format_args!("{subnets} is lost: {reason}"), remedy);
     }
-    let Some(record) = leases.iter().find(|lease| lease.subnet == facts.subnet.trunc()) else {
-        return Finding::fault(CHECK, format_args!("etcd has no record of {}", facts.subnet), remedy);
+    let Some(record) = leases.iter().find(|lease| lease.key == key) else {
+        return Finding::fault(CHECK, format_args!("etcd has no record of {subnets}"), remedy);
     };
     let attrs = &record.attrs;
-    if attrs.public_ip != facts.uplink.public_ip {
+    let (recorded, here) = (addresses(attrs), facts.uplink.public());
+    if recorded != here {
         return Finding::fault(
             CHECK,
-            format_args!(
-                "{} is the subnet of {} in etcd, and of {} here",
-                facts.subnet, attrs.public_ip, facts.uplink.public_ip
-            ),
+            format_args!("{subnets} is the subnet of {recorded} in etcd, and of {here} here"),
             remedy,
         );
     }
-    let recorded = attrs.vtep().ok().map(|vtep| vtep.vtep_mac);
-    if let (Some(device), Some(recorded)) = (&facts.device, recorded)
-        && recorded != device.mac
+    let v4 = facts.v4.as_ref().and_then(|half| half.device.as_ref()).zip(attrs.vtep().ok());
+    let v6 = facts.v6.as_ref().and_then(|half| half.device.as_ref()).zip(attrs.vtep_v6().ok());
+    if let Some((device, vtep)) =
+        [v4, v6].into_iter().flatten().find(|(device, vtep)| vtep.vtep_mac != device.mac)
     {
         return Finding::fault(
             CHECK,
             format_args!(
                 "etcd says that our VTEP has {}, {} has {}: peers send to the wrong one",
-                mac_text(recorded),
+                mac_text(vtep.vtep_mac),
                 device.name,
                 mac_text(device.mac)
             ),
             remedy,
         );
     }
-    Finding::ok(CHECK, format_args!("{} at {}", facts.subnet, attrs.public_ip))
+    Finding::ok(CHECK, format_args!("{subnets} at {recorded}"))
+}
+
+fn addresses(attrs: &LeaseAttrs) -> String {
+    let v6 = attrs.public_ipv6.map(|address| address.to_string());
+    attrs.public_ip.map(|address| address.to_string()).into_iter().chain(v6).collect::<Vec<_>>().join(" and ")
 }
 
 /// Two nodes with one address, or one MAC.
@@ -120,30 +126,39 @@ fn public_ip(snapshot: &Snapshot, leases: &[Lease]) -> Finding {
     const CHECK: &str = "public-ip";
     let facts = &snapshot.facts;
     let mut twice = Vec::new();
-    let mut by_address: BTreeMap<Ipv4Addr, Vec<&Lease>> = BTreeMap::new();
+    let mut by_address: BTreeMap<IpAddr, Vec<&Lease>> = BTreeMap::new();
+    let of = |attrs: &LeaseAttrs| {
+        let v6 = attrs.public_ipv6.map(IpAddr::V6);
+        attrs.public_ip.map(IpAddr::V4).into_iter().chain(v6).collect::<Vec<_>>()
+    };
     for lease in leases {
-        by_address.entry(lease.attrs.public_ip).or_default().push(lease);
-    }
-    for (address, leases) in &by_address {
-        if leases.len() > 1 {
-            let subnets: Vec<String> = leases.iter().map(|lease| lease.subnet.to_string()).collect();
-            twice.push(format!("{address} holds {}", subnets.join(" and ")));
+        for address in of(&lease.attrs) {
+            by_address.entry(address).or_default().push(lease);
         }
     }
-    let ours = by_address.get(&facts.uplink.public_ip).into_iter().flatten();
-    for lease in ours.filter(|lease| lease.subnet != facts.subnet.trunc()) {
-        twice.push(format!(
-            "{} has {} in etcd and {} here",
-            facts.uplink.public_ip, lease.subnet, facts.subnet
-        ));
+    for (address, leases) in by_address.iter().filter(|(_, leases)| leases.len() > 1) {
+        let subnets: Vec<String> = leases.iter().map(|lease| lease.key.subnets()).collect();
+        twice.push(format!("{address} holds {}", subnets.join(" as well as ")));
     }
-    let mut by_mac: BTreeMap<[u8; 6], Vec<Ipv4Addr>> = BTreeMap::new();
-    for (lease, vtep) in leases.iter().filter_map(|lease| Some((lease, lease.attrs.vtep().ok()?))) {
-        by_mac.entry(vtep.vtep_mac).or_default().push(lease.attrs.public_ip);
+    let (uplink, key) = (&facts.uplink, facts.key());
+    for address in uplink.public_ip.map(IpAddr::V4).into_iter().chain(uplink.public_ipv6.map(IpAddr::V6)) {
+        let ours = by_address.get(&address).into_iter().flatten();
+        for lease in ours.filter(|lease| lease.key != key) {
+            twice.push(format!("{address} has {} in etcd and {} here", lease.key.subnets(), key.subnets()));
+        }
+    }
+    let mut by_mac: BTreeMap<[u8; 6], Vec<String>> = BTreeMap::new();
+    for lease in leases {
+        let attrs = &lease.attrs;
+        let mut macs: Vec<_> =
+            [attrs.vtep(), attrs.vtep_v6()].into_iter().flatten().map(|vtep| vtep.vtep_mac).collect();
+        macs.dedup();
+        for mac in macs {
+            by_mac.entry(mac).or_default().push(addresses(attrs));
+        }
     }
     for (mac, addresses) in by_mac.iter().filter(|(_, addresses)| addresses.len() > 1) {
-        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        twice.push(format!("VTEP MAC {} is that of {}", mac_text(*mac), addresses.join(" and ")));
+        twice.push(format!("VTEP MAC {} is that of {}", mac_text(*mac), addresses.join(" as well as ")));
     }
     if twice.is_empty() {
         return Finding::ok(CHECK, format_args!("{} leases, each with an address of its own", leases.len()));

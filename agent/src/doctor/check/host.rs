@@ -2,16 +2,20 @@
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
-
 use super::few;
 use crate::{
-    doctor::{finding::Finding, snapshot::Snapshot},
-    kernel::{LinkKind, ROUTE_PROTOCOL, TABLE_MAIN},
+    doctor::{
+        finding::Finding,
+        snapshot::{Half, Snapshot},
+    },
+    facts,
+    family::{Family, V6},
+    kernel::{AddressScope, LinkKind, ROUTE_PROTOCOL, TABLE_MAIN},
 };
 
 /// Names of the parameters that are looked at besides those of interfaces.
 pub(in crate::doctor) const FORWARD: &str = "net.ipv4.ip_forward";
+pub(in crate::doctor) const FORWARD_V6: &str = "net.ipv6.conf.all.forwarding";
 pub(in crate::doctor) const LIBERAL: &str = "net.netfilter.nf_conntrack_tcp_be_liberal";
 pub(in crate::doctor) const BRIDGE_RULES: &str = "net.bridge.bridge-nf-call-iptables";
 
@@ -22,7 +26,15 @@ pub(in crate::doctor) fn rp_filter(interface: &str) -> String {
 }
 
 pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
-    let mut findings = vec![forward(snapshot), reverse_path(snapshot), bridges(snapshot), routes(snapshot)];
+    let mut findings = Vec::new();
+    if let Some(half) = &snapshot.v4 {
+        findings.extend([forward(snapshot, FORWARD), reverse_path(snapshot, half)]);
+        findings.extend([bridges(snapshot, half), routes(snapshot, half)]);
+    }
+    if let Some(half) = &snapshot.v6 {
+        let of_v6 = [forward(snapshot, FORWARD_V6), bridges(snapshot, half), routes(snapshot, half)];
+        findings.extend(of_v6.map(super::of_family::<V6>));
+    }
     findings.extend(liberal(snapshot));
     findings.push(bridge_rules(snapshot));
     findings.push(gro(snapshot));
@@ -33,10 +45,10 @@ fn value<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a str> {
     snapshot.sysctls.get(name)?.as_deref()
 }
 
-fn forward(snapshot: &Snapshot) -> Finding {
-    match value(snapshot, FORWARD) {
+fn forward(snapshot: &Snapshot, name: &str) -> Finding {
+    match value(snapshot, name) {
         Some("1") => Finding::ok("ip-forward", "on"),
-        _ => Finding::fault("ip-forward", "the host forwards nothing", format_args!("sysctl -w {FORWARD}=1")),
+        _ => Finding::fault("ip-forward", "the host forwards nothing", format_args!("sysctl -w {name}=1")),
     }
 }
 
@@ -55,7 +67,7 @@ fn liberal(snapshot: &Snapshot) -> Option<Finding> {
 }
 
 /// The larger of `all` and the interface's own counts (ip-sysctl.rst); 1 is strict.
-fn reverse_path(snapshot: &Snapshot) -> Finding {
+fn reverse_path(snapshot: &Snapshot, half: &Half) -> Finding {
     const CHECK: &str = "rp-filter";
     let number = |interface: &str| {
         value(snapshot, &rp_filter(interface)).and_then(|text| text.parse().ok()).unwrap_or(0)
@@ -63,14 +75,14 @@ fn reverse_path(snapshot: &Snapshot) -> Finding {
     let strict = |interface: &str| number("all").max(number(interface)) == 1;
     let facts = &snapshot.facts;
     let mut wrong = Vec::new();
-    if let Some(device) = facts.device.as_ref().filter(|device| strict(&device.name)) {
+    if let Some(device) = half.facts.device.as_ref().filter(|device| strict(&device.name)) {
         wrong.push(format!(
             "strict on {}: what peers forward for addresses outside the network is dropped",
             device.name
         ));
     }
     if strict(&facts.uplink.name) {
-        let astray = snapshot.ways.iter().filter_map(|(vtep, way)| {
+        let astray = half.ways.iter().filter_map(|(vtep, way)| {
             let way = way.as_ref().ok()?;
             (way.ifindex != facts.uplink.ifindex).then_some(*vtep)
         });
@@ -94,19 +106,22 @@ fn reverse_path(snapshot: &Snapshot) -> Finding {
 }
 
 /// Containers must get their addresses from our subnet.
-fn bridges(snapshot: &Snapshot) -> Finding {
+fn bridges<F: Family>(snapshot: &Snapshot, half: &Half<F>) -> Finding {
     const CHECK: &str = "bridge";
-    let facts = &snapshot.facts;
+    let (facts, subnet) = (&snapshot.facts, half.facts.subnet);
     let mut fine = Vec::new();
     for link in snapshot.links.iter().filter(|link| link.kind == LinkKind::Bridge) {
-        let of_link = snapshot.addresses.iter().filter(|address| address.ifindex == link.index);
-        let addresses: Vec<Ipv4Addr> = of_link.map(|address| address.address).collect();
-        let inside = addresses.iter().any(|address| facts.subnet.contains(address));
+        // Every bridge gives itself a link-local address of IPv6, which tells nothing.
+        let of_link = half.addresses.iter().filter(|address| {
+            address.ifindex == link.index && (F::BITS == 32 || address.scope != AddressScope::Link)
+        });
+        let addresses: Vec<F::Addr> = of_link.map(|address| address.address).collect();
+        let inside = addresses.iter().any(|address| F::contains(subnet, *address));
         if !inside && (link.name == "docker0" || link.name == "cni0") && !addresses.is_empty() {
             return Finding::fault(
                 CHECK,
-                format_args!("{} has {}, outside of this node's subnet {}", link.name, few(&addresses), facts.subnet),
-                "start dockerd with --bip=$FLANNEL_SUBNET --mtu=$FLANNEL_MTU of subnet.env, or delete the bridge and let \
+                format_args!("{} has {}, outside of this node's subnet {}", link.name, few(&addresses), subnet),
+                "start dockerd with the subnet and --mtu=$FLANNEL_MTU of subnet.env (see loden docker-opts), or delete the bridge and let \
                  the CNI plugin make it anew; then start the containers anew",
             )
             .of(&link.name);
@@ -124,43 +139,41 @@ fn bridges(snapshot: &Snapshot) -> Finding {
         }
     }
     if fine.is_empty() {
-        return Finding::ok(CHECK, format_args!("none with an address of {} yet", facts.subnet));
+        return Finding::ok(CHECK, format_args!("none with an address of {subnet} yet"));
     }
-    Finding::ok(CHECK, format_args!("{} in {}", few(&fine), facts.subnet))
+    Finding::ok(CHECK, format_args!("{} in {subnet}", few(&fine)))
 }
 
 /// Routes of others that take packets of the network.
-fn routes(snapshot: &Snapshot) -> Finding {
+fn routes<F: Family>(snapshot: &Snapshot, half: &Half<F>) -> Finding {
     const CHECK: &str = "overlapping-route";
-    let facts = &snapshot.facts;
+    let facts::Half { network, subnet, device, .. } = &half.facts;
+    let (network, subnet) = (*network, F::trunc(*subnet));
     let is_bridge =
         |index: u32| snapshot.links.iter().any(|link| link.index == index && link.kind == LinkKind::Bridge);
-    let device = facts.device.as_ref().map(|device| device.index);
+    let device = device.as_ref().map(|device| device.index);
     let name = |index: Option<u32>| {
         let link = index.and_then(|index| snapshot.links.iter().find(|link| link.index == index));
         link.map_or_else(|| "nowhere".to_owned(), |link| link.name.clone())
     };
-    let inside = |dst: Ipv4Net| facts.network.contains(&dst) && dst != facts.network;
-    let others = snapshot.routes.iter().filter(|route| {
+    let inside = |dst: F::Net| F::covers(network, dst) && dst != network;
+    let others = half.routes.iter().filter(|route| {
         let ours = route.protocol == ROUTE_PROTOCOL || (device.is_some() && route.ifindex == device);
         // The bridge's own: containers of ours.
-        let pods = facts.subnet.trunc().contains(&route.dst) && route.ifindex.is_some_and(is_bridge);
+        let pods = F::covers(subnet, route.dst) && route.ifindex.is_some_and(is_bridge);
         // A routed container's own.
-        let pod = facts.subnet.trunc().contains(&route.dst) && route.dst.prefix_len() == 32;
+        let pod = F::covers(subnet, route.dst) && F::prefix_len(route.dst) == F::BITS;
         route.table == TABLE_MAIN && inside(route.dst) && !ours && !pods && !pod
     });
     let others: Vec<String> =
         others.map(|route| format!("{} goes to {}", route.dst, name(route.ifindex))).collect();
     if others.is_empty() {
-        return Finding::ok(CHECK, format_args!("none within {}", facts.network));
+        return Finding::ok(CHECK, format_args!("none within {network}"));
     }
     Finding::fault(
         CHECK,
         few(&others),
-        format_args!(
-            "remove them, or move one of both networks: all of {} belongs to the overlay",
-            facts.network
-        ),
+        format_args!("remove them, or move one of both networks: all of {network} belongs to the overlay"),
     )
 }
 

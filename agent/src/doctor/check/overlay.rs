@@ -1,8 +1,14 @@
 //! The VXLAN device, and routes, neighbours and FDB entries against the leases.
 
+use std::net::IpAddr;
+
 use super::few;
 use crate::{
-    doctor::{finding::Finding, snapshot::Snapshot},
+    doctor::{
+        finding::Finding,
+        snapshot::{Half, Snapshot},
+    },
+    family::Family,
     kernel::{LinkKind, mac_text},
     overlay::{Op, plan},
 };
@@ -11,8 +17,8 @@ const REMEDY: &str =
     "a running agent puts it right within seconds: start it, or see its log for who changes it back";
 
 pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = device(snapshot).into_iter().collect();
-    findings.extend(entries(snapshot));
+    let mut findings = half(snapshot, snapshot.v4.as_ref());
+    findings.extend(half(snapshot, snapshot.v6.as_ref()));
     let refused: Vec<&String> = snapshot.facts.refused.iter().collect();
     if !refused.is_empty() {
         findings.push(Finding::fault(
@@ -24,9 +30,16 @@ pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
     findings
 }
 
-fn device(snapshot: &Snapshot) -> Option<Finding> {
+fn half<F: Family>(snapshot: &Snapshot, half: Option<&Half<F>>) -> Vec<Finding> {
+    let Some(half) = half else { return Vec::new() };
+    let mut findings: Vec<Finding> = device(snapshot, half).into_iter().collect();
+    findings.extend(entries(half));
+    findings.into_iter().map(super::of_family::<F>).collect()
+}
+
+fn device<F: Family>(snapshot: &Snapshot, half: &Half<F>) -> Option<Finding> {
     const CHECK: &str = "device";
-    let wanted = snapshot.facts.device.as_ref()?;
+    let wanted = half.facts.device.as_ref()?;
     let Some(link) = snapshot.links.iter().find(|link| link.name == wanted.name) else {
         return Some(Finding::fault(CHECK, format_args!("there is no {}", wanted.name), REMEDY));
     };
@@ -50,9 +63,10 @@ fn device(snapshot: &Snapshot) -> Option<Finding> {
                 ));
             }
             // 0.0.0.0 stands for whatever address the route has.
-            if attrs.local.is_some_and(|local| {
-                local != snapshot.facts.uplink.public_ip && local != snapshot.facts.uplink.address
-            }) {
+            let uplink = &snapshot.facts.uplink;
+            let ours: [Option<IpAddr>; 2] =
+                [uplink.public_of::<F>().map(Into::into), uplink.own_of::<F>().map(Into::into)];
+            if attrs.local.is_some() && !ours.contains(&attrs.local) {
                 wrong.push(format!(
                     "it sends from {}",
                     attrs.local.map_or_else(String::new, |local| local.to_string())
@@ -69,14 +83,14 @@ fn device(snapshot: &Snapshot) -> Option<Finding> {
 }
 
 /// What the agent's own plan would change.
-fn entries(snapshot: &Snapshot) -> Vec<Finding> {
-    let Some(desired) = &snapshot.facts.overlay else { return Vec::new() };
-    let actual = match &snapshot.overlay {
+fn entries<F: Family>(half: &Half<F>) -> Vec<Finding> {
+    let Some(desired) = &half.facts.overlay else { return Vec::new() };
+    let actual = match &half.overlay {
         Ok(actual) => actual,
         Err(why) => return vec![Finding::unknown("route", why)],
     };
     let plan = plan(desired, actual);
-    let kind = |op: &Op| match op {
+    let kind = |op: &Op<F>| match op {
         Op::SetRoute(_) | Op::DelRoute(_) => "route",
         Op::SetNeighbour { .. } | Op::DelNeighbour { .. } => "neighbour",
         Op::SetFdb { .. } | Op::DelFdb { .. } => "fdb",

@@ -95,7 +95,9 @@ fn underlay(snapshot: &Snapshot, probe: &Probe, overlay_works: bool) -> Finding 
 }
 
 fn tunnel(snapshot: &Snapshot, probe: &Probe, overlay: &Overlay) -> Finding {
-    let port = snapshot.facts.device.as_ref().map_or(0, |device| device.port);
+    let v4 = snapshot.facts.v4.as_ref().and_then(|half| half.device.as_ref());
+    let v6 = snapshot.facts.v6.as_ref().and_then(|half| half.device.as_ref());
+    let port = v4.or(v6).map_or(0, |device| device.port);
     match &overlay.echo {
         Reach::Full { size, took } => Finding::ok(
             "overlay",

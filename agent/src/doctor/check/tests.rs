@@ -7,11 +7,11 @@ use crate::{
     dataplane::{Attached, Hook, Program, Settings, VxlanSettings},
     doctor::{
         finding::Outcome,
-        snapshot::{Etcd, Health, Offload, Overlay, Probe, Programs, Reach, Snapshot},
+        snapshot::{Etcd, Half, Health, Offload, Overlay, Probe, Programs, Reach, Snapshot},
     },
     facts::{self, Facts, Source},
     kernel::{Address, AddressScope, Link, LinkKind, Route, RouteKind, RouteTo, TABLE_MAIN, VxlanAttrs},
-    lease::{Lease, LeaseAttrs, VtepData},
+    lease::{Lease, LeaseAttrs, LeaseKey, VtepData},
     overlay::{Actual, Desired, Op, OverlayPeer, plan},
     uplink::Uplink,
 };
@@ -74,10 +74,9 @@ fn route(dst: &str, ifindex: u32) -> Route {
 }
 
 fn lease(subnet: &str, public_ip: Ipv4Addr, vtep_mac: [u8; 6]) -> Lease {
-    let subnet: ipnet::Ipv4Net = subnet.parse().unwrap();
-    let key = format!("{}-{}", subnet.network(), subnet.prefix_len()).parse().unwrap();
+    let key = LeaseKey::v4(subnet.parse().unwrap());
     let attrs = LeaseAttrs::vxlan(public_ip, VtepData { vni: 1, vtep_mac });
-    Lease { subnet, key, attrs, etcd_lease: Some(7), mod_revision: 3 }
+    Lease { key, attrs, etcd_lease: Some(7), mod_revision: 3 }
 }
 
 fn desired() -> Desired {
@@ -146,20 +145,9 @@ fn healthy() -> Snapshot {
         drop_forged: true,
         log_packets: false,
     };
-    let facts = Facts {
-        version: "1".into(),
+    let half = facts::Half {
         network: desired.network,
         subnet: desired.own,
-        lost: None,
-        backend: "vxlan".into(),
-        uplink: Uplink {
-            ifindex: UPLINK,
-            name: "eth0".into(),
-            mtu: 1500,
-            address: OWN,
-            public_ip: OWN,
-            public_ipv6: None,
-        },
         device: Some(facts::Device {
             name: "flannel.1".into(),
             index: DEVICE,
@@ -168,10 +156,26 @@ fn healthy() -> Snapshot {
             vni: 1,
             port: 8472,
         }),
+        overlay: Some(desired),
+    };
+    let facts = Facts {
+        version: "1".into(),
+        v4: Some(half.clone()),
+        v6: None,
+        lost: None,
+        backend: "vxlan".into(),
+        uplink: Uplink {
+            ifindex: UPLINK,
+            name: "eth0".into(),
+            mtu: 1500,
+            address: Some(OWN),
+            public_ip: Some(OWN),
+            address_v6: None,
+            public_ipv6: None,
+        },
         pod_mtu: 1450,
         programs: Some(settings),
         kernel_alone: None,
-        overlay: Some(desired),
         refused: Default::default(),
         etcd: facts::Etcd { endpoints: vec!["http://192.0.2.5:2379".into()], ..Default::default() },
     };
@@ -210,10 +214,18 @@ fn healthy() -> Snapshot {
             link(BRIDGE, "docker0", LinkKind::Bridge),
             Link { master: Some(BRIDGE), peer_in_other_netns: Some(0), ..link(POD, "veth1", LinkKind::Veth) },
         ],
-        addresses: vec![address(UPLINK, "192.0.2.11", 24), address(BRIDGE, "10.5.1.1", 24)],
-        routes: vec![route("0.0.0.0/0", UPLINK), route("192.0.2.0/24", UPLINK), route("10.5.1.0/24", BRIDGE)],
-        overlay: Ok(programmed()),
-        ways: BTreeMap::from([(PEER, Ok(way))]),
+        v4: Some(Half {
+            facts: half,
+            addresses: vec![address(UPLINK, "192.0.2.11", 24), address(BRIDGE, "10.5.1.1", 24)],
+            routes: vec![
+                route("0.0.0.0/0", UPLINK),
+                route("192.0.2.0/24", UPLINK),
+                route("10.5.1.0/24", BRIDGE),
+            ],
+            overlay: Ok(programmed()),
+            ways: BTreeMap::from([(PEER, Ok(way))]),
+        }),
+        v6: None,
         sysctls,
         gro: Ok(true),
         rules: Ok(String::new()),
@@ -233,11 +245,15 @@ fn healthy() -> Snapshot {
         }),
         probes: vec![Probe {
             subnet: "10.5.2.0/24".parse().unwrap(),
-            vtep: PEER,
+            vtep: PEER.into(),
             underlay: full(1500),
             overlay: Some(Overlay { echo: full(1450), offload: Some(Offload::Fine) }),
         }],
     }
+}
+
+fn v4(snapshot: &mut Snapshot) -> &mut Half {
+    snapshot.v4.as_mut().unwrap()
 }
 
 /// Names and outcomes of what is not as it should be.
@@ -273,6 +289,9 @@ fn each_fault_is_found_by_its_name_and_nothing_else_is() {
     type Break = fn(&mut Snapshot);
     fn probe(snapshot: &mut Snapshot) -> &mut Probe {
         &mut snapshot.probes[0]
+    }
+    fn actual(snapshot: &mut Snapshot) -> &mut Actual {
+        v4(snapshot).overlay.as_mut().unwrap()
     }
     fn overlay(snapshot: &mut Snapshot) -> &mut Overlay {
         probe(snapshot).overlay.as_mut().unwrap()
@@ -312,13 +331,15 @@ fn each_fault_is_found_by_its_name_and_nothing_else_is() {
         ("strict for all", "rp-filter", Warning, |s| set(s, &host::rp_filter("all"), "1")),
         ("strict and astray", "rp-filter", Warning, |s| {
             set(s, &host::rp_filter("eth0"), "1");
-            s.ways.get_mut(&PEER).unwrap().as_mut().unwrap().ifindex = 77;
+            v4(s).ways.get_mut(&PEER).unwrap().as_mut().unwrap().ifindex = 77;
         }),
-        ("a bridge elsewhere", "bridge", Fault, |s| s.addresses[1] = address(BRIDGE, "172.17.0.1", 16)),
+        ("a bridge elsewhere", "bridge", Fault, |s| v4(s).addresses[1] = address(BRIDGE, "172.17.0.1", 16)),
         ("a bridge too wide", "bridge", Warning, |s| s.links[2].mtu = 1500),
-        ("another's route", "overlapping-route", Fault, |s| s.routes.push(route("10.5.128.0/17", UPLINK))),
+        ("another's route", "overlapping-route", Fault, |s| {
+            v4(s).routes.push(route("10.5.128.0/17", UPLINK))
+        }),
         ("a peer's subnet elsewhere", "overlapping-route", Fault, |s| {
-            s.routes.push(route("10.5.2.0/24", UPLINK))
+            v4(s).routes.push(route("10.5.2.0/24", UPLINK))
         }),
         ("services without br_netfilter", "br-netfilter", Fault, |s| {
             s.rules = Ok("chain KUBE-SERVICES {".into());
@@ -329,13 +350,11 @@ fn each_fault_is_found_by_its_name_and_nothing_else_is() {
         ("device down", "device", Fault, |s| s.links[1].up = false),
         ("another MAC", "device", Fault, |s| s.links[1].mac = Some([2, 0, 0, 0, 0, 99])),
         ("another MTU", "device", Fault, |s| s.links[1].mtu = 1500),
-        ("route gone", "route", Fault, |s| s.overlay.as_mut().unwrap().routes.clear()),
+        ("route gone", "route", Fault, |s| actual(s).routes.clear()),
         ("neighbour wrong", "neighbour", Fault, |s| {
-            s.overlay.as_mut().unwrap().neighbours[0].mac = Some([2, 0, 0, 0, 0, 99]);
+            actual(s).neighbours[0].mac = Some([2, 0, 0, 0, 0, 99]);
         }),
-        ("FDB wrong", "fdb", Fault, |s| {
-            s.overlay.as_mut().unwrap().fdb[0].dst = Some(Ipv4Addr::new(192, 0, 2, 99))
-        }),
+        ("FDB wrong", "fdb", Fault, |s| actual(s).fdb[0].dst = Some(Ipv4Addr::new(192, 0, 2, 99))),
         ("a peer left out", "refused-peer", Fault, |s| s.facts.refused.extend(["10.5.9.0/24".to_owned()])),
         ("programs refused", "kernel", Fault, |s| {
             s.programs.as_mut().unwrap().loadable = Err("no BTF".into())
@@ -386,8 +405,8 @@ fn what_harms_nothing_is_no_finding() {
         ("a peer that answers no echo and carries the overlay", |s| {
             s.probes[0].underlay = Reach::Nothing(None)
         }),
-        ("a less specific route", |s| s.routes.push(route("10.0.0.0/8", UPLINK))),
-        ("a routed container", |s| s.routes.push(route("10.5.1.7/32", POD))),
+        ("a less specific route", |s| v4(s).routes.push(route("10.0.0.0/8", UPLINK))),
+        ("a routed container", |s| v4(s).routes.push(route("10.5.1.7/32", POD))),
         ("strict where the way back is the same", |s| {
             s.sysctls.insert(host::rp_filter("eth0"), Some("1".into()));
         }),
@@ -399,7 +418,7 @@ fn what_harms_nothing_is_no_finding() {
         }),
         ("another bridge", |s| {
             s.links.push(link(9, "virbr0", LinkKind::Bridge));
-            s.addresses.push(address(9, "192.168.122.1", 24));
+            v4(s).addresses.push(address(9, "192.168.122.1", 24));
         }),
     ];
     for (what, change) in table {

@@ -94,7 +94,7 @@ impl Task {
             self.renewed = Some(Instant::now());
             self.renew_at = Instant::now() + renew_every(&self.claim);
         } else {
-            warn!(subnet = %self.own.subnet, "the etcd lease of our subnet has run out");
+            warn!(subnet = self.own.key.subnets(), "the etcd lease of our subnet has run out");
         }
         Ok(self.alive)
     }
@@ -171,12 +171,11 @@ impl Task {
             Some(Err(error)) => ConfigState::Invalid(error.to_string()),
             Some(Ok(config)) => {
                 let keys = self.config.differs_in(&config);
-                self.new_network = Some(config.network).filter(|network| *network != self.config.network);
                 if keys.is_empty() && config != self.config {
-                    let (min, max) = (config.subnet_min, config.subnet_max);
-                    info!(%min, %max, "network config changed: new bounds for the next subnet");
-                    self.config = config;
+                    info!("network config changed: new bounds for the next subnet");
+                    self.config = config.clone();
                 }
+                self.new_config = Some(config).filter(|_| !keys.is_empty());
                 if keys.is_empty() { ConfigState::Current } else { ConfigState::NeedsRestart(keys) }
             }
         };

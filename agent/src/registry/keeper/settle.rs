@@ -9,7 +9,7 @@ use super::{Task, renew_every};
 use crate::{
     lease::Lease,
     registry::{
-        Claim, ClaimError, RegistryError,
+        ClaimError, RegistryError,
         record::Record,
         standing::{Standing, standing},
         store::Write,
@@ -34,12 +34,18 @@ impl Task {
                     return Ok(());
                 }
                 (Standing::Rewrite, Some(record)) => {
-                    warn!(subnet = %self.own.subnet, "our lease's record is not as it should be; writing it again");
+                    warn!(
+                        subnet = self.own.key.subnets(),
+                        "our lease's record is not as it should be; writing it again"
+                    );
                     let etcd_lease = self.usable_etcd_lease(&record).await?;
                     self.write(&record, etcd_lease).await?;
                 }
                 (Standing::Reserved, Some(record)) => {
-                    info!(subnet = %self.own.subnet, "our subnet has become a reservation: it does not run out any more");
+                    info!(
+                        subnet = self.own.key.subnets(),
+                        "our subnet has become a reservation: it does not run out any more"
+                    );
                     let old = self.own.etcd_lease;
                     self.write(&record, None).await?;
                     if let Some(id) = old.filter(|_| self.own.etcd_lease.is_none()) {
@@ -47,7 +53,7 @@ impl Task {
                     }
                 }
                 (Standing::OtherAgent, _) => {
-                    let ip = self.own.attrs.public_ip;
+                    let ip = self.own.attrs.identity().map(|ip| ip.to_string()).unwrap_or_default();
                     self.lose(format!(
                         "another agent with this node's public IP {ip} has taken the lease over"
                     ));
@@ -55,7 +61,7 @@ impl Task {
                 }
                 (Standing::OtherNode(public_ip), _) => {
                     let node = public_ip.map_or_else(|| "somebody".to_owned(), |ip| format!("node {ip}"));
-                    self.lose(format!("{node} has taken subnet {}", self.own.subnet));
+                    self.lose(format!("{node} has taken subnet {}", self.own.key.subnets()));
                     return self.reclaim().await;
                 }
                 (Standing::Gone, _) | (_, None) => {
@@ -101,12 +107,13 @@ impl Task {
     /// Takes the same subnet back if it is free, another one otherwise.
     async fn reclaim(&mut self) -> Result<(), RegistryError> {
         self.publish();
-        let mut claim = Claim { previous: Some(self.own.subnet), ..self.claim.clone() };
+        let mut claim = self.claim.clone();
+        claim.previous = self.own.key.subnet.or(claim.previous);
         claim.v6.previous = self.own.key.subnet_v6.or(claim.v6.previous);
         match self.registry.claim(&self.config, &claim).await {
             Ok(lease) => {
                 if lease.key == self.own.key {
-                    warn!(subnet = %lease.subnet, "the lost subnet is ours again");
+                    warn!(subnet = lease.key.subnets(), "the lost subnet is ours again");
                 } else {
                     error!(was = %self.own.key, is = %lease.key, "THE SUBNET OF THIS NODE HAS CHANGED: restart its containers");
                 }
@@ -141,7 +148,10 @@ impl Task {
 
     fn lose(&mut self, reason: String) {
         if self.lost.as_ref() != Some(&reason) {
-            error!(subnet = %self.own.subnet, reason, "THE LEASE OF THIS NODE IS LOST; its containers keep running");
+            error!(
+                subnet = self.own.key.subnets(),
+                reason, "THE LEASE OF THIS NODE IS LOST; its containers keep running"
+            );
         }
         self.lost = Some(reason);
         // Until something changes at our key: then this is asked again at once.

@@ -1,0 +1,232 @@
+//! One family's half of the node: its VXLAN device, rules and peers in the kernel. Both halves are one source; each is
+//! there only where the network has the family, and nothing of a half touches the other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result};
+
+use super::{Node, Overlay, Reconciler, Work};
+use crate::{
+    family::{Family, V4, V6},
+    firewall::{Firewall, FirewallSpec},
+    host::Prefixes,
+    kernel::VxlanSpec,
+    lease::Lease,
+    network::{Backend, Pool},
+    overlay::{self, Desired, Expected, OverlayPeer, Plan, Refusal},
+    registry::{Cluster, Own},
+    run,
+    uplink::Uplink,
+};
+
+/// What a node is in one family.
+pub struct Half<F: Family> {
+    /// The family's part of the network config.
+    pub pool: Pool<F>,
+    /// The subnet that this node holds.
+    pub subnet: F::Net,
+    /// The VXLAN device whose underlay is of this family, where the backend has one.
+    pub overlay: Option<Overlay>,
+}
+
+impl<F: Family> Half<F> {
+    /// Interface index of the VXLAN device; 0 where there is none.
+    pub(super) fn device(&self) -> u32 {
+        self.overlay.as_ref().map_or(0, |overlay| overlay.device.index)
+    }
+}
+
+/// What the loop keeps of a half.
+pub(super) struct Kept<F: Family> {
+    firewall: Option<Firewall>,
+    /// What the last plan was for: the echo of its own changes is no work.
+    pub(super) expected: Option<Expected<F>>,
+    /// Whether all of that was done.
+    programmed: bool,
+    /// Addresses and routes of this host.
+    pub(super) prefixes: Prefixes<F>,
+    /// Peers that the kernel cannot be given, and why.
+    pub(super) refused: BTreeSet<String>,
+}
+
+impl<F: Family> Default for Kept<F> {
+    fn default() -> Self {
+        Self {
+            firewall: None,
+            expected: None,
+            programmed: false,
+            prefixes: Prefixes::default(),
+            refused: BTreeSet::new(),
+        }
+    }
+}
+
+/// Where the loop has the half of a family.
+pub(super) trait Side: Family {
+    fn half(node: &Node) -> Option<&Half<Self>>;
+    fn half_mut(node: &mut Node) -> Option<&mut Half<Self>>;
+    fn kept(of: &Reconciler) -> &Kept<Self>;
+    fn kept_mut(of: &mut Reconciler) -> &mut Kept<Self>;
+}
+
+impl Side for V4 {
+    fn half(node: &Node) -> Option<&Half<Self>> {
+        node.v4.as_ref()
+    }
+
+    fn half_mut(node: &mut Node) -> Option<&mut Half<Self>> {
+        node.v4.as_mut()
+    }
+
+    fn kept(of: &Reconciler) -> &Kept<Self> {
+        &of.v4
+    }
+
+    fn kept_mut(of: &mut Reconciler) -> &mut Kept<Self> {
+        &mut of.v4
+    }
+}
+
+impl Side for V6 {
+    fn half(node: &Node) -> Option<&Half<Self>> {
+        node.v6.as_ref()
+    }
+
+    fn half_mut(node: &mut Node) -> Option<&mut Half<Self>> {
+        node.v6.as_mut()
+    }
+
+    fn kept(of: &Reconciler) -> &Kept<Self> {
+        &of.v6
+    }
+
+    fn kept_mut(of: &mut Reconciler) -> &mut Kept<Self> {
+        &mut of.v6
+    }
+}
+
+impl Reconciler {
+    /// Takes the subnet from the lease; says whether it is another than before.
+    pub(super) fn follow_subnet<F: Side>(&mut self, cluster: &Cluster) -> bool {
+        let (Some(half), Own::Held(lease)) = (F::half_mut(&mut self.node), &cluster.own) else {
+            return false;
+        };
+        let Some(subnet) = lease.key.half::<F>().filter(|subnet| *subnet != half.subnet) else {
+            return false;
+        };
+        tracing::error!(
+            from = %half.subnet, to = %subnet,
+            "this node has another {} subnet now: its containers must be started anew to be reached", F::NAME
+        );
+        half.subnet = subnet;
+        true
+    }
+
+    /// What the half's device should be on this uplink.
+    pub(super) fn follow_spec<F: Side>(&mut self, uplink: &Uplink) -> Result<()> {
+        if let Some(Half { overlay: Some(overlay), .. }) = F::half_mut(&mut self.node) {
+            overlay.spec = run::vxlan_spec::<F>(&overlay.vxlan, uplink)?;
+        }
+        Ok(())
+    }
+
+    /// The VXLAN device and its address, where the backend has one.
+    pub(super) async fn device<F: Side>(&mut self) -> Result<bool> {
+        let Some(Half { pool, subnet, overlay: Some(overlay) }) = F::half_mut(&mut self.node) else {
+            return Ok(false);
+        };
+        let spec = VxlanSpec { mac: Some(overlay.device.mac), ..overlay.spec.clone() };
+        let device = self.kernel.ensure_vxlan(&spec).await?;
+        let new_mac = device.mac != overlay.device.mac;
+        let mut changed = !device.adopted || !device.corrected.is_empty();
+        let (index, subnet, network) = (device.index, *subnet, pool.network);
+        overlay.device = device;
+        if new_mac {
+            self.publish();
+        }
+        changed |= !self.kernel.has_overlay_address::<F>(index, subnet, network).await?;
+        self.kernel.set_overlay_address::<F>(index, subnet, network).await?;
+        Ok(changed)
+    }
+
+    /// The family's firewall rules.
+    pub(super) async fn rules<F: Side>(&mut self) -> Result<bool> {
+        let Some(half) = F::half(&self.node) else { return Ok(false) };
+        let config = &self.node.config;
+        let spec = FirewallSpec {
+            network: half.pool.network.into(),
+            subnet: half.subnet.into(),
+            masquerade: config.ip_masq,
+            fully_random: config.ip_masq_fully_random,
+            forward: config.forward_rules,
+        };
+        let firewall = F::kept_mut(self).firewall.get_or_insert_with(|| Firewall::new(spec));
+        firewall.set_spec(spec);
+        firewall.ensure().await.with_context(|| format!("firewall for {}", F::NAME))
+    }
+
+    /// The peers that the kernel should know, of those for which `peer` finds a way; the others are left out and told
+    /// of. `None` where there is nothing to follow: it is not known yet (which is not none), or somebody else routes.
+    pub(super) async fn desired<F: Side>(
+        &mut self,
+        cluster: &Cluster,
+        mut peer: impl AsyncFnMut(&mut Self, &Lease, F::Net) -> Result<OverlayPeer<F>>,
+        refused: &mut BTreeSet<String>,
+    ) -> Option<Desired<F>> {
+        let half = F::half(&self.node)?;
+        if self.node.network.backend == Backend::Alloc || !cluster.is_listed() {
+            return None;
+        }
+        let (network, own, device) = (half.pool.network, half.subnet, half.device());
+        let mut peers = BTreeMap::new();
+        for lease in cluster.peers.values() {
+            let Some(subnet) = lease.key.half::<F>() else { continue };
+            if let Some(address) = F::kept(self).prefixes.address_in(subnet) {
+                // Its route would cut this host off from its own network, or from its own containers.
+                refused.insert(format!("peer {subnet} is left out: this host has {address}"));
+                continue;
+            }
+            match peer(self, lease, subnet).await {
+                Ok(peer) => drop(peers.insert(subnet, peer)),
+                Err(error) => drop(refused.insert(format!("peer {subnet} is left out: {error:#}"))),
+            }
+        }
+        Some(Desired { network, own, device, uplink: self.node.uplink.ifindex, peers })
+    }
+
+    /// Makes the kernel's part of the overlay so; says whether anything had to be done.
+    pub(super) async fn program<F: Side>(
+        &mut self,
+        desired: Desired<F>,
+        work: Work,
+        refused: BTreeSet<String>,
+    ) -> Result<bool> {
+        let kept = F::kept(self);
+        let actual = match &kept.expected {
+            // Whatever contradicts it, the kernel tells, and asks for more than this.
+            Some(expected) if kept.programmed && work == Work::Peers => expected.actual(),
+            _ => self.kernel.overlay_actual(desired.device).await?,
+        };
+        let plan = overlay::plan(&desired, &actual);
+        self.tell_of_refused(&plan, refused);
+        let errors = self.kernel.apply(&plan).await;
+        self.fail(Work::Overlay, errors.iter().map(ToString::to_string));
+        let kept = F::kept_mut(self);
+        kept.programmed = errors.is_empty();
+        kept.expected = Some(Expected::of(desired));
+        Ok(!plan.is_empty())
+    }
+
+    /// One wrong lease is one peer's trouble: told once, and no reason for this node to be unready.
+    fn tell_of_refused<F: Side>(&mut self, plan: &Plan<F>, mut refused: BTreeSet<String>) {
+        let by_plan = |(peer, refusal): &(OverlayPeer<F>, Refusal<F>)| {
+            format!("peer {} at {} is left out: {refusal}", peer.subnet, peer.vtep)
+        };
+        refused.extend(plan.refused.iter().map(by_plan));
+        let kept = F::kept_mut(self);
+        for reason in refused.difference(&kept.refused) {
+            tracing::warn!("{reason}");
+        }
+        kept.refused = refused;
+    }
+}
