@@ -1,7 +1,7 @@
 //! A whole cluster on one machine: an underlay, a real etcd, nodes with agents, containers on them.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -39,6 +39,8 @@ pub struct Plan {
     pub underlay: Ipv4Net,
     /// Their IPv6 addresses, where they have any.
     pub underlay6: Option<Ipv6Net>,
+    /// Whether the nodes have IPv4 addresses at all.
+    pub ipv4: bool,
     /// The uplinks' MTU, bytes.
     pub mtu: u32,
     /// The agent's binary; where none is named, [`node::binary`] finds it.
@@ -52,6 +54,7 @@ impl Default for Plan {
             config: r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#.to_owned(),
             underlay: Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 64, 0), 24),
             underlay6: None,
+            ipv4: true,
             mtu: 1500,
             binary: None,
         }
@@ -65,6 +68,14 @@ impl Plan {
         let config = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
         let underlay6 = Ipv6Net::new_assert(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0), 64);
         Self { config: config.to_owned(), underlay6: Some(underlay6), ..Self::default() }
+    }
+
+    /// Nodes and network without any IPv4 address.
+    #[must_use]
+    pub fn ipv6_only() -> Self {
+        let config =
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
+        Self { config: config.to_owned(), ipv4: false, ..Self::dual() }
     }
 }
 
@@ -91,10 +102,11 @@ impl Cluster {
     pub fn create(plan: &Plan) -> Result<Self> {
         let directory = remains::directory("cluster")?;
         let bpffs = Bpffs::mount(&directory.path().join("bpf"))?;
-        let underlay = Underlay::create(plan.underlay, plan.underlay6, plan.mtu)?;
+        let underlay = Underlay::create(plan.underlay, plan.ipv4, plan.underlay6, plan.mtu)?;
         let etcd_netns = Netns::create("etcd")?;
         let address = underlay.plug(&etcd_netns, ETCD)?;
-        let etcd = Etcd::inside(&etcd_netns, address)?;
+        let address6 = underlay.address6(ETCD).filter(|_| !plan.ipv4);
+        let etcd = Etcd::inside(&etcd_netns, address6.map_or(address.into(), IpAddr::V6))?;
         // On a busy disk a fresh etcd may take longer over its first write than its own limit for a request.
         wait_for("etcd to take the network config", Duration::from_secs(30), || {
             etcd.ctl(&["put", &format!("{PREFIX}/config"), &plan.config]).ok()

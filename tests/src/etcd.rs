@@ -7,7 +7,7 @@ mod tls;
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
     sync::Arc,
@@ -39,7 +39,7 @@ use crate::{
 pub struct Etcd {
     process: Option<Process>,
     data: TempDir,
-    address: Ipv4Addr,
+    address: IpAddr,
     client_port: u16,
     peer_port: u16,
     netns: Option<String>,
@@ -65,7 +65,7 @@ impl Etcd {
     ///
     /// Where etcd is missing or not healthy within ten seconds.
     pub fn on_loopback() -> Result<Self> {
-        Self::start(None, Ipv4Addr::LOCALHOST, free_port()?, free_port()?)
+        Self::start(None, Ipv4Addr::LOCALHOST.into(), free_port()?, free_port()?)
     }
 
     /// Starts one inside a namespace, at 2379 of an address that the namespace has.
@@ -73,8 +73,8 @@ impl Etcd {
     /// # Errors
     ///
     /// As [`Self::on_loopback`].
-    pub fn inside(netns: &Netns, address: Ipv4Addr) -> Result<Self> {
-        Self::start(Some(netns.name().to_owned()), address, 2379, 2380)
+    pub fn inside(netns: &Netns, address: impl Into<IpAddr>) -> Result<Self> {
+        Self::start(Some(netns.name().to_owned()), address.into(), 2379, 2380)
     }
 
     /// Starts one on loopback with more flags.
@@ -83,7 +83,7 @@ impl Etcd {
     ///
     /// As [`Self::on_loopback`].
     pub fn with_flags(flags: &[&str]) -> Result<Self> {
-        let mut etcd = Self::new(None, Ipv4Addr::LOCALHOST, free_port()?, free_port()?)?;
+        let mut etcd = Self::new(None, Ipv4Addr::LOCALHOST.into(), free_port()?, free_port()?)?;
         etcd.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         etcd.restart()?;
         Ok(etcd)
@@ -96,20 +96,20 @@ impl Etcd {
     ///
     /// As [`Self::on_loopback`].
     pub fn with_tls(authority: Arc<Authority>, mutual: bool) -> Result<Self> {
-        let mut etcd = Self::new(None, Ipv4Addr::LOCALHOST, free_port()?, free_port()?)?;
+        let mut etcd = Self::new(None, Ipv4Addr::LOCALHOST.into(), free_port()?, free_port()?)?;
         etcd.tls = Some(Tls { authority, mutual });
         etcd.restart()?;
         Ok(etcd)
     }
 
-    fn start(netns: Option<String>, address: Ipv4Addr, client_port: u16, peer_port: u16) -> Result<Self> {
+    fn start(netns: Option<String>, address: IpAddr, client_port: u16, peer_port: u16) -> Result<Self> {
         let mut etcd = Self::new(netns, address, client_port, peer_port)?;
         etcd.restart()?;
         Ok(etcd)
     }
 
     /// One that does not run yet.
-    fn new(netns: Option<String>, address: Ipv4Addr, client_port: u16, peer_port: u16) -> Result<Self> {
+    fn new(netns: Option<String>, address: IpAddr, client_port: u16, peer_port: u16) -> Result<Self> {
         let data = remains::directory("etcd")?;
         let (process, tls) = (None, None);
         let (name, initial_cluster, flags) = ("one".to_owned(), String::new(), Vec::new());
@@ -120,11 +120,11 @@ impl Etcd {
     #[must_use]
     pub fn endpoint(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://{}:{}", self.address, self.client_port)
+        format!("{scheme}://{}", SocketAddr::new(self.address, self.client_port))
     }
 
     fn peer_url(&self) -> String {
-        format!("http://{}:{}", self.address, self.peer_port)
+        format!("http://{}", SocketAddr::new(self.address, self.peer_port))
     }
 
     /// The directory that holds what it stores.
@@ -229,6 +229,22 @@ impl Etcd {
     ///
     /// Where etcdctl fails.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
+        netns::output(&mut self.etcdctl(args))
+    }
+
+    /// Carries out these operations in one transaction, each as `etcdctl txn` takes it: text in double quotes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ctl`].
+    pub fn at_once(&self, operations: &[String]) -> Result<String> {
+        let file = self.data.path().join("txn");
+        // No comparison, the operations, and none for a comparison that fails.
+        fs::write(&file, format!("\n{}\n\n\n", operations.join("\n")))?;
+        netns::output(self.etcdctl(&["txn"]).stdin(File::open(&file)?))
+    }
+
+    fn etcdctl(&self, args: &[&str]) -> Command {
         let mut command = self.command("etcdctl");
         command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint()]);
         command.args(["--dial-timeout", "2s", "--command-timeout", "20s"]);
@@ -238,7 +254,8 @@ impl Etcd {
                 command.arg("--cert").arg(&authority.client().cert).arg("--key").arg(&authority.client().key);
             }
         }
-        netns::output(command.args(args))
+        command.args(args);
+        command
     }
 
     /// How often clients have called each method so far (`KV/Range`, `Lease/LeaseGrant`, …): etcd's own count.

@@ -12,26 +12,31 @@ use crate::netns::{Netns, join};
 pub struct Underlay {
     netns: Netns,
     network: Ipv4Net,
+    /// Whether anybody has an IPv4 address.
+    ipv4: bool,
     network6: Option<Ipv6Net>,
     mtu: u32,
 }
 
 impl Underlay {
-    /// Makes a segment with these addresses, IPv6 ones where there are any; the first one is the router's.
+    /// Makes a segment with these addresses, IPv4 ones where that is wanted, IPv6 ones where there are any; the first one
+    /// is the router's.
     ///
     /// # Errors
     ///
     /// Without root.
-    pub fn create(network: Ipv4Net, network6: Option<Ipv6Net>, mtu: u32) -> Result<Self> {
+    pub fn create(network: Ipv4Net, ipv4: bool, network6: Option<Ipv6Net>, mtu: u32) -> Result<Self> {
         let netns = Netns::create("underlay")?;
         netns.ip(&format!("link add br0 mtu {mtu} type bridge"))?;
         // A switch has no netfilter.
         for family in ["iptables", "ip6tables", "arptables"] {
             netns.exec(&format!("sysctl -qw net.bridge.bridge-nf-call-{family}=0"))?;
         }
-        let underlay = Self { netns, network, network6, mtu };
+        let underlay = Self { netns, network, ipv4, network6, mtu };
         let router = underlay.address(1)?;
-        underlay.netns.ip(&format!("address add {router}/{} dev br0", network.prefix_len()))?;
+        if ipv4 {
+            underlay.netns.ip(&format!("address add {router}/{} dev br0", network.prefix_len()))?;
+        }
         if let Some(router) = underlay.address6(1) {
             underlay
                 .netns
@@ -69,7 +74,7 @@ impl Underlay {
     }
 
     /// Plugs a namespace in: `eth0` with the `host`-th address of each family and the default routes. Returns the
-    /// IPv4 address.
+    /// IPv4 address; without IPv4 it is a number and nothing more.
     ///
     /// # Errors
     ///
@@ -80,9 +85,11 @@ impl Underlay {
         join(netns, "eth0", &self.netns, &port)?;
         self.netns.ip(&format!("link set {port} mtu {} master br0", self.mtu))?;
         netns.ip(&format!("link set eth0 mtu {}", self.mtu))?;
-        netns.ip(&format!("address add {address}/{} dev eth0", self.network.prefix_len()))?;
-        let router = self.address(1)?;
-        netns.ip(&format!("route add default via {router}")).context("the default route")?;
+        if self.ipv4 {
+            netns.ip(&format!("address add {address}/{} dev eth0", self.network.prefix_len()))?;
+            let router = self.address(1)?;
+            netns.ip(&format!("route add default via {router}")).context("the default route")?;
+        }
         if let Some((address, router)) = self.address6(host).zip(self.address6(1)) {
             netns.ip(&format!("-6 address add {address}/{} dev eth0 nodad", self.prefix_len6()))?;
             netns.ip(&format!("-6 route add default via {router}")).context("the default route of IPv6")?;

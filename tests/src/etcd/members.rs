@@ -22,7 +22,7 @@ impl Members {
     pub fn start() -> Result<Self> {
         let mut all = Vec::new();
         for name in ["one", "two", "three"] {
-            let mut member = Etcd::new(None, Ipv4Addr::LOCALHOST, free_port()?, free_port()?)?;
+            let mut member = Etcd::new(None, Ipv4Addr::LOCALHOST.into(), free_port()?, free_port()?)?;
             member.name = name.to_owned();
             all.push(member);
         }

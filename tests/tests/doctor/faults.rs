@@ -87,7 +87,7 @@ impl Ward {
         wait_for("both peers in what an agent leaves behind", Duration::from_secs(10), || {
             let text = fs::read_to_string(node.run_directory().join("facts.json")).ok()?;
             let facts: Value = serde_json::from_str(&text).ok()?;
-            (facts["overlay"]["peers"].as_object()?.len() == 2).then_some(())
+            (facts["v4"]["overlay"]["peers"].as_object()?.len() == 2).then_some(())
         })
         .unwrap();
         wait_for("the programs at the container's veth", Duration::from_secs(10), || {

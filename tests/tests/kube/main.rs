@@ -9,6 +9,7 @@
     reason = "clippy.toml allows it in tests, which for clippy does not mean their modules"
 )]
 
+mod dual;
 mod following;
 mod leases;
 mod manifests;

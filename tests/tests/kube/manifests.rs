@@ -135,6 +135,14 @@ fn variants() -> Vec<(&'static str, Value)> {
         ),
         ("no-cni", json!({ "cni": { "install": false } })),
         ("no-metrics", json!({ "metrics": { "port": 0 } })),
+        ("dual", json!({ "netConf": { "EnableIPv6": true, "IPv6Network": "fd00:244::/48" } })),
+        (
+            "ipv6-only",
+            json!({
+                "netConf": { "EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:244::/48" },
+                "metrics": { "host": "[::]" },
+            }),
+        ),
         (
             "more",
             json!({
@@ -232,6 +240,8 @@ fn the_chart_says_which_values_it_takes() {
         json!({ "gate": "ajar" }),
         json!({ "healthz": { "port": 0 } }),
         json!({ "cni": { "confName": "a" } }),
+        json!({ "netConf": { "EnableIPv6": true } }),
+        json!({ "netConf": { "EnableIPv4": false } }),
     ] {
         let mut values = all[0].1.clone();
         merge(&mut values, &wrong);
@@ -254,7 +264,11 @@ fn the_agent_takes_every_flag_and_the_network_config() {
         let data = &of_kind(&rendered, "ConfigMap").unwrap()["data"];
         assert_eq!(config.kube.is_some(), data["net-conf.json"].is_string(), "{name}");
         if let Some(text) = data["net-conf.json"].as_str() {
-            NetworkConfig::parse_for_given_subnets(text).unwrap();
+            let network = NetworkConfig::parse_for_given_subnets(text).unwrap();
+            assert_eq!(
+                (network.v4.is_some(), network.v6.is_some()),
+                (name != "ipv6-only", ["dual", "ipv6-only"].contains(&name))
+            );
         }
         let cni: Value = serde_json::from_str(data["cni-conf.json"].as_str().unwrap()).unwrap();
         assert_eq!(cni["plugins"][0]["type"], "flannel");

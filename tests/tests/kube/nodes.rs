@@ -33,12 +33,17 @@ struct Kube {
 impl Kube {
     /// Starts no agent; the API knows no node.
     fn create(nodes: u32) -> Self {
-        let cluster = Cluster::create(&Plan { nodes, ..Plan::default() }).unwrap();
+        Self::create_as(&Plan { nodes, ..Plan::default() }, crate::source::CONFIG)
+    }
+
+    /// The same on this underlay and with this network config.
+    fn create_as(plan: &Plan, config_text: &str) -> Self {
+        let cluster = Cluster::create(plan).unwrap();
         let netns = Netns::create("api").unwrap();
         let address = cluster.underlay().plug(&netns, API).unwrap();
         let server = Server::inside(&netns, address);
         let config = cluster.directory().join("net-conf.json");
-        fs::write(&config, crate::source::CONFIG).unwrap();
+        fs::write(&config, config_text).unwrap();
         let args = vec![
             "--kube-subnet-mgr".to_owned(),
             format!("--kube-api-url={}", server.url()),
@@ -60,9 +65,13 @@ impl Kube {
     }
 
     fn register(&mut self, n: usize) {
+        self.register_with(n, &format!("10.244.{}.0/24", n + 1));
+    }
+
+    fn register_with(&mut self, n: usize, pod_cidrs: &str) {
         let node = &mut self.cluster.nodes[n];
         node.set_env("NODE_NAME", node.name().to_owned().as_str());
-        self.server.store().add_node(node.name(), Some(&format!("10.244.{}.0/24", n + 1)));
+        self.server.store().add_node(node.name(), Some(pod_cidrs));
     }
 
     fn start_agent(&mut self, n: usize) {
@@ -98,6 +107,44 @@ fn until_route(kube: &Kube, n: usize, to: Ipv4Net, there: bool) {
         (node.has_route(to).unwrap() == there).then_some(())
     })
     .unwrap_or_else(|error| panic!("{error:#}: {}", node.log()));
+}
+
+#[test]
+fn containers_reach_each_other_in_both_families_with_pod_cidrs_of_both() {
+    let config = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
+    let mut kube = Kube::create_as(&Plan { nodes: 2, ..Plan::dual() }, config);
+    for n in 0..2 {
+        kube.register_with(n, &format!("10.244.{0}.0/24,fd00:244:0:{0}::/64", n + 1));
+        kube.start_agent(n);
+        kube.cluster.nodes[n].make_bridge().unwrap();
+    }
+    kube.cluster.wait_for_routes().unwrap();
+    let env = kube.cluster.nodes[0].subnet_env().unwrap();
+    assert!(
+        env.text.contains("FLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:1::1/64\n")
+    );
+    let containers = kube.cluster.run_containers(1).unwrap();
+    let other = "fd00:244:0:2::/64".parse::<ipnet::Ipv6Net>().unwrap();
+    wait_for("the peer's IPv6 route", LIMIT, || {
+        kube.cluster.nodes[0].has_route(other).unwrap().then_some(())
+    })
+    .unwrap();
+    kube.show_logs();
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (from, to) = (&containers[from], &containers[to]);
+        for (from, to) in [(from.host(), to.host()), (from.host6().unwrap(), to.host6().unwrap())] {
+            let stream = stream::run(from, to, None, Until::Bytes(20_000_000)).unwrap();
+            assert_eq!((stream.bytes, stream.source), (20_000_000, from.address));
+        }
+    }
+    // A MAC of each family is known to the API, and outlives the device.
+    let said = |end: &str| kube.server.annotation("n1", end).unwrap();
+    assert_eq!(said("public-ipv6"), "fd77::b");
+    let before = said("backend-v6-data");
+    kube.cluster.nodes[0].stop_agent().unwrap();
+    kube.cluster.nodes[0].netns().ip("link delete flannel-v6.1").unwrap();
+    kube.start_agent(0);
+    assert_eq!(kube.server.annotation("n1", "backend-v6-data").unwrap(), before);
 }
 
 #[test]

@@ -83,14 +83,23 @@ impl Source {
 
     pub(crate) async fn try_start(
         options: KubeOptions,
+        network: NetworkConfig,
+        n: u8,
+    ) -> Result<Self, KubeError> {
+        Self::try_start_as(options, network, n, attrs(n)).await
+    }
+
+    /// The same of a node that publishes this.
+    pub(crate) async fn try_start_as(
+        options: KubeOptions,
         mut network: NetworkConfig,
         n: u8,
+        attrs: LeaseAttrs,
     ) -> Result<Self, KubeError> {
         let api = Api::connect(options).await?;
         let mut own = api.own_node(&format!("n{n}"), &network).await?;
         network.keep_families(own.given);
         network.take_subnet_len(own.key);
-        let attrs = attrs(n);
         let lease = api.publish(&mut own, &attrs).await?;
         // Without conditions it is ready from the start.
         Ok(Self { keeper: api.keep(own, network, attrs, lease, Readiness::new(&[])) })

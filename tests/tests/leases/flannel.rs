@@ -28,7 +28,8 @@ async fn records_of_flannel_are_peers_also_dual_stack_ones() {
     assert_eq!(single.attrs.vtep().unwrap().vtep_mac, [0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44]);
     let dual = &cluster.peers[&LeaseKey::v4(net("10.5.235.0/24"))];
     assert_eq!(dual.attrs.vtep().unwrap().vtep_mac, [0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x45]);
-    assert_eq!(dual.key.to_string(), "10.5.235.0-24&fc00:0:0:23::-64");
+    assert_eq!(dual.key.to_string(), "10.5.235.0-24", "the half that this network has");
+    assert_eq!(dual.attrs.to_json(), DUAL);
     etcd.ctl(&["del", "/coreos.com/network/subnets/10.5.235.0-24&fc00:0:0:23::-64"]).unwrap();
     node.until("it sees the dual-stack one go", |cluster| peers_are(cluster, &[3])).await;
 }

@@ -8,6 +8,7 @@ mod claims;
 mod config;
 mod flannel;
 mod following;
+mod ipv6_only;
 mod node;
 mod outages;
 mod security;

@@ -86,8 +86,10 @@ impl Store {
             },
         });
         if let Some(cidr) = pod_cidr {
-            node["spec"]["podCIDR"] = json!(cidr);
-            node["spec"]["podCIDRs"] = json!([cidr]);
+            // One of each family in a dual-stack cluster, the first of them in the older field as well.
+            let cidrs: Vec<&str> = cidr.split(',').collect();
+            node["spec"]["podCIDR"] = json!(cidrs[0]);
+            node["spec"]["podCIDRs"] = json!(cidrs);
         }
         self.write("ADDED", node);
     }
@@ -135,6 +137,12 @@ impl Store {
         ] {
             self.annotate(name, end, Some(value));
         }
+    }
+
+    /// What flanneld adds to that of IPv6.
+    pub(crate) fn annotate_ipv6_as_flannel(&mut self, name: &str, public_ipv6: &str, mac: &str) {
+        self.annotate(name, "backend-v6-data", Some(&format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#)));
+        self.annotate(name, "public-ipv6", Some(public_ipv6));
     }
 
     pub(crate) fn delete_node(&mut self, name: &str) {
