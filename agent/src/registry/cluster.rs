@@ -42,7 +42,6 @@ impl Cluster {
 
 /// The lease of this node.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "one a snapshot, and nearly always held")]
 pub enum Own {
     /// Held. Another subnet than before means that another node has that one now: subnet.env must be rewritten.
     Held(Lease),

@@ -11,7 +11,7 @@ use loden_tests::{
     container::Container,
     counters::Counters,
     netns::Netns,
-    node::{BRIDGE, Node},
+    node::Node,
     process::wait_for,
     traffic::stream::{self, Until},
 };
@@ -63,14 +63,9 @@ fn has_route(node: &Node, bridge: &str) -> bool {
 }
 
 fn run_container(node: &mut Node) -> (Container, Ipv6Addr) {
-    let bridge = bridge(node);
     node.make_bridge().unwrap();
-    node.netns().ip(&format!("-6 address add {bridge} dev {BRIDGE} nodad")).unwrap();
     let container = node.run_container(2).unwrap();
-    let gateway: Ipv6Addr = bridge.strip_suffix("/64").unwrap().parse().unwrap();
-    let address = Ipv6Addr::from(u128::from(gateway) + 1);
-    container.netns().ip(&format!("-6 address add {address}/64 dev eth0 nodad")).unwrap();
-    container.netns().ip(&format!("-6 route add default via {gateway}")).unwrap();
+    let address = container.address6().unwrap();
     (container, address)
 }
 

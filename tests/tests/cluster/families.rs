@@ -48,8 +48,8 @@ impl Echoes {
     /// Ends them, and says how many were sent and how many came back.
     fn count(self) -> (u32, u32) {
         let id = self.0.id().to_string();
-        // The last echo must have had the time to come back; ping counts on SIGINT.
-        std::thread::sleep(Duration::from_millis(300));
+        // Some go on when all is done, and the last one must have had the time to come back; ping counts on SIGINT.
+        std::thread::sleep(Duration::from_millis(800));
         assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
         let output = String::from_utf8(self.0.wait_with_output().unwrap().stdout).unwrap();
         let line = output
@@ -106,8 +106,8 @@ fn another_address_of_the_uplink_in_one_family_is_followed_in_that_one_alone() {
 
     let device = interfaces(node, "flannel-v6.1");
     let echoes = Echoes::between(&containers[0], &v6);
-    node.netns().ip("address add 192.168.64.170/24 dev eth0").unwrap();
     node.netns().ip("address delete 192.168.64.11/24 dev eth0").unwrap();
+    node.netns().ip("address add 192.168.64.170/24 dev eth0").unwrap();
     node.netns().ip("route add default via 192.168.64.1").unwrap();
     wait_for("the other's FDB to have the new IPv4 address", LIMIT, || {
         fdb("flannel.1").contains("192.168.64.170").then_some(())
