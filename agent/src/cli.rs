@@ -21,7 +21,10 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 pub use agent::{AgentArgs, EtcdArgs, FlannelOnlyArgs, KubeArgs, UplinkArgs};
 pub use pages::{CompletionsArgs, ManArgs};
 
-use crate::{docker_opts::DockerOptsArgs, doctor::DoctorArgs, explain::ExplainArgs, status::StatusArgs};
+use crate::{
+    docker_opts::DockerOptsArgs, doctor::DoctorArgs, explain::ExplainArgs, status::StatusArgs,
+    trace::TraceArgs,
+};
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -57,6 +60,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Tell whether a flow would skip the host's stack, and if not, why
     Explain(ExplainArgs),
+    /// Print what the programs decide of each packet, as it happens
+    Trace(TraceArgs),
     /// Remove from this node what the agent has left in place, and nothing else
     #[command(after_help = ENVIRONMENT)]
     Cleanup(CleanupArgs),

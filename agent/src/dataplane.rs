@@ -10,6 +10,7 @@ mod clsact;
 mod features;
 mod hooks;
 mod inspect;
+mod listener;
 mod load;
 mod packet_log;
 mod pinned;
@@ -36,6 +37,7 @@ use loden_ebpf::{
 pub use self::{
     hooks::{Direction, GuardMode, Hook, Program},
     inspect::Attached,
+    listener::{Listener, RENEWAL, monotonic},
     load::{Settings, VxlanSettings},
     pinned::{OF_A_POD, PinnedDataplane, forget_pod},
     pins::{Pins, detach_all},

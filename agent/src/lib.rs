@@ -57,5 +57,6 @@ pub mod status;
 pub mod subnet;
 pub mod subnet_file;
 pub mod telemetry;
+pub mod trace;
 pub mod uplink;
 pub mod web;

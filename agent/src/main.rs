@@ -6,7 +6,7 @@ use loden_agent::{
     cleanup,
     cli::{self, CleanupArgs, Command, Exit, pages},
     config::Config,
-    docker_opts, doctor, explain, run, status, telemetry,
+    docker_opts, doctor, explain, run, status, telemetry, trace,
 };
 use tokio::runtime::Builder;
 
@@ -31,6 +31,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Exit> {
             block_on(doctor::run(&args)).map(ExitCode::from).map_err(|exit| Exit { code: 2, ..exit })
         }
         Command::Explain(args) => block_on(explain::run(&args)).map(|()| ExitCode::SUCCESS),
+        Command::Trace(args) => block_on(trace::run(&args)).map(|()| ExitCode::SUCCESS),
         Command::Cleanup(args) => clean_up(args),
         Command::DockerOpts(args) => docker_opts::run(&args, docker_opts::process_variables())
             .map(|()| ExitCode::SUCCESS)

@@ -54,6 +54,16 @@ pub mod map {
     pub const SIGHTINGS: &str = "SIGHTINGS";
     /// Ring buffer that carries each new sighting's key to the agent.
     pub const NEW_SIGHTINGS: &str = "NEW_SIGHTINGS";
+    /// Array of one `u32`: other than 0 while somebody may be listening to verdicts. Set by listeners, again and again;
+    /// the programs set it to 0 when nobody has renewed.
+    pub const TRACING: &str = "TRACING";
+    /// Array of [`Tracer`](crate::trace::Tracer): who listens, and to what.
+    pub const TRACERS: &str = "TRACERS";
+    /// Per-CPU array of [`Tally`](crate::trace::Tally), by listener.
+    pub const TRACE_TALLY: &str = "TRACE_TALLY";
+    /// Ring buffers of [`Traced`](crate::trace::Traced), one a listener.
+    pub const VERDICTS: [&str; crate::trace::TRACERS_MAX] =
+        ["VERDICTS_0", "VERDICTS_1", "VERDICTS_2", "VERDICTS_3"];
 }
 
 /// Names of the read-only globals that are set when the programs are loaded.

@@ -4,6 +4,8 @@
 pub const LEN: usize = 14;
 /// EtherType of IPv4.
 pub const IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+pub const IPV6: u16 = 0x86dd;
 /// EtherTypes of VLAN tags (IEEE 802.1Q and 802.1ad).
 pub const VLAN: u16 = 0x8100;
 /// See [`VLAN`].

@@ -14,4 +14,5 @@ pub mod grid;
 pub mod ipv4;
 pub mod reason;
 pub mod segments;
+pub mod trace;
 pub mod vxlan;

@@ -11,6 +11,7 @@ mod lookup;
 mod maps;
 mod observe;
 mod skb;
+mod trace;
 mod traffic;
 
 use aya_ebpf::{
@@ -18,7 +19,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use loden_ebpf::reason::Reason;
+use loden_ebpf::{reason::Reason, trace::Program};
 
 use self::{log::Seen, skb::Skb};
 
@@ -43,7 +44,7 @@ impl From<Reason> for Verdict {
 /// Counts the verdict and turns it into what the kernel wants. `TC_ACT_UNSPEC` lets other programs at the hook
 /// run; on TCX it means "next".
 #[inline(always)]
-fn conclude(skb: &Skb, verdict: Verdict, seen: &Seen) -> i32 {
+fn conclude(program: Program, skb: &Skb, verdict: Verdict, seen: &Seen) -> i32 {
     let (reason, action) = match verdict {
         Verdict::Redirect(_, TC_ACT_SHOT) => (Reason::DropRedirect, TC_ACT_SHOT),
         Verdict::Redirect(reason, action) => (reason, action),
@@ -53,6 +54,7 @@ fn conclude(skb: &Skb, verdict: Verdict, seen: &Seen) -> i32 {
     };
     maps::count(reason, seen.len);
     seen.tell(skb, reason);
+    trace::tell(skb, program, reason, seen.len);
     action
 }
 
@@ -66,7 +68,7 @@ pub(crate) fn from_pod(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let seen = Seen::of(&skb);
     let verdict = from_pod::run(&mut skb);
-    conclude(&skb, verdict, &seen)
+    conclude(Program::FromPod, &skb, verdict, &seen)
 }
 
 #[classifier]
@@ -74,7 +76,7 @@ pub(crate) fn from_wire(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let seen = Seen::of(&skb);
     let verdict = from_wire::run(&mut skb);
-    conclude(&skb, verdict, &seen)
+    conclude(Program::FromWire, &skb, verdict, &seen)
 }
 
 #[classifier]
@@ -82,7 +84,7 @@ pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let seen = Seen::of(&skb);
     let verdict = from_overlay::run(&mut skb);
-    conclude(&skb, verdict, &seen)
+    conclude(Program::FromOverlay, &skb, verdict, &seen)
 }
 
 #[classifier]
@@ -91,7 +93,7 @@ pub(crate) fn to_overlay(ctx: TcContext) -> i32 {
     traffic::leaves_host(&skb);
     let seen = Seen::of(&skb);
     let verdict = observe::outbound(&mut skb);
-    conclude(&skb, verdict, &seen)
+    conclude(Program::ToOverlay, &skb, verdict, &seen)
 }
 
 #[classifier]
@@ -103,7 +105,7 @@ pub(crate) fn to_wire(ctx: TcContext) -> i32 {
     traffic::leaves_host(&skb);
     let seen = Seen::of(&skb);
     let verdict = observe::outbound(&mut skb);
-    conclude(&skb, verdict, &seen)
+    conclude(Program::ToWire, &skb, verdict, &seen)
 }
 
 #[classifier]
@@ -111,5 +113,5 @@ pub(crate) fn to_pod(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let seen = Seen::of(&skb);
     let verdict = observe::inbound(&mut skb);
-    conclude(&skb, verdict, &seen)
+    conclude(Program::ToPod, &skb, verdict, &seen)
 }

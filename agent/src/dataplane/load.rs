@@ -12,6 +12,7 @@ use ipnet::Ipv4Net;
 use loden_ebpf::{
     abi::{self, ENDPOINTS_MAX, PEERS_MAX, global, map},
     reason,
+    trace::{RING_BYTES, TRACERS_MAX, Tally, Tracer},
 };
 use serde::{Deserialize, Serialize};
 
@@ -200,6 +201,9 @@ pub(super) fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, Dat
         // LRU takes its memory at once: little of it for what nobody keeps.
         None => {
             loader.map_max_entries(map::FLOWS, 64);
+            for ring in map::VERDICTS {
+                loader.map_max_entries(ring, 4096);
+            }
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| features::refused(error.into()))?;
@@ -228,7 +232,7 @@ fn remove_misfits(pins: &Pins, settings: &Settings) -> Result<(), DataplaneError
     let size_of_flows = (size_of::<abi::FlowKey>() as u32, size_of::<abi::Flow>() as u32);
     let size_of_sightings = (size_of::<abi::SightingKey>() as u32, size_of::<abi::Sighting>() as u32);
     let array = |value: usize| (word, value as u32);
-    let expected = [
+    let mut expected = vec![
         (map::PEERS, MapType::Array, array(size_of::<abi::Peer>()), settings.peer_slots()?),
         (map::VTEPS, MapType::Hash, (word, word), abi::VTEPS_MAX as u32),
         (map::ENDPOINTS, MapType::Array, array(size_of::<abi::Endpoint>()), settings.endpoint_slots()?),
@@ -243,7 +247,11 @@ fn remove_misfits(pins: &Pins, settings: &Settings) -> Result<(), DataplaneError
             endpoint_traffic,
         ),
         (map::SIGHTINGS, MapType::LruHash, size_of_sightings, abi::SIGHTINGS_MAX as u32),
+        (map::TRACING, MapType::Array, (word, word), 1),
+        (map::TRACERS, MapType::Array, array(size_of::<Tracer>()), TRACERS_MAX as u32),
+        (map::TRACE_TALLY, MapType::PerCpuArray, array(size_of::<Tally>()), TRACERS_MAX as u32),
     ];
+    expected.extend(map::VERDICTS.map(|ring| (ring, MapType::RingBuf, (0, 0), RING_BYTES as u32)));
     for (name, kind, (key, value), entries) in expected {
         let path = pins.map(name);
         let Ok(info) = MapInfo::from_pin(&path) else { continue };

@@ -15,8 +15,8 @@ use nix::{
 
 use super::{DataplaneError, Hook, Program, clsact};
 
-/// The maps that outlive the agent. The ring buffer does not: what it carried is in SIGHTINGS too.
-pub(super) const PINNED_MAPS: [&str; 9] = [
+/// The maps that outlive the agent. One ring buffer does not: what NEW_SIGHTINGS carried is in SIGHTINGS too.
+pub(super) const PINNED_MAPS: [&str; 16] = [
     map::PEERS,
     map::VTEPS,
     map::ENDPOINTS,
@@ -26,6 +26,13 @@ pub(super) const PINNED_MAPS: [&str; 9] = [
     map::PEER_TRAFFIC,
     map::ENDPOINT_TRAFFIC,
     map::SIGHTINGS,
+    map::TRACING,
+    map::TRACERS,
+    map::TRACE_TALLY,
+    map::VERDICTS[0],
+    map::VERDICTS[1],
+    map::VERDICTS[2],
+    map::VERDICTS[3],
 ];
 
 /// The pins of one agent: `<bpffs-dir>/v1/<MAP>`, `<bpffs-dir>/v1/links/<program>-<ifindex>`, and, where the kernel
@@ -84,6 +91,12 @@ impl Pins {
     #[must_use]
     pub fn map(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// The directory that holds them all.
+    #[must_use]
+    pub(super) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// The pin of a link.

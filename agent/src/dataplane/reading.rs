@@ -95,7 +95,7 @@ impl PinnedMaps {
 }
 
 /// aya adopts whatever is pinned there, so its shape is looked at first.
-fn data<K, V>(pins: &Pins, name: &str) -> Result<MapData> {
+pub(super) fn data<K, V>(pins: &Pins, name: &str) -> Result<MapData> {
     let path = pins.map(name);
     let info = MapInfo::from_pin(&path).with_context(|| format!("there is no map {}", path.display()))?;
     let found = (info.key_size() as usize, info.value_size() as usize);

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use loden_ebpf::{ethernet, ipv4, reason::Reason, vxlan};
 
-use super::{globals, lookup, maps};
+use super::{globals, lookup, maps, trace};
 
 const IP: usize = ethernet::LEN;
 const UDP: usize = IP + ipv4::LEN;
@@ -16,7 +16,9 @@ const UDP: usize = IP + ipv4::LEN;
 #[inline(always)]
 pub(super) fn run(ctx: &XdpContext) -> u32 {
     if is_strangers_vxlan(ctx).unwrap_or(false) {
-        maps::count(Reason::DropGuard, (ctx.data_end() - ctx.data()) as u32);
+        let len = (ctx.data_end() - ctx.data()) as u32;
+        maps::count(Reason::DropGuard, len);
+        trace::tell_guard(ctx, Reason::DropGuard, len);
         return XDP_DROP;
     }
     XDP_PASS
@@ -47,7 +49,7 @@ fn is_strangers_vxlan(ctx: &XdpContext) -> Option<bool> {
 }
 
 #[inline(always)]
-fn bytes<const N: usize>(ctx: &XdpContext, offset: usize) -> Option<&[u8; N]> {
+pub(super) fn bytes<const N: usize>(ctx: &XdpContext, offset: usize) -> Option<&[u8; N]> {
     let start = ctx.data() + offset;
     if start + N > ctx.data_end() {
         return None;

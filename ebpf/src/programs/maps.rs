@@ -12,6 +12,7 @@ use loden_ebpf::{
     },
     flow_cache::{Note, SLOTS, State},
     reason::{COUNT, Reason},
+    trace::{RING_BYTES, TRACERS_MAX, Tally, Traced, Tracer},
 };
 
 /// `BPF_F_NO_PREALLOC`: memory for entries that exist, not for all that could.
@@ -54,6 +55,27 @@ pub(super) static SIGHTINGS: LruHashMap<SightingKey, Sighting, SIGHTINGS_MAX> = 
 #[btf_map]
 pub(super) static NEW_SIGHTINGS: RingBuf<(), 65_536> = RingBuf::new();
 
+#[btf_map]
+pub(super) static TRACING: Array<u32, 1> = Array::new();
+
+#[btf_map]
+pub(super) static TRACERS: Array<Tracer, TRACERS_MAX> = Array::new();
+
+#[btf_map]
+pub(super) static TRACE_TALLY: PerCpuArray<Tally, TRACERS_MAX> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static VERDICTS_0: RingBuf<(), RING_BYTES> = RingBuf::new();
+
+#[btf_map]
+pub(super) static VERDICTS_1: RingBuf<(), RING_BYTES> = RingBuf::new();
+
+#[btf_map]
+pub(super) static VERDICTS_2: RingBuf<(), RING_BYTES> = RingBuf::new();
+
+#[btf_map]
+pub(super) static VERDICTS_3: RingBuf<(), RING_BYTES> = RingBuf::new();
+
 /// Counts one packet of `len` bytes.
 #[inline(always)]
 pub(super) fn count(reason: Reason, len: u32) {
@@ -91,4 +113,31 @@ pub(super) fn withdraw() {
 #[inline(always)]
 pub(super) fn epoch() -> u32 {
     EPOCH.get(0).copied().unwrap_or(0)
+}
+
+/// Whether somebody may be listening to verdicts.
+#[inline(always)]
+pub(super) fn is_traced() -> bool {
+    TRACING.get(0).is_some_and(|tracing| *tracing != 0)
+}
+
+/// Nobody is.
+#[inline(always)]
+pub(super) fn set_untraced() {
+    if let Some(tracing) = TRACING.get_ptr_mut(0) {
+        // SAFETY: the pointer is valid as long as the map is; the word is written whole.
+        unsafe { *tracing = 0 };
+    }
+}
+
+/// Puts a verdict into a listener's ring; `false` where that is full.
+#[inline(always)]
+pub(super) fn put_verdict(slot: u32, verdict: &Traced) -> bool {
+    let done = match slot {
+        0 => VERDICTS_0.output_untyped::<Traced>(verdict, 0),
+        1 => VERDICTS_1.output_untyped::<Traced>(verdict, 0),
+        2 => VERDICTS_2.output_untyped::<Traced>(verdict, 0),
+        _ => VERDICTS_3.output_untyped::<Traced>(verdict, 0),
+    };
+    done.is_ok()
 }

@@ -67,6 +67,12 @@ impl Skb {
         TcContext::new(self.raw)
     }
 
+    /// The context, for helpers that take nothing else.
+    #[inline(always)]
+    pub(super) fn raw(&self) -> *mut __sk_buff {
+        self.raw
+    }
+
     /// Length of the frame, Ethernet header included; of a GSO packet, the whole.
     #[inline(always)]
     pub(super) fn len(&self) -> u32 {

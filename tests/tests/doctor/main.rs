@@ -8,3 +8,4 @@
 mod bpftool;
 mod explain;
 mod faults;
+mod trace;

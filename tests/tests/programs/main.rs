@@ -24,5 +24,6 @@ mod reasons;
 mod rig;
 mod samples;
 mod scale;
+mod trace;
 mod traffic;
 mod truncated;

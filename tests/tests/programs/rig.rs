@@ -156,6 +156,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Rig<'a> {
     pub(crate) lab: &'a Lab,
     pub(crate) dataplane: Dataplane,
+    pins: std::path::PathBuf,
     flows: HashMap<MapData, FlowKey, Flow>,
     epoch: Array<MapData, u32>,
     hash: SchedClassifier,
@@ -182,9 +183,14 @@ impl<'a> Rig<'a> {
         let flows = HashMap::try_from(Map::LruHashMap(flows)).unwrap();
         let epoch = MapData::from_pin(Pins::below(&pins).map(map::EPOCH)).unwrap();
         let epoch = Array::try_from(Map::Array(epoch)).unwrap();
-        let mut rig = Self { lab, dataplane, flows, epoch, hash };
+        let mut rig = Self { lab, dataplane, pins, flows, epoch, hash };
         rig.reset();
         rig
+    }
+
+    /// Where the maps are pinned.
+    pub(crate) fn bpffs_dir(&self) -> std::path::PathBuf {
+        self.pins.clone()
     }
 
     /// Peers, endpoints and flows as they were at first.
