@@ -173,34 +173,35 @@ fn a_sandbox_and_a_host_that_have_ipv6_off_for_new_interfaces_get_it_all_the_sam
 }
 
 #[test]
-fn pods_of_ipv6_alone_reach_each_other() {
-    let (cluster, _) = dual_cluster(2, &[]);
-    let runtimes: Vec<Runtime> = cluster.nodes.iter().map(ipv6_only).collect();
-    let pods = [runtimes[0].add("a").unwrap(), runtimes[1].add("b").unwrap()];
-    let (a, b) = (&pods[0], &pods[1]);
+fn pods_of_ipv6_alone_reach_each_other_by_routes_and_on_a_bridge() {
+    let (cluster, routes) = routed_cluster_of(Plan { nodes: 2, ..Plan::ipv6_only() }, &["--ip-masq"]);
+    let node = &cluster.nodes[0];
+    assert_eq!(
+        node.netns().ip("-4 address show dev eth0").unwrap().trim(),
+        "",
+        "the test would prove nothing"
+    );
+    let delegate = json!({ "hairpinMode": true, "isDefaultGateway": true });
+    let bridge = Runtime::new(node, flannel(node, "pods", delegate, &[])).unwrap();
+    let pods = [routes[0].add("a").unwrap(), routes[1].add("b").unwrap(), bridge.add("c").unwrap()];
+    let [a, b, c] = &pods;
     assert_eq!(a.result["ips"].as_array().unwrap().len(), 1, "{}", a.result);
     assert_eq!(a.netns.ip("-4 address show dev eth0").unwrap().trim(), "");
-    assert_all_reach_all_over_ipv6(&[a, b]);
-    assert!(runtimes[0].check(a).unwrap().well().unwrap().is_null());
-    for (runtime, pod) in runtimes.iter().zip(pods) {
-        runtime.remove(pod).unwrap();
+    for from in [a, c] {
+        let what = "the peers' routes, and who answers on the bridge";
+        wait_for(what, Duration::from_secs(10), || ping(&from.netns, address6(b), 1).ok()).unwrap();
     }
-    for (node, runtime) in cluster.nodes.iter().zip(&runtimes) {
+    assert_all_reach_all_over_ipv6(&[a, b, c]);
+    let stream = stream::run(host6(a), host6(b), None, Until::Bytes(BULK)).unwrap();
+    assert_eq!((stream.bytes, stream.source), (BULK, host6(a).address));
+    assert!(routes[0].check(a).unwrap().well().unwrap().is_null());
+    let mut pods = pods.into_iter();
+    for runtime in [&routes[0], &routes[1], &bridge] {
+        runtime.remove(pods.next().unwrap()).unwrap();
+    }
+    for (node, runtime) in cluster.nodes.iter().zip(&routes) {
         assert_nothing_is_left(node, runtime);
     }
-}
-
-/// A runtime whose plugin reads a `subnet.env` of IPv6 alone.
-fn ipv6_only(node: &Node) -> Runtime {
-    let text = node.subnet_env().unwrap().text;
-    let lines = text
-        .lines()
-        .filter(|line| !line.starts_with("FLANNEL_NETWORK=") && !line.starts_with("FLANNEL_SUBNET="));
-    let file = node.directory().join("ipv6.env");
-    std::fs::write(&file, lines.collect::<Vec<_>>().join("\n")).unwrap();
-    let mut network = routed(node, "pods", &[]);
-    network["plugins"][0]["subnetFile"] = json!(file);
-    Runtime::new(node, network).unwrap()
 }
 
 #[test]

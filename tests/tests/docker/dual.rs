@@ -15,7 +15,8 @@ use loden_tests::{
 };
 
 use crate::{
-    Fleet, assert_fast, by_subnet_env, misplaced::wait_for_advice, options::options_by_units, words,
+    Fleet, assert_fast, by_subnet_env, misplaced::wait_for_advice, options::options_by_units,
+    wait_for_endpoints, words,
 };
 
 const BULK: u64 = 30_000_000;
@@ -105,6 +106,37 @@ fn a_docker0_without_the_leased_ipv6_subnet_is_explained_and_the_remedy_helps() 
         })
         .unwrap();
     }
+}
+
+#[test]
+fn a_container_that_restarts_is_reached_by_the_addresses_that_it_had_also_while_the_agent_is_away() {
+    let mut fleet = Fleet::of(Plan::dual(), &[]);
+    fleet.start_engines(by_subnet_env6);
+    let [client, server] = fleet.pair();
+    let (id, addresses) = (server.id().to_owned(), server.addresses().collect::<Vec<_>>());
+    drop(server);
+    let restart = |fleet: &Fleet| {
+        fleet.engines[1].docker(&format!("restart --time 0 {id}")).unwrap();
+        let server = fleet.engines[1].find(&id).unwrap();
+        assert_eq!(server.addresses().collect::<Vec<_>>(), addresses, "nobody else wanted them");
+        server
+    };
+    let server = restart(&fleet);
+    assert_both_ways(&client, &server);
+    assert_fast(&fleet.cluster.nodes, &client, &server);
+    drop(server);
+    // Another veth has the addresses when it comes back.
+    fleet.cluster.nodes[1].kill_agent();
+    let server = restart(&fleet);
+    assert_both_ways(&client, &server);
+    fleet.cluster.nodes[1].start_agent(&[]).unwrap();
+    assert_both_ways(&client, &server);
+    assert_fast(&fleet.cluster.nodes, &client, &server);
+    drop(server);
+    fleet.cluster.nodes[1].kill_agent();
+    fleet.engines[1].docker(&format!("rm --force {id}")).unwrap();
+    fleet.cluster.nodes[1].start_agent(&[]).unwrap();
+    wait_for_endpoints(&fleet.cluster.nodes[1], &[]);
 }
 
 /// What `deploy/docker.md` tells an operator to start dockerd with.
