@@ -18,6 +18,8 @@ pub mod program {
     pub const TO_POD: &str = "to_pod";
     /// TC ingress of an uplink.
     pub const FROM_WIRE: &str = "from_wire";
+    /// TC ingress of the interfaces that have no other program.
+    pub const FROM_OTHER: &str = "from_other";
     /// TC egress of an uplink that leads to direct peers.
     pub const TO_WIRE: &str = "to_wire";
     /// TC ingress of the VXLAN device.

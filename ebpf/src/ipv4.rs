@@ -86,6 +86,14 @@ pub fn source(header: &Header) -> u32 {
     u32::from_be_bytes([header[12], header[13], header[14], header[15]])
 }
 
+/// Whether hosts take packets to an address (host order) without having it: a group's (224.0.0.0/4, RFC 5771), everybody's
+/// (255.255.255.255), or none, which stands for everybody, too.
+#[inline(always)]
+#[must_use]
+pub fn is_for_many(address: u32) -> bool {
+    address >> 28 == 0xe || address == u32::MAX || address == 0
+}
+
 /// Destination address, host order.
 #[inline(always)]
 #[must_use]

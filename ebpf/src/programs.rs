@@ -1,5 +1,6 @@
 //! Entry points, and what they have in common.
 
+mod from_other;
 mod from_overlay;
 mod from_pod;
 mod from_wire;
@@ -67,7 +68,12 @@ pub(crate) fn guard(ctx: XdpContext) -> u32 {
 pub(crate) fn from_pod(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let seen = Seen::of(&skb);
-    let verdict = from_pod::run(&mut skb);
+    let verdict = match from_pod::run(&mut skb) {
+        Verdict::Pass(
+            reason @ (Reason::PassPodNoPeer | Reason::PassPodNotIpv4 | Reason::PassPodMalformed),
+        ) => from_other::of_pod(&skb, reason),
+        verdict => verdict,
+    };
     conclude(Program::FromPod, &skb, verdict, &seen)
 }
 
@@ -75,8 +81,19 @@ pub(crate) fn from_pod(ctx: TcContext) -> i32 {
 pub(crate) fn from_wire(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let seen = Seen::of(&skb);
-    let verdict = from_wire::run(&mut skb);
+    let verdict = match from_wire::run(&mut skb) {
+        Verdict::Ignore => from_other::run(&skb),
+        verdict => verdict,
+    };
     conclude(Program::FromWire, &skb, verdict, &seen)
+}
+
+#[classifier]
+pub(crate) fn from_other(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    let seen = Seen::of(&skb);
+    let verdict = from_other::run(&skb);
+    conclude(Program::FromOther, &skb, verdict, &seen)
 }
 
 #[classifier]

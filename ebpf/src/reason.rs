@@ -112,10 +112,12 @@ reasons! {
     /// from the VXLAN device: handed on to the host stack
     PassOverlay => "pass_overlay",
 
-    /// from the underlay: VXLAN from an address that is no peer's
+    /// at an uplink or any other interface: VXLAN from an address that is no peer's
     DropUnknownVtep => "drop_unknown_vtep",
     /// the same, dropped by the guard before the packet became an skb
     DropGuard => "drop_guard",
+    /// from a pod: VXLAN of this overlay to a node, which only nodes send
+    DropPodVxlan => "drop_pod_vxlan",
     /// from the underlay: a peer sent from a pod address that is not its own, or hid the address
     DropForgedPeerSource => "drop_forged_peer_source",
     /// from a pod: sent from the address of another local pod

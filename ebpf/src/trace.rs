@@ -25,13 +25,14 @@ pub enum Program {
     FromOverlay,
     ToOverlay,
     Guard,
+    FromOther,
 }
 
 impl Program {
     /// Name of the program with this number.
     #[must_use]
     pub fn name(number: u32) -> Option<&'static str> {
-        const NAMES: [&str; 7] = [
+        const NAMES: [&str; 8] = [
             program::FROM_POD,
             program::TO_POD,
             program::FROM_WIRE,
@@ -39,6 +40,7 @@ impl Program {
             program::FROM_OVERLAY,
             program::TO_OVERLAY,
             program::GUARD,
+            program::FROM_OTHER,
         ];
         NAMES.get(number as usize).copied()
     }

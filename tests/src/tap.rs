@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::{
     errno::Errno,
-    libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, O_NONBLOCK, TUNSETIFF, TUNSETOFFLOAD, c_ulong, ifreq, ioctl},
+    libc::{
+        IFF_NO_PI, IFF_TAP, IFF_TUN, IFF_VNET_HDR, O_NONBLOCK, TUNSETIFF, TUNSETOFFLOAD, c_int, c_ulong,
+        ifreq, ioctl,
+    },
 };
 
 use crate::netns::Netns;
@@ -38,6 +41,21 @@ impl Tap {
     ///
     /// Without root, or where the name is taken.
     pub fn create(netns: &Netns, name: &str, vnet: bool) -> Result<Self> {
+        Self::open(netns, name, IFF_TAP, vnet)
+    }
+
+    /// Makes a tun device, whose packets have no Ethernet header, and brings it up.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::create`].
+    pub fn tun(netns: &Netns, name: &str) -> Result<Self> {
+        let tun = Self::open(netns, name, IFF_TUN, false)?;
+        netns.ip(&format!("link set {name} up"))?;
+        Ok(tun)
+    }
+
+    fn open(netns: &Netns, name: &str, kind: c_int, vnet: bool) -> Result<Self> {
         netns.run(|| {
             let file = OpenOptions::new()
                 .read(true)
@@ -50,7 +68,7 @@ impl Tap {
             for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
                 *to = from.cast_signed();
             }
-            let flags = IFF_TAP | IFF_NO_PI | if vnet { IFF_VNET_HDR } else { 0 };
+            let flags = kind | IFF_NO_PI | if vnet { IFF_VNET_HDR } else { 0 };
             request.ifr_ifru.ifru_flags = flags as i16;
             // SAFETY: TUNSETIFF takes an ifreq, which lives through the call.
             Errno::result(unsafe { ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) })
@@ -60,6 +78,15 @@ impl Tap {
             Errno::result(unsafe { ioctl(file.as_raw_fd(), TUNSETOFFLOAD, offloads) })?;
             Ok(Self { file, vnet })
         })
+    }
+
+    /// Has the device receive a frame, of a tun device a packet.
+    ///
+    /// # Errors
+    ///
+    /// Where the device is down.
+    pub fn deliver(&self, frame: &[u8]) -> Result<()> {
+        (&self.file).write_all(frame).context("the device refuses a frame")
     }
 
     /// The next frame with its header; `None` where there is none now.

@@ -16,11 +16,19 @@ use aya::programs::{
 };
 use nix::{errno::Errno, net::if_::if_indextoname};
 
-use super::{DataplaneError, Hook, pins::Pins};
+use super::{DataplaneError, Hook, Program, pins::Pins};
 
 /// Before the filters of most others; a filter of another handle may share it.
 const PRIORITY: u16 = 1;
 const HANDLE: u32 = 0x10de;
+
+/// An interface that becomes a way to a peer has two programs for a moment, so they need two handles.
+const fn handle(program: Program) -> u32 {
+    match program {
+        Program::FromOther => HANDLE + 1,
+        _ => HANDLE,
+    }
+}
 
 /// Whether an attachment failed because this kernel has no TCX: it then does not know the attach type.
 pub(super) fn is_no_tcx(error: &ProgramError) -> bool {
@@ -35,8 +43,9 @@ pub(super) fn attach(
     classifier: &mut SchedClassifier,
     record: &Path,
     interface: &str,
-    side: TcAttachType,
+    program: Program,
 ) -> Result<()> {
+    let side = side(program)?;
     match fs::create_dir(record) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(error).with_context(|| record.display().to_string());
@@ -45,26 +54,26 @@ pub(super) fn attach(
     }
     // It may be there already; if it is missing after this, making the filter says so.
     let _ = tc::qdisc_add_clsact(interface);
-    if replace(classifier, interface, side).is_ok() {
+    if replace(classifier, interface, program).is_ok() {
         return Ok(());
     }
-    let options = NlOptions { priority: PRIORITY, handle: TcHandle::from(HANDLE), classid: None };
+    let options = NlOptions { priority: PRIORITY, handle: TcHandle::from(handle(program)), classid: None };
     let id = classifier.attach_with_options(interface, side, TcAttachOptions::Netlink(options))?;
     keep(classifier.take_link(id)?);
     Ok(())
 }
 
 /// Puts the program into our filter; fails where that is gone. No packet finds the hook empty meanwhile.
-pub(super) fn replace(classifier: &mut SchedClassifier, interface: &str, side: TcAttachType) -> Result<()> {
-    let id = classifier.attach_to_link(ours(interface, side)?)?;
+pub(super) fn replace(classifier: &mut SchedClassifier, interface: &str, program: Program) -> Result<()> {
+    let id = classifier.attach_to_link(ours(interface, program)?)?;
     keep(classifier.take_link(id)?);
     Ok(())
 }
 
 /// Deletes the filter of a hook, and the record of it. That either is gone already is fine.
 pub(super) fn detach(pins: &Pins, hook: Hook) -> Result<(), DataplaneError> {
-    if let (Ok(interface), Some(side)) = (interface(hook.ifindex), hook.program.direction().tc()) {
-        delete(&interface, side).map_err(|source| DataplaneError::Detach {
+    if let Ok(interface) = interface(hook.ifindex) {
+        delete(&interface, hook.program).map_err(|source| DataplaneError::Detach {
             program: hook.program.name(),
             interface,
             source,
@@ -84,9 +93,9 @@ pub(super) fn interface(ifindex: u32) -> Result<String> {
     Ok(if_indextoname(ifindex)?.into_string()?)
 }
 
-fn delete(interface: &str, side: TcAttachType) -> Result<()> {
+fn delete(interface: &str, program: Program) -> Result<()> {
     use aya::programs::links::Link as _;
-    match ours(interface, side)?.detach() {
+    match ours(interface, program)?.detach() {
         Err(ProgramError::NetlinkError(error)) if is_gone(error.raw_os_error()) => Ok(()),
         done => Ok(done?),
     }
@@ -97,8 +106,13 @@ fn is_gone(errno: Option<i32>) -> bool {
     [Errno::ENOENT, Errno::EINVAL, Errno::ENODEV].iter().any(|gone| errno == Some(*gone as i32))
 }
 
-fn ours(interface: &str, side: TcAttachType) -> io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(interface, side, PRIORITY, TcHandle::from(HANDLE), None)
+fn ours(interface: &str, program: Program) -> Result<SchedClassifierLink> {
+    let handle = TcHandle::from(handle(program));
+    Ok(SchedClassifierLink::attached(interface, side(program)?, PRIORITY, handle, None)?)
+}
+
+fn side(program: Program) -> Result<TcAttachType> {
+    program.direction().tc().context("the guard is no filter")
 }
 
 /// Dropping it would delete the filter.

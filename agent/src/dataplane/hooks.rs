@@ -43,6 +43,8 @@ pub enum Program {
     ToPod,
     /// Ingress of an uplink.
     FromWire,
+    /// Ingress of every other interface at which VXLAN for this node may come.
+    FromOther,
     /// Egress of an uplink with direct peers.
     ToWire,
     /// Ingress of the VXLAN device.
@@ -59,6 +61,7 @@ impl Program {
         Self::FromPod,
         Self::ToPod,
         Self::FromWire,
+        Self::FromOther,
         Self::ToWire,
         Self::FromOverlay,
         Self::ToOverlay,
@@ -72,6 +75,7 @@ impl Program {
             Self::FromPod => program::FROM_POD,
             Self::ToPod => program::TO_POD,
             Self::FromWire => program::FROM_WIRE,
+            Self::FromOther => program::FROM_OTHER,
             Self::ToWire => program::TO_WIRE,
             Self::FromOverlay => program::FROM_OVERLAY,
             Self::ToOverlay => program::TO_OVERLAY,
@@ -83,7 +87,7 @@ impl Program {
     #[must_use]
     pub const fn direction(self) -> Direction {
         match self {
-            Self::FromPod | Self::FromWire | Self::FromOverlay => Direction::Ingress,
+            Self::FromPod | Self::FromWire | Self::FromOther | Self::FromOverlay => Direction::Ingress,
             Self::ToPod | Self::ToOverlay | Self::ToWire => Direction::Egress,
             Self::Guard => Direction::Driver,
         }
@@ -219,9 +223,8 @@ impl Dataplane {
     }
 
     fn refresh_filter(&mut self, hook: Hook) -> Result<()> {
-        let side = hook.program.direction().tc().context("the guard is no filter")?;
         let interface = clsact::interface(hook.ifindex)?;
-        clsact::replace(self.program(hook.program)?, &interface, side)
+        clsact::replace(self.program(hook.program)?, &interface, hook.program)
     }
 
     fn attach(&mut self, hook: Hook, interface: &str) -> Result<Attached> {
@@ -317,7 +320,7 @@ pub(super) fn attach_classifier(
         // The same, with the very same program: the pin follows at once.
         Err(tcx) if is_attached(&tcx) && appears(&pin) => swap(classifier, &pin).map(|()| Attached::Tcx),
         Err(tcx) if clsact::is_no_tcx(&tcx) => {
-            clsact::attach(classifier, &pins.filter(&hook), interface, side)
+            clsact::attach(classifier, &pins.filter(&hook), interface, hook.program)
                 .context("by a filter, as this kernel has no TCX")
                 .map(|()| Attached::Clsact)
         }

@@ -1,6 +1,9 @@
 //! The containers: reads the bridges, finds the endpoints, keeps hooks and map in step with them.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -174,9 +177,17 @@ impl Reconciler {
         let find = |index: u32| links.iter().find(move |link| link.index == index);
         let uplink = find(self.node.uplink.ifindex);
         let device = find(self.node.device());
+        // What comes back from a peer may come where its way begins.
+        let ways: BTreeSet<u32> = self.ways.values().flatten().map(|way| way.uplink).collect();
+        let is_wire = |link: &&Link| link.index == self.node.uplink.ifindex || ways.contains(&link.index);
+        let wires = links.iter().filter(is_wire);
+        let others = links
+            .iter()
+            .filter(|link| self.may_receive(links, link) && !is_wire(link) && !pods.contains(link));
         let mut hooks = Vec::new();
         hooks.extend(device.map(|link| on(Program::FromOverlay, link)));
-        hooks.extend(uplink.map(|link| on(Program::FromWire, link)));
+        hooks.extend(wires.map(|link| on(Program::FromWire, link)));
+        hooks.extend(others.map(|link| on(Program::FromOther, link)));
         hooks.extend(pods.iter().map(|link| on(Program::FromPod, link)));
         hooks.extend(pods.iter().map(|link| on(Program::ToPod, link)));
         hooks.extend(device.map(|link| on(Program::ToOverlay, link)));
@@ -184,6 +195,21 @@ impl Reconciler {
         hooks.extend(uplink.filter(|link| self.wants_guard(link)).map(|link| on(Program::Guard, link)));
         hooks.extend(uplink.filter(|_| self.has_direct_peers).map(|link| on(Program::ToWire, link)));
         hooks
+    }
+
+    /// Whether VXLAN for this node may come by this interface, besides the host's own. Ports of a bridge and the like
+    /// hand all that is for the host to that.
+    fn may_receive(&self, links: &[Link], link: &Link) -> bool {
+        let devices = self.node.overlay().into_iter().chain(self.node.overlay_v6());
+        let is_ours = devices.map(|overlay| overlay.device.index).any(|index| index == link.index);
+        let is_bond = |kind: &str| ["bond", "team"].contains(&kind);
+        let hands_over = |master: &Link| match &master.kind {
+            LinkKind::Bridge => true,
+            LinkKind::Other(kind) => is_bond(kind),
+            LinkKind::Veth | LinkKind::Vxlan(_) | LinkKind::Physical => false,
+        };
+        let is_port = links.iter().any(|master| link.master == Some(master.index) && hands_over(master));
+        self.node.overlay().is_some() && !link.loopback && !is_ours && !is_port
     }
 
     /// Whether the guard should run on this uplink. Never by itself on a veth: XDP there takes TSO from its peer.

@@ -204,13 +204,14 @@ fn check_sender(skb: &Skb, frame: usize, sender: [u8; 4]) -> Option<Result<u16, 
 /// The inner source must be in a subnet of the very peer that sent it. One look-up answers that and whether
 /// the sender is a peer at all.
 #[inline(always)]
-fn check_source(source: u32, sender: [u8; 4]) -> Result<u16, Verdict> {
+pub(super) fn check_source(source: u32, sender: [u8; 4]) -> Result<u16, Verdict> {
     match lookup::peer(source) {
         Some(Peer { vtep, traffic, .. }) if *vtep == sender => Ok(*traffic),
         // A node's own processes speak to pods from the node's address, which may lie in the network.
         _ if source.to_be_bytes() == sender => Err(Reason::PassWireForeignSource.into()),
-        // Inside the network and not the peer's: a forged pod address. Outside: a client that the peer
-        // forwards for, which the host decides on.
+        // Another peer's, or this node's: a forged pod address. Nobody's: a client that the peer forwards for, which
+        // the host decides on. It may be inside the network, where that overlaps the hosts' own; and who sends from
+        // there gains nothing that the peer's own subnet would not give it.
         other if globals::DROP_FORGED.load() == 1 && (other.is_some() || lookup::is_own(source)) => {
             Err(Verdict::Drop(Reason::DropForgedPeerSource))
         }

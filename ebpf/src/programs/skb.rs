@@ -3,17 +3,21 @@
 //! Helpers that may move the packet take `&mut self`, so no reference into the packet survives them: what the
 //! verifier checks at load, the borrow checker says at compile time.
 
+use core::mem::{self, MaybeUninit};
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_CSUM_LEVEL_QUERY, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
         BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-        BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
-        bpf_redir_neigh__bindgen_ty_1,
+        BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NOT_FWDED,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
+        bpf_hdr_start_off::BPF_HDR_START_NET, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
         bpf_csum_level, bpf_get_hash_recalc, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
         bpf_skb_change_type, bpf_skb_pull_data,
+        generated::{bpf_fib_lookup, bpf_skb_load_bytes_relative},
     },
     programs::TcContext,
 };
@@ -37,6 +41,8 @@ const SHRINK: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RES
 const EINVAL: i32 = 22;
 /// Addressed to this host: `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
+/// Addressed to another host: `PACKET_OTHERHOST`, ibid.
+const PACKET_OTHERHOST: u32 = 3;
 /// TC index of packets that skipped the host stack on their way to a direct peer.
 const FAST: u32 = 0x10de;
 /// AF_INET.
@@ -91,6 +97,12 @@ impl Skb {
         field!(self.vlan_present) != 0
     }
 
+    /// The VLAN of the tag beside the packet; 0 without a tag, and for one that has only a priority.
+    #[inline(always)]
+    pub(super) fn vlan_id(&self) -> u32 {
+        field!(self.vlan_tci) & 0xfff
+    }
+
     /// Payload of each segment of a GSO packet, 0 for others.
     #[inline(always)]
     pub(super) fn gso_size(&self) -> u32 {
@@ -113,6 +125,44 @@ impl Skb {
     #[inline(always)]
     pub(super) fn is_for_host(&self) -> bool {
         field!(self.pkt_type) == PACKET_HOST
+    }
+
+    /// Whether the frame is for another host: the IP stack will not have it.
+    #[inline(always)]
+    pub(super) fn is_for_another_host(&self) -> bool {
+        field!(self.pkt_type) == PACKET_OTHERHOST
+    }
+
+    /// A copy of `N` bytes from `offset` on, counted from the network header, wherever in the packet they are. Dearer
+    /// than [`Self::bytes`], and right for interfaces without Ethernet as well. (Linux 4.18)
+    #[inline(always)]
+    pub(super) fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the context is valid, and the helper writes `N` bytes or says that it could not.
+        unsafe {
+            let to = bytes.as_mut_ptr().cast();
+            let failed =
+                bpf_skb_load_bytes_relative(self.raw.cast(), offset as u32, to, N as u32, BPF_HDR_START_NET);
+            if failed == 0 { Some(bytes.assume_init()) } else { None }
+        }
+    }
+
+    /// Whether the host would take a packet of these addresses that came by this interface for its own, or for
+    /// everybody: the routing table is asked. (Linux 4.18)
+    #[inline(always)]
+    pub(super) fn is_for_this_host(&self, source: [u8; 4], destination: [u8; 4]) -> bool {
+        // SAFETY: all zeroes are valid fields; the parameters are on the stack for the length of the call; the context
+        // is valid.
+        let answer = unsafe {
+            let mut asked: FibLookup = mem::zeroed();
+            asked.family = AF_INET as u8;
+            asked.ifindex = self.ifindex();
+            asked.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
+            asked.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
+            bpf_fib_lookup(self.raw.cast(), &raw mut asked, size_of::<FibLookup>() as i32, 0)
+        };
+        // Not to be forwarded: it ends here. Where the host does not forward, nothing else is let in.
+        answer == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED) || answer == i64::from(BPF_FIB_LKUP_RET_FWD_DISABLED)
     }
 
     /// `N` bytes of the packet from `offset`, where they are in its linear part.

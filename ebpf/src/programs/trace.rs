@@ -90,7 +90,9 @@ fn is_carrier(verdict: &Traced) -> bool {
         let of_outer =
             [Reason::PassWireOuter, Reason::PassWireFlags, Reason::PassWireVni, Reason::DropUnknownVtep];
         // What was decapsulated already comes from a pod, which may send to that port too.
-        verdict.program == Program::FromWire as u32 && !is(&of_outer) && !is(&[Reason::FastDecap])
+        let from_underlay =
+            [Program::FromWire, Program::FromOther].iter().any(|at| *at as u32 == verdict.program);
+        from_underlay && !is(&of_outer) && !is(&[Reason::FastDecap])
     };
     of_interest
         && verdict.protocol == u16::from(ipv4::UDP)

@@ -11,7 +11,7 @@ use std::{
 use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use loden_tests::{
     cluster::{Cluster, Plan},
-    node::{Node, binary},
+    node::{BRIDGE, Node, binary},
     process::wait_for,
     remains,
     traffic::ping,
@@ -20,8 +20,9 @@ use loden_tests::{
 use crate::{assert_all_reach_all, show_logs};
 
 /// Interface, side, and the program there.
-const HOOKS: [(&str, TcAttachType, &str); 5] = [
+const HOOKS: [(&str, TcAttachType, &str); 6] = [
     ("eth0", TcAttachType::Ingress, "from_wire"),
+    (BRIDGE, TcAttachType::Ingress, "from_other"),
     ("flannel.1", TcAttachType::Ingress, "from_overlay"),
     ("flannel.1", TcAttachType::Egress, "to_overlay"),
     ("veth1", TcAttachType::Ingress, "from_pod"),
@@ -37,7 +38,16 @@ fn programs_at(node: &Node, interface: &str, side: TcAttachType) -> (Vec<String>
     );
     let side = if side == TcAttachType::Ingress { "ingress" } else { "egress" };
     let filters = node.netns().exec(&format!("tc filter show dev {interface} {side}")).unwrap_or_default();
-    let name = |line: &str| line.split("handle 0x10de ").nth(1)?.split_whitespace().next().map(str::to_owned);
+    // The second is from_other's.
+    let handles = ["handle 0x10de ", "handle 0x10df "];
+    let name = |line: &str| {
+        handles
+            .iter()
+            .find_map(|handle| line.split(handle).nth(1))?
+            .split_whitespace()
+            .next()
+            .map(str::to_owned)
+    };
     (tcx, filters.lines().filter_map(name).collect())
 }
 

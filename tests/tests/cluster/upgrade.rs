@@ -19,7 +19,7 @@ use loden_tests::{
     cluster::{Cluster, Plan},
     container::Container,
     counters::Share,
-    node::Node,
+    node::{BRIDGE, Node},
     process::wait_for,
     traffic::{
         load, ping,
@@ -28,8 +28,9 @@ use loden_tests::{
 };
 use nix::sched::{CloneFlags, setns};
 
-const HOOKS: [(&str, TcAttachType); 5] = [
+const HOOKS: [(&str, TcAttachType); 6] = [
     ("eth0", TcAttachType::Ingress),
+    (BRIDGE, TcAttachType::Ingress),
     ("flannel.1", TcAttachType::Ingress),
     ("flannel.1", TcAttachType::Egress),
     ("veth1", TcAttachType::Ingress),

@@ -8,6 +8,7 @@
     reason = "clippy.toml allows it in tests, which for clippy does not mean their modules"
 )]
 
+mod back_doors;
 mod behind;
 mod bulk;
 mod intruder;

@@ -180,11 +180,13 @@ fn a_peer_behind_a_second_uplink_is_reached_by_the_fast_path() {
     b.netns().ip(&format!("route add {}/32 via 192.168.65.1 src {}", a.address(), b.address())).unwrap();
     until_fast_over(&stage, &second);
     let pods = [&stage.sender, &stage.destination];
-    for (from, to) in [(pods[0], pods[1]), (pods[1], pods[0])] {
-        let work = || stream::run(from.host(), to.host(), None, Until::Bytes(20_000_000));
+    for (to, (from, at)) in [(1, (pods[0], pods[1])), (0, (pods[1], pods[0]))] {
+        let before = stage.counters()[to].clone();
+        let work = || stream::run(from.host(), at.host(), None, Until::Bytes(20_000_000));
         let (_, share) = Share::during(&stage.cluster.nodes, &pods, work).unwrap();
-        // What arrives there the kernel decapsulates; from its VXLAN device on it is fast again.
         assert!(share.smaller() > 0.95, "{share:?}");
+        let counted = stage.counters()[to].since(&before);
+        assert!(counted.get("fast_decap") > 10 * counted.get("fast_overlay"), "{counted:?}");
     }
     // A smaller MTU of that link counts, too.
     a.netns().ip("link set eth1 mtu 1400").unwrap();

@@ -71,7 +71,7 @@ fn good_frames(program: Program) -> Vec<Vec<u8>> {
             sent_udp().to(ROUTED_POD),
             sent_ip().udp(LOCAL_PORT, REMOTE_PORT).payload(usize::from(PEER_MTU) - 78),
         ],
-        FromWire => vec![
+        FromWire | FromOther => vec![
             outer().then(inner_tcp(ACK)),
             outer().then(inner_udp()),
             outer().then(inner_echo(0)),
@@ -229,6 +229,11 @@ fn from_pod_withstands_hostile_frames() {
 #[test]
 fn from_wire_withstands_hostile_frames() {
     hostile(FromWire);
+}
+
+#[test]
+fn from_other_withstands_hostile_frames() {
+    hostile(FromOther);
 }
 
 #[test]

@@ -10,6 +10,7 @@
 
 mod case;
 mod flow_cache;
+mod from_other;
 mod from_overlay;
 mod from_pod;
 mod from_wire;

@@ -143,7 +143,7 @@ pub(crate) fn allowed(program: Program, frame: &[u8], strict: bool) -> Option<Al
         FromPod => from_pod(frame, strict),
         FromWire => from_wire(frame, strict),
         FromOverlay => delivered(frame, 0, VTEP_MAC, strict, |_| true),
-        ToPod | ToOverlay | ToWire | Guard => None,
+        FromOther | ToPod | ToOverlay | ToWire | Guard => None,
     }
 }
 
@@ -261,23 +261,47 @@ fn delivered(
     Some(Allowed { frame: Sent::As(out), ip: (at + 14, 14) })
 }
 
-/// Whether there is a reason to drop the frame: a forged source, or VXLAN for us from somebody who is no peer.
+/// Whether there is a reason to drop the frame: a forged source, VXLAN from somebody who is no peer, or from a pod.
 pub(crate) fn may_drop(program: Program, frame: &[u8]) -> bool {
     match program {
-        FromPod => address(frame, 26).is_some_and(|source| [OTHER_POD, ROUTED_POD].contains(&source)),
-        FromWire => {
-            let sender = address(frame, 26);
-            let is_udp_for_us = frame.get(23) == Some(&UDP) && address(frame, 30) == Some(VTEP);
+        FromPod => {
+            let forged = address(frame, 26).is_some_and(|source| [OTHER_POD, ROUTED_POD].contains(&source));
+            forged || untagged(frame).is_none_or(|ip| is_to_our_port(frame, ip))
+        }
+        FromWire | FromOther => {
+            let Some(ip) = untagged(frame) else { return true };
+            let sender = address(frame, ip + 12);
             let vteps = [PEER_VTEP, KERNEL_PEER_VTEP, WIDE_PEER_VTEP, DIRECT_PEER_VTEP];
             let is_strange = sender.is_none_or(|sender| !vteps.contains(&sender));
             // Behind options the inner frame starts later; where it ends before its source, or has a tag, that is hidden.
-            let inner = 14 + usize::from(frame.get(14).map_or(5, |first| first & 0xf)) * 4 + 16;
+            let inner = udp_of(frame, ip) + 16;
             let is_forged = address(frame, inner + 14 + 12).is_none_or(|source| {
                 is_own(source) || peer_of(source).is_some_and(|(vtep, _)| Some(vtep) != sender)
             });
             let is_tagged = matches!(word(frame, inner + 12), Some(0x8100 | 0x88a8));
-            is_ethernet_to(frame, 0, WIRE_MAC) && is_udp_for_us && (is_strange || is_forged || is_tagged)
+            is_to_our_port(frame, ip) && (is_strange || is_forged || is_tagged)
         }
         FromOverlay | ToPod | ToOverlay | ToWire | Guard => false,
     }
+}
+
+/// Where the IP header stands behind priority tags; `None` where there are more than four.
+fn untagged(frame: &[u8]) -> Option<usize> {
+    let is_tag = |at: &usize| {
+        matches!(word(frame, at - 2), Some(0x8100 | 0x88a8))
+            && word(frame, *at).is_some_and(|tci| tci & 0xfff == 0)
+    };
+    let ip = (14..).step_by(4).find(|at| !is_tag(at))?;
+    (ip <= 14 + 4 * 4).then_some(ip)
+}
+
+/// Where the UDP header of the IP header at `ip` stands.
+fn udp_of(frame: &[u8], ip: usize) -> usize {
+    ip + usize::from(frame.get(ip).map_or(5, |first| first & 0xf)) * 4
+}
+
+/// A UDP header that is cut off hides its port.
+fn is_to_our_port(frame: &[u8], ip: usize) -> bool {
+    let udp = udp_of(frame, ip);
+    frame.get(ip + 9) == Some(&UDP) && (frame.len() < udp + 8 || word(frame, udp + 2) == Some(PORT))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use loden_ebpf::reason::Reason;
 
-use crate::{from_overlay, from_pod, from_wire, gate, observe};
+use crate::{case::Case, from_other, from_overlay, from_pod, from_wire, gate, observe};
 
 /// Reasons that no row produces, and why.
 const OUT_OF_REACH: [(Reason, &str); 2] = [
@@ -16,10 +16,20 @@ const OUT_OF_REACH: [(Reason, &str); 2] = [
     ),
 ];
 
+fn tables() -> [Vec<Case>; 6] {
+    [
+        from_pod::cases(),
+        from_wire::cases(),
+        from_other::cases(),
+        from_overlay::cases(),
+        observe::cases(),
+        gate::cases(),
+    ]
+}
+
 #[test]
 fn every_reason_has_a_row_that_produces_it() {
-    let cases =
-        [from_pod::cases(), from_wire::cases(), from_overlay::cases(), observe::cases(), gate::cases()];
+    let cases = tables();
     let produced: BTreeSet<Reason> = cases.iter().flatten().filter_map(|case| case.reason()).collect();
     let out_of_reach: BTreeSet<Reason> = OUT_OF_REACH.iter().map(|(reason, _)| *reason).collect();
     assert!(produced.is_disjoint(&out_of_reach), "a reason that was thought out of reach has a row");
@@ -31,9 +41,7 @@ fn every_reason_has_a_row_that_produces_it() {
 
 #[test]
 fn no_two_rows_of_a_table_have_the_same_name() {
-    for cases in
-        [from_pod::cases(), from_wire::cases(), from_overlay::cases(), observe::cases(), gate::cases()]
-    {
+    for cases in tables() {
         let names: BTreeSet<&str> = cases.iter().map(|case| case.what.as_str()).collect();
         assert_eq!(names.len(), cases.len());
     }

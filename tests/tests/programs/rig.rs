@@ -237,7 +237,7 @@ impl<'a> Rig<'a> {
     pub(crate) fn home(&self, program: Program) -> u32 {
         match program {
             Program::FromPod | Program::ToPod => self.lab.pod,
-            Program::FromWire | Program::ToWire | Program::Guard => self.lab.wire,
+            Program::FromWire | Program::FromOther | Program::ToWire | Program::Guard => self.lab.wire,
             Program::FromOverlay | Program::ToOverlay => self.lab.overlay,
         }
     }
