@@ -64,8 +64,9 @@ impl Note {
 pub fn slot(key: &FlowKey, direction: Direction) -> u32 {
     let [addresses, rest] = words(key);
     // Multiplication carries every bit upwards (Knuth's multiplicative hash), so the top bits depend on all.
-    let hash = (addresses ^ rest.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let pair = (hash >> 32) as u32 & (SLOTS / 2 - 1);
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    let hash = (addresses.wrapping_mul(GOLDEN) ^ rest).wrapping_mul(GOLDEN);
+    let pair = (hash >> (u64::BITS - (SLOTS / 2).ilog2())) as u32;
     pair * 2 + u32::from(direction == Direction::Inbound)
 }
 
@@ -121,9 +122,21 @@ mod tests {
 
     #[test]
     fn flows_spread_over_the_slots_and_their_directions_stand_apart() {
-        let slots: BTreeSet<u32> = (0..2000).map(|port| slot(&key(port), Direction::Outbound)).collect();
-        assert!(slots.len() > 1100, "{} of 2000 flows have a slot of their own", slots.len());
-        assert!(slots.iter().all(|slot| slot % 2 == 0 && *slot < SLOTS));
+        let flow = |local, local_port, remote, remote_port| {
+            FlowKey::new(6, (0x0a05_0100 + local, local_port), (0x0a05_0200 + remote, remote_port))
+        };
+        let kinds: [(&str, &dyn Fn(u16) -> FlowKey); 4] = [
+            ("a client's", &|n| flow(2, 32_768 + n, 3, 80)),
+            ("a server's", &|n| flow(2, 80, 3, 32_768 + n)),
+            ("one peer's pods'", &|n| flow(2 + u32::from(n % 50), 40_000, u32::from(n / 50), 80)),
+            ("many pods'", &|n| flow(2, 40_000, u32::from(n) * 19, 80)),
+        ];
+        for (what, flow) in kinds {
+            let slots: BTreeSet<u32> = (0..2000).map(|n| slot(&flow(n), Direction::Outbound)).collect();
+            // A random function gives 1277 of 2000 flows a slot, out of 2048.
+            assert!(slots.len() > 1200, "{} of {what} 2000 flows have a slot of their own", slots.len());
+            assert!(slots.iter().all(|slot| slot % 2 == 0 && *slot < SLOTS));
+        }
         assert_eq!(slot(&key(5), Direction::Inbound), slot(&key(5), Direction::Outbound) + 1);
     }
 }
