@@ -13,8 +13,13 @@ use crate::{
 /// The network config of a crowd: 65 536 subnets.
 pub const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
-/// Where the crowd's subnets begin: agents pick from the low end.
-const FIRST_SUBNET: u32 = 0x0a80_0000;
+/// The most peers that a crowd can have.
+pub const MAX: u32 = 65_280;
+
+/// Number of the subnet that the first peer has.
+const FIRST_SUBNET: u32 = 0x8000;
+/// The lowest subnets are left to agents, which pick from that end.
+const SPARED: u32 = 0x1_0000 - MAX;
 /// VTEPs of the crowd: 198.18.0.0/15 is for tests of this kind (RFC 2544).
 const FIRST_VTEP: u32 = 0xc612_0001;
 
@@ -63,10 +68,11 @@ impl Crowd {
     }
 }
 
-/// The base of a peer's subnet.
+/// The base of a peer's subnet: the upper half of the network first.
 #[must_use]
 pub fn base(n: u32) -> Ipv4Addr {
-    Ipv4Addr::from(FIRST_SUBNET + n * 256)
+    let subnet = if n < FIRST_SUBNET { FIRST_SUBNET + n } else { n - FIRST_SUBNET + SPARED };
+    Ipv4Addr::from(0x0a00_0000 + subnet * 256)
 }
 
 /// The MAC that a node's kernel has for a peer.

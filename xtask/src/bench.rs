@@ -3,8 +3,10 @@
 //! Every mode has two nodes of its own, all up at once. In each round each kind of work is done in every mode, one
 //! straight after the other, in an order that turns from round to round; what is compared is compared within a round.
 
+mod figures;
 pub(crate) mod generator;
 mod goal;
+mod growth;
 mod measure;
 mod mode;
 mod plot;
@@ -55,13 +57,19 @@ pub(crate) struct Options {
     /// Instead: how long each program runs, by the kernel's statistics
     #[arg(long)]
     programs: bool,
+    /// Instead: what it costs as peers, endpoints and flows become many
+    #[arg(long, conflicts_with = "programs")]
+    growth: bool,
+    /// Instead: put the figures of earlier runs into the documents
+    #[arg(long, conflicts_with_all = ["programs", "growth", "quick"])]
+    publish: bool,
     /// How many times everything is measured
     #[arg(long)]
     rounds: Option<u32>,
     /// Milliseconds of each measurement
     #[arg(long)]
     millis: Option<u64>,
-    /// Where report.txt, report.json and plot.svg go
+    /// Where report.txt, report.json, plot.svg and the figures for the documents go
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
     /// Print the result as JSON on standard output
@@ -145,6 +153,9 @@ fn chosen<T: Copy + Ord>(asked: &[T], all: &[T]) -> Vec<T> {
 /// Where something cannot be set up, packets of Loden did not take the fast path, or, in a quick run, a figure is
 /// under half of its goal.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.publish {
+        return figures::publish(&options.out);
+    }
     ensure!(geteuid().is_root(), "the bench makes network namespaces and loads programs: run it as root");
     interrupt::clear_away()?;
     let outcome = setup::run().and_then(|()| measured(options));
@@ -160,14 +171,14 @@ fn measured(options: &Options) -> Result<()> {
     // Everything that is started from here on stays off the CPU of the traffic, but for the traffic.
     generator::pin(OTHER_CPU)?;
     let program = options.program();
+    if options.growth {
+        return growth::run(&agent, program.rounds, program.millis, &options.out);
+    }
     heading("nodes");
     let stage = Stage::create(&program.modes, &agent)?;
     heading("measuring");
     if options.programs {
-        for &variant in &program.variants {
-            println!("{}\n{}", variant.title(), programs::run_times(&stage, &program, variant)?);
-        }
-        return Ok(());
+        return programs::run_times(&stage, &program, &options.out);
     }
     let mut results = Results { sections: Vec::new(), millis: program.millis, rounds: program.rounds };
     for &variant in &program.variants {
@@ -179,6 +190,7 @@ fn measured(options: &Options) -> Result<()> {
     fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     fs::write(options.out.join("report.txt"), &text)?;
     fs::write(options.out.join("report.json"), &json)?;
+    figures::write(&results, &options.out)?;
     plot::draw(&results, &options.out.join("plot.svg"))?;
     print!("{}", if options.json { &json } else { &text });
     if options.quick { goal::no_collapse(&results) } else { Ok(()) }

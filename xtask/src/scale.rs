@@ -31,7 +31,7 @@ const SAMPLES: u32 = 10;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Peers, at most 32 000
+    /// Peers, at most 65 000
     #[arg(long, default_value_t = 5000)]
     peers: u32,
     /// Lease changes a second
@@ -77,7 +77,9 @@ fn measure(options: &Options) -> Result<()> {
     step.done("written");
     let mut figures = Figures::new();
     start(&mut cluster, options.peers, "first start", &mut figures)?;
-    memory(&cluster.nodes[0], &mut figures)?;
+    let (agent, maps) = memory(&cluster.nodes[0])?;
+    figures.push(("memory of the agent (RSS)", format!("{agent:.0} MiB")));
+    figures.push(("memory of the maps", format!("{maps:.1} MiB")));
     ensure!(cluster.nodes[0].stop_agent()?.success(), "the agent does not end well");
     start(&mut cluster, options.peers, "restart", &mut figures)?;
     change(&cluster, &mut crowd, options, &mut figures)?;
@@ -119,14 +121,18 @@ fn start(cluster: &mut Cluster, peers: u32, what: &'static str, figures: &mut Fi
     Ok(())
 }
 
-fn memory(node: &Node, figures: &mut Figures) -> Result<()> {
+/// What the agent of a node takes (RSS), and what its maps take, in MiB.
+///
+/// # Errors
+///
+/// Where the kernel or bpftool does not tell.
+pub(crate) fn memory(node: &Node) -> Result<(f64, f64)> {
     let pid = node.agent_id().context("no agent")?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let resident = |name: &str| -> Result<f64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
         Ok(line.split_whitespace().next().context("no number")?.parse::<f64>()? / 1024.0)
     };
-    figures.push(("memory of the agent (RSS)", format!("{:.0} MiB", resident("VmRSS:")?)));
     let mut maps = 0;
     for pin in fs::read_dir(node.bpffs().join("v1"))? {
         let pin = pin?.path();
@@ -136,8 +142,7 @@ fn memory(node: &Node, figures: &mut Figures) -> Result<()> {
             maps += shown["bytes_memlock"].as_u64().context("bpftool tells no size")?;
         }
     }
-    figures.push(("memory of the maps", format!("{:.1} MiB", maps as f64 / (1 << 20) as f64)));
-    Ok(())
+    Ok((resident("VmRSS:")?, maps as f64 / (1 << 20) as f64))
 }
 
 /// Changes leases at a fixed rate, and looks how soon the node's kernel knows.

@@ -26,6 +26,8 @@ use super::work::{FLOWS_MAX, Work};
 
 /// How long a client may take beyond its time before it gives up: a lost packet must not hold the run.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// And beyond that for each flow that takes its turn before the clock starts.
+const FLOW_PATIENCE: Duration = Duration::from_micros(200);
 /// Traffic before the clock starts: neighbours are resolved and flows are known by then.
 const WARM_UP: Duration = Duration::from_millis(60);
 
@@ -56,6 +58,9 @@ pub(crate) struct Client {
     work: Work,
     #[arg(long)]
     millis: u64,
+    /// Of UDP_RR: so many flows, a transaction of each in turn
+    #[arg(long, default_value_t = 1)]
+    flows: u32,
     /// The CPUs whose time is counted
     #[arg(long, value_delimiter = ',')]
     count: Vec<usize>,
@@ -117,7 +122,8 @@ pub(crate) fn run(end: &End) -> Result<()> {
         }
         End::Drive(client) => {
             pin(client.cpu)?;
-            let limit = WARM_UP + Duration::from_millis(client.millis) + PATIENCE;
+            let limit =
+                WARM_UP + Duration::from_millis(client.millis) + PATIENCE + FLOW_PATIENCE * client.flows;
             thread::spawn(move || {
                 thread::sleep(limit);
                 eprintln!("no answer for {PATIENCE:?}");
@@ -167,6 +173,7 @@ fn drive(client: &Client) -> Result<Tally> {
         Work::TcpRr | Work::VipTcpRr => transactions::tcp(to, 1, watch),
         Work::TcpRr16 => transactions::tcp(to, 16, watch),
         Work::TcpCrr | Work::VipTcpCrr => transactions::connections(to, watch),
+        Work::UdpRr if client.flows > 1 => transactions::udp_in_turn(to, client.flows, watch),
         Work::UdpRr => transactions::udp(to, 1, watch),
         Work::UdpRr16 => transactions::udp(to, 16, watch),
         Work::Latency => transactions::timed(to, watch),

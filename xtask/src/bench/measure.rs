@@ -1,6 +1,9 @@
 //! One measurement: some work in one mode, and what the counters say of it.
 
-use std::{net::TcpStream, time::Duration};
+use std::{
+    net::{Ipv4Addr, TcpStream},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
@@ -53,13 +56,7 @@ impl Servers {
     pub(super) fn start(pair: &Pair, variant: Variant) -> Result<Self> {
         let serve = |through_service| {
             let (_, (netns, address)) = pair.ends(through_service);
-            let mut command = ourselves(netns)?;
-            let cpu = variant.server_cpu().to_string();
-            command.args(["traffic", "serve", "--cpu", &cpu, "--address", &address.to_string()]);
-            let process = Process::start(&mut command)?;
-            let there = || netns.run(|| TcpStream::connect(Port::Sink.at(address))).ok();
-            wait_for("the servers to listen", Duration::from_secs(5), there)?;
-            Ok(process)
+            serve(netns, address, variant.server_cpu())
         };
         let both: &[bool] = if pair.has_services() { &[false, true] } else { &[false] };
         let processes = both.iter().map(|&through_service| serve(through_service)).collect::<Result<_>>()?;
@@ -67,9 +64,23 @@ impl Servers {
     }
 }
 
+/// Starts the servers of one address on a CPU, and waits until they listen.
+///
+/// # Errors
+///
+/// Where they do not within five seconds.
+pub(super) fn serve(netns: &Netns, address: Ipv4Addr, cpu: usize) -> Result<Process> {
+    let mut command = ourselves(netns)?;
+    command.args(["traffic", "serve", "--cpu", &cpu.to_string(), "--address", &address.to_string()]);
+    let process = Process::start(&mut command)?;
+    let there = || netns.run(|| TcpStream::connect(Port::Sink.at(address))).ok();
+    wait_for("the servers to listen", Duration::from_secs(5), there)?;
+    Ok(process)
+}
+
 /// This program, to be run in a namespace. Not with a priority of its own: the kernel's own threads, which carry packets
 /// when there are many, would have to wait for it.
-fn ourselves(netns: &Netns) -> Result<std::process::Command> {
+pub(super) fn ourselves(netns: &Netns) -> Result<std::process::Command> {
     let executable = std::env::current_exe().context("where is this program?")?;
     Ok(netns.command(&executable.display().to_string()))
 }

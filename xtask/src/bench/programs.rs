@@ -1,7 +1,7 @@
 //! What the programs themselves cost: the kernel's own run-time statistics, in a run of their own since taking them
 //! costs some 20 ns a run.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -12,7 +12,7 @@ use loden_tests::{netns, node::Node};
 use serde_json::Value;
 
 use super::{
-    Program, Variant,
+    Program, Variant, figures,
     measure::{self, Servers},
     stage::Stage,
 };
@@ -21,13 +21,29 @@ use crate::table::table;
 /// Runs and time of a program.
 type Runs = (u64, std::time::Duration);
 
-/// Runs each kind of work once in each mode that has programs: a table of their mean run times.
+/// Runs each kind of work once in each mode that has programs: tables of their mean run times, and a block for the
+/// documents of those with both ends on one CPU.
 ///
 /// # Errors
 ///
 /// Where the kernel does not tell.
-pub(super) fn run_times(stage: &Stage, program: &Program, variant: Variant) -> Result<comfy_table::Table> {
+pub(super) fn run_times(stage: &Stage, program: &Program, out: &Path) -> Result<()> {
+    for &variant in &program.variants {
+        let (table, block) = tables(stage, program, variant)?;
+        println!("{}\n{table}", variant.title());
+        if variant == Variant::OneCpu {
+            figures::save(out, "programs", &block)?;
+        }
+    }
+    Ok(())
+}
+
+fn tables(stage: &Stage, program: &Program, variant: Variant) -> Result<(comfy_table::Table, String)> {
     let mut table = table(["work", "mode", "program", "runs", "ns a run"], 3);
+    let mut block = format!(
+        "{}.\n\n| mode | work | `from_pod` | `from_wire` |\n| --- | --- | ---: | ---: |\n",
+        figures::machine()?
+    );
     // The kernel counts for as long as this is open.
     let _counting = enable_stats(Stats::RunTime).context("run-time statistics")?;
     for pair in stage.pairs.iter().filter(|pair| pair.mode.is_fast()) {
@@ -37,6 +53,7 @@ pub(super) fn run_times(stage: &Stage, program: &Program, variant: Variant) -> R
         for &work in program.works.iter().filter(|work| !work.is_through_service()) {
             let before = runs(&ids)?;
             measure::run(pair, work, variant, program.millis)?;
+            let mut means = BTreeMap::new();
             for (name, (count, time)) in runs(&ids)? {
                 let (count_before, time_before) = before.get(&name).copied().unwrap_or_default();
                 let (count, time) = (count - count_before, time - time_before);
@@ -44,12 +61,16 @@ pub(super) fn run_times(stage: &Stage, program: &Program, variant: Variant) -> R
                     // Exact below 2^53 ns.
                     let each = time.as_nanos() as f64 / count as f64;
                     let title = work.metrics()[0].name.to_owned();
+                    means.insert(name.clone(), format!("{each:.0}"));
                     table.add_row([title, pair.mode.name(), name, count.to_string(), format!("{each:.0}")]);
                 }
             }
+            let mean = |name: &str| means.get(name).map_or("", String::as_str);
+            let (mode, title) = (pair.mode.name(), work.metrics()[0].name);
+            let _ = writeln!(block, "| {mode} | {title} | {} | {} |", mean("from_pod"), mean("from_wire"));
         }
     }
-    Ok(table)
+    Ok((table, block))
 }
 
 /// The ids of the programs that these nodes' pinned links attach.

@@ -18,6 +18,9 @@ use super::{
 /// How long a datagram's answer may take before it counts as lost.
 const LOST: Duration = Duration::from_millis(200);
 
+/// The first of the ports from which [`udp_in_turn`] sends.
+const FIRST_PORT: u16 = 20_000;
+
 /// A byte for a byte, a thread for each connection.
 pub(super) fn echo(listener: &TcpListener) -> Result<()> {
     loop {
@@ -113,6 +116,34 @@ pub(super) fn udp(to: Ipv4Addr, flows: u16, watch: Watch) -> Result<Tally> {
         })
     };
     watch.run((0..flows).map(worker).collect::<Result<_>>()?)
+}
+
+/// UDP_RR over so many flows, a transaction of each in turn: as many sockets as it takes, each to every server's port.
+/// Every flow has had its turn before the clock starts; the sockets' ports are the same in every run.
+pub(super) fn udp_in_turn(to: Ipv4Addr, flows: u32, watch: Watch) -> Result<Tally> {
+    let ports = u32::from(FLOWS_MAX);
+    let socket = |n: u32| {
+        let port = FIRST_PORT.checked_add(u16::try_from(n)?).context("too many flows")?;
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        socket.set_read_timeout(Some(LOST))?;
+        Ok(socket)
+    };
+    let sockets = (0..flows.div_ceil(ports)).map(socket).collect::<Result<Vec<_>>>()?;
+    let mut turn = 0;
+    let mut transaction = move || {
+        let socket = &sockets[(turn / ports) as usize];
+        socket.send_to(b"x", (to, datagram_port((turn % ports) as u16)))?;
+        turn = (turn + 1) % flows;
+        match socket.recv(&mut [0]) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    };
+    for _ in 0..flows {
+        transaction()?;
+    }
+    watch.run(vec![move |signal: &Signal| repeat(signal, transaction)])
 }
 
 /// TCP_RR over one connection, each transaction timed.

@@ -1,0 +1,248 @@
+//! `cargo xtask bench --growth`: what a transaction and the memory cost as peers, endpoints and flows become many.
+//!
+//! Two clusters of two nodes are up at once, both with the strict gate. One grows, step by step; the other stays as it
+//! is, and each figure is compared with the other's of the same round.
+
+use std::{
+    fmt::Write as _,
+    net::{Ipv4Addr, UdpSocket},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use loden_tests::{
+    cluster::{Cluster, Plan},
+    container::Container,
+    counters::Share,
+    crowd::{self, Crowd},
+    etcd::Gateway,
+    netns::{self},
+    process::{Process, wait_for},
+    traffic::ping,
+};
+use serde_json::{Value, json};
+
+use super::{
+    MEASURED_CPU, figures,
+    generator::{Port, Tally},
+    measure::{ourselves, serve},
+    statistics::Median,
+};
+use crate::{
+    build::Agent,
+    progress::{Step, heading},
+    scale,
+    table::table,
+};
+
+/// Peers that are leases of nodes elsewhere, besides the cluster's own; the last is all that a /8 of /24s leaves free.
+const PEERS: [u32; 3] = [10, 1000, crowd::MAX];
+/// Endpoints on the first node.
+const ENDPOINTS: [u32; 3] = [1, 100, 1000];
+/// The address in the subnet from which on the further endpoints are.
+const FIRST_OF_CROWD: u32 = 10;
+/// Flows that take turns, a packet each way at a time.
+const FLOWS: [u32; 4] = [1, 1000, 10_000, 100_000];
+/// A network with as many subnets, each with room for [`ENDPOINTS`].
+const WIDE_SUBNETS: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":21,"Backend":{"Type":"vxlan"}}"#;
+
+/// Two nodes with a pod each, and a server in the second.
+struct Site {
+    cluster: Cluster,
+    pods: Vec<Container>,
+    // Only held: ended when dropped.
+    _server: Process,
+}
+
+impl Site {
+    fn create(config: &str, agent: &Agent) -> Result<Self> {
+        let plan = Plan {
+            nodes: 2,
+            config: config.to_owned(),
+            binary: Some(agent.binary.clone()),
+            ..Plan::default()
+        };
+        let mut cluster = Cluster::start(&plan, &["--gate=strict", "--datapath=ebpf"])?;
+        let pods = cluster.run_containers(1)?;
+        let server = serve(pods[1].netns(), pods[1].address(), MEASURED_CPU)?;
+        let site = Self { cluster, pods, _server: server };
+        wait_for("packets to take the fast path", Duration::from_secs(10), || {
+            let pinged = || ping(site.pods[0].netns(), site.pods[1].address(), 5);
+            let ((), share) = Share::during(&site.cluster.nodes, &site.both(), pinged).ok()?;
+            (share.smaller() > 0.5).then_some(())
+        })?;
+        Ok(site)
+    }
+
+    fn both(&self) -> Vec<&Container> {
+        self.pods.iter().collect()
+    }
+
+    /// Transactions a second between the pods, and which part of the packets was fast.
+    fn rate(&self, flows: u32, millis: u64) -> Result<(f64, f64)> {
+        let mut command = ourselves(self.pods[0].netns())?;
+        let (cpu, millis, flows) = (MEASURED_CPU.to_string(), millis.to_string(), flows.to_string());
+        let to = self.pods[1].address().to_string();
+        let arguments = ["traffic", "drive", "--cpu", &cpu, "--to", &to, "--work", "udp-rr"];
+        command.args(arguments).args(["--millis", &millis, "--flows", &flows, "--count", &cpu]);
+        let work = || -> Result<Tally> { Ok(serde_json::from_str(&netns::output(&mut command)?)?) };
+        let (tally, share) = Share::during(&self.cluster.nodes, &self.both(), work)?;
+        // Exact below 2^53 transactions.
+        Ok((tally.units as f64 / tally.seconds, share.smaller()))
+    }
+}
+
+/// What was found at one step.
+struct Row {
+    what: &'static str,
+    size: u32,
+    rate: f64,
+    to_small: Median,
+    fast: f64,
+    agent_mib: f64,
+    maps_mib: f64,
+}
+
+/// Grows a cluster in each way, and writes `growth.json` and a block for the documents.
+///
+/// # Errors
+///
+/// Where a cluster cannot be set up or does not grow.
+pub(super) fn run(agent: &Agent, rounds: u32, millis: u64, out: &Path) -> Result<()> {
+    heading("the cluster that stays as it is");
+    let small = Site::create(crowd::CONFIG, agent)?;
+    let mut rows = Vec::new();
+    let mut measure = |what, size, site: &Site, flows| -> Result<()> {
+        let step = Step::start(format!("{size} {what}"));
+        rows.push(compared(what, size, site, &small, flows, (rounds, millis))?);
+        step.done("measured");
+        Ok(())
+    };
+    heading("a cluster with more and more endpoints");
+    let mut site = Site::create(WIDE_SUBNETS, agent)?;
+    for endpoints in ENDPOINTS {
+        add_endpoints(&mut site, endpoints)?;
+        measure("endpoints", endpoints, &site, 1)?;
+    }
+    drop(site);
+    heading("a cluster with more and more flows");
+    let site = Site::create(crowd::CONFIG, agent)?;
+    for flows in FLOWS {
+        // Twice: the first run lets each flow qualify.
+        site.rate(flows, 1)?;
+        measure("flows in turn", flows, &site, flows)?;
+    }
+    drop(site);
+    heading("a cluster with more and more peers");
+    let site = Site::create(crowd::CONFIG, agent)?;
+    for peers in PEERS {
+        add_peers(&site, peers)?;
+        measure("peers", peers, &site, 1)?;
+    }
+    drop(site);
+    report(&rows, rounds, millis, out)
+}
+
+/// Measures both clusters in turn.
+fn compared(
+    what: &'static str,
+    size: u32,
+    site: &Site,
+    small: &Site,
+    flows: u32,
+    (rounds, millis): (u32, u64),
+) -> Result<Row> {
+    let (mut rates, mut ratios, mut fast) = (Vec::new(), Vec::new(), f64::INFINITY);
+    for round in 0..rounds {
+        let ((rate, share), other) = if round % 2 == 0 {
+            let first = site.rate(flows, millis)?;
+            (first, small.rate(1, millis)?)
+        } else {
+            let first = small.rate(1, millis)?;
+            (site.rate(flows, millis)?, first)
+        };
+        rates.push(rate);
+        ratios.push(rate / other.0);
+        fast = fast.min(share);
+    }
+    let (agent_mib, maps_mib) = scale::memory(&site.cluster.nodes[0])?;
+    let (rate, to_small) = (Median::of(rates).value, Median::of(ratios));
+    Ok(Row { what, size, rate, to_small, fast, agent_mib, maps_mib })
+}
+
+/// Gives a further container on the first node addresses until the node has so many endpoints, and lets each speak. Not
+/// a container each: that takes minutes, and to the programs it makes no difference.
+fn add_endpoints(site: &mut Site, all: u32) -> Result<()> {
+    if all == 1 {
+        return Ok(());
+    }
+    if site.pods.len() == 2 {
+        let crowd = site.cluster.nodes[0].run_container(FIRST_OF_CROWD)?;
+        site.pods.push(crowd);
+    }
+    let crowd = &site.pods[2];
+    let (first, to) = (crowd.address(), Port::Silent.at(site.pods[1].address()));
+    let addresses: Vec<Ipv4Addr> = (0..all - 1).map(|n| Ipv4Addr::from(u32::from(first) + n)).collect();
+    // Those of an earlier step are there already.
+    let list = addresses[1..].iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(" ");
+    let add = format!("for a in {list}; do ip address replace $a/32 dev eth0; done");
+    netns::output(crowd.netns().command("sh").args(["-c", &add]))?;
+    crowd.netns().run(|| {
+        addresses.iter().try_for_each(|address| UdpSocket::bind((*address, 0))?.send_to(b"x", to).map(drop))
+    })?;
+    let node = &site.cluster.nodes[0];
+    wait_for("the agent to know every endpoint", Duration::from_secs(60), || {
+        let status = node.status().ok()?;
+        let known = status["endpoints"].as_array().map_or(0, Vec::len);
+        (known >= all as usize).then_some(())
+    })
+}
+
+/// Writes leases until there are so many peers besides the cluster's own, and waits until the first node's kernel and
+/// maps have them.
+fn add_peers(site: &Site, all: u32) -> Result<()> {
+    let gathered = Crowd::gather(Gateway::connect(site.cluster.etcd())?, all)?;
+    let node = &site.cluster.nodes[0];
+    wait_for("the agent to know every peer", Duration::from_secs(300), || {
+        let status = node.status().ok()?;
+        let known = status["peers"].as_array().map_or(0, Vec::len);
+        (known > gathered.size() as usize && status["ready"] == true).then_some(())
+    })?;
+    let last: Ipv4Addr = crowd::base(all - 1);
+    ensure!(node.netns().ip(&format!("route show {last}/24"))?.contains("flannel.1"), "no route to {last}");
+    Ok(())
+}
+
+fn report(rows: &[Row], rounds: u32, millis: u64, out: &Path) -> Result<()> {
+    let header = ["", "UDP_RR, 1/s", "to the small cluster", "fast", "agent, MiB", "maps, MiB"];
+    let mut shown = table(header, 1);
+    let mut block = format!(
+        "{}; both ends on one CPU, strict gate, {rounds} rounds of {millis} ms.\n\n| {} |\n| --- | ---: | --- | ---: | ---: | ---: |\n",
+        figures::machine()?,
+        header.join(" | "),
+    );
+    let mut cells: Vec<Value> = Vec::new();
+    for row in rows {
+        let Median { value, low, high } = row.to_small;
+        let line = [
+            format!("{} {}", row.size, row.what),
+            format!("{:.0}", row.rate),
+            format!("{value:.2} [{low:.2} {high:.2}]"),
+            format!("{:.4}", row.fast),
+            format!("{:.0}", row.agent_mib),
+            format!("{:.1}", row.maps_mib),
+        ];
+        let _ = writeln!(block, "| {} |", line.join(" | "));
+        shown.add_row(line);
+        cells.push(json!({
+            "what": row.what, "size": row.size, "rate": row.rate,
+            "to_small": {"median": value, "low": low, "high": high},
+            "fast": row.fast, "agent_mib": row.agent_mib, "maps_mib": row.maps_mib,
+        }));
+    }
+    println!("{shown}");
+    figures::save(out, "growth", &block)?;
+    let json = format!("{:#}\n", json!({"rounds": rounds, "millis": millis, "rows": cells}));
+    std::fs::write(out.join("growth.json"), json).context("growth.json")
+}
