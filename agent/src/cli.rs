@@ -103,7 +103,7 @@ impl Exit {
     /// An error in the command line, the environment or the configuration, as one line.
     #[must_use]
     pub fn error(reason: impl fmt::Display) -> Self {
-        Self { text: format!("loden: {}", printable(&reason.to_string())), code: 2 }
+        Self { text: format!("loden: {}", printable(&without_passwords(&reason.to_string()))), code: 2 }
     }
 
     /// Prints the text and turns the code into the process's.
@@ -214,6 +214,16 @@ fn one_line(error: &clap::Error) -> String {
         .collect();
     let joined = lines.join("; ");
     joined.strip_prefix("error: ").map(str::to_owned).unwrap_or(joined)
+}
+
+/// The text without what stands before an `@` in a URL: there flannel's users may have a user and a password.
+fn without_passwords(text: &str) -> String {
+    let words = text.split_inclusive(|c: char| c.is_whitespace() || "'\",".contains(c));
+    let without = |word: &str| match word.rsplit_once('@') {
+        Some((before, host)) if before.contains(':') => format!("…@{host}"),
+        _ => word.to_owned(),
+    };
+    words.map(without).collect()
 }
 
 /// The text with control characters escaped: a hostile argument must not drive the terminal or fake a log line.

@@ -35,7 +35,7 @@ use crate::{
     reconcile::{Half, Node, Overlay, Reconciler},
     registry::{Claim, ClaimV6},
     service::{Heartbeat, ServiceManager},
-    subnet_file,
+    subnet_file, telemetry,
     uplink::Uplink,
     web,
 };
@@ -60,6 +60,7 @@ pub async fn run(config: Config) -> Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    tokio::spawn(telemetry::tell_of_omissions());
     let stop = stop_on_signals()?;
     let _lock = lock(&config.run_dir)?;
     let (control, asker) = control::listen(&config.run_dir)?;
@@ -76,7 +77,9 @@ pub async fn run(config: Config) -> Result<()> {
         () = stop.cancelled() => return Ok(()),
     };
     // The loop itself watches for the end, between two passes and never within one.
-    reconciler.run(stop).await
+    let ended = reconciler.run(stop).await;
+    telemetry::say_omissions();
+    ended
 }
 
 async fn start(

@@ -2,11 +2,25 @@
 //!
 //! Standard error because that is where flannel logs (klog with `logtostderr`) and where systemd and the kubelet listen.
 
-use std::io::IsTerminal as _;
+mod limit;
+
+use std::{
+    io::IsTerminal as _,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tracing_subscriber::EnvFilter;
 
+use self::limit::{Limit, Limited};
+
 use crate::config::{LogConfig, LogFormat};
+
+/// How often it is said what was left out.
+const TELL_OMISSIONS: Duration = Duration::from_secs(30);
+
+/// What lets lines through; there once logging has been set up.
+static LIMIT: OnceLock<Arc<Limit>> = OnceLock::new();
 
 /// Sets logging up for the whole process.
 ///
@@ -15,13 +29,42 @@ use crate::config::{LogConfig, LogFormat};
 /// If the directives cannot be understood, or logging has been set up already.
 pub fn init(config: &LogConfig) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(directives(config))?;
+    let limit = Arc::clone(LIMIT.get_or_init(Arc::default));
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
     match config.format {
-        LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).try_init(),
+        LogFormat::Human => builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .map_event_format(|format| Limited { format, limit })
+            .try_init(),
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .map_event_format(|format| Limited { format, limit })
+            .try_init(),
     }
     .map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))
+}
+
+/// Says every half minute what was left out of the log because it came too often. Never ends.
+pub async fn tell_of_omissions() {
+    loop {
+        tokio::time::sleep(TELL_OMISSIONS).await;
+        say_omissions();
+    }
+}
+
+/// Says it now.
+pub fn say_omissions() {
+    for omitted in LIMIT.get().map(|limit| limit.take_omitted()).unwrap_or_default() {
+        tracing::warn!(
+            lines = omitted.lines,
+            of = omitted.target,
+            like = omitted.like.trim_end(),
+            "lines were left out, because so many of one kind came"
+        );
+    }
 }
 
 /// What is logged: the directives that were given, or those that klog's verbosity stands for. What kube-client says of

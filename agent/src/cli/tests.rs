@@ -311,6 +311,12 @@ fn an_unknown_flag_is_refused_with_the_one_that_was_meant() {
 fn a_password_is_in_no_message() {
     assert!(!refused(&["--etcd-pasword=hunter2"]).contains("hunter2"));
     assert!(!refused(&["-etcd-password=hunter2", "-bad"]).contains("hunter2"));
+    for url in ["http://u:hunter2@192.0.2.1:2379", "u:hunter2@etcd:2379", "https://u:hun,ter2@x/,http://y:1"]
+    {
+        let line = refused(&["--etcd-endpoints", url]);
+        assert!(!line.contains("hunter2"), "{line}");
+        assert!(line.contains("--etcd-endpoints"), "{line}");
+    }
     let args = agent(&["-etcd-username=u", "-etcd-password=hunter2"]);
     assert!(!format!("{args:?}").contains("hunter2"));
     assert!(!format!("{:?}", Config::from_args(args).unwrap()).contains("hunter2"));

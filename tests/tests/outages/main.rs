@@ -8,6 +8,8 @@
 mod absence;
 mod refusals;
 mod scale;
+mod secrets;
+mod storms;
 
 use std::time::Duration;
 
