@@ -59,6 +59,20 @@ fn each_option_does_what_the_scripts_does() {
 }
 
 #[test]
+fn a_lease_of_ipv6_alone_gives_no_bip() {
+    let alone = [
+        ("FLANNEL_IPV6_NETWORK", "fc00::/48"),
+        ("FLANNEL_IPV6_SUBNET", "fc00:0:0:1::1/64"),
+        ("FLANNEL_MTU", "1430"),
+        ("FLANNEL_IPMASQ", "true"),
+    ];
+    assert_eq!(
+        render(&args(&["--ipv6", "-c"]), &variables(&alone)).unwrap(),
+        "DOCKER_OPTS=\" --fixed-cidr-v6=fc00:0:0:1::1/64 --ip-masq=false --ipv6 --mtu=1430\"\n"
+    );
+}
+
+#[test]
 fn ipv6_is_added_where_it_is_asked_for_and_there() {
     let dual = [("FLANNEL_IPV6_NETWORK", "fc00::/48"), ("FLANNEL_IPV6_SUBNET", "fc00:0:0:1::1/64")];
     assert_eq!(

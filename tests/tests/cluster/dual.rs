@@ -40,13 +40,18 @@ fn start(plan: &Plan) -> (Cluster, Vec<(Container, Ipv6Addr)>) {
         give_underlay_address(node);
         node.start_agent(&["--ip-masq"]).unwrap();
     }
-    let containers = cluster.nodes.iter_mut().map(run_container).collect();
+    let containers: Vec<_> = cluster.nodes.iter_mut().map(run_container).collect();
     for node in &cluster.nodes {
         for other in cluster.nodes.iter().filter(|other| other.name() != node.name()) {
             wait_for("the peer's routes", LIMIT, || has_route(node, &bridge(other)).then_some(())).unwrap();
         }
     }
     cluster.wait_for_routes().unwrap();
+    // Nobody asks for a neighbour before its own link-local address is known to be its own alone: a second.
+    for (from, to) in containers.iter().zip(containers.iter().skip(1)) {
+        let ping = format!("ping -6 -n -q -c 1 -W 1 {}", to.1);
+        wait_for("the first answer", LIMIT, || from.0.netns().exec(&ping).ok()).unwrap();
+    }
     (cluster, containers)
 }
 

@@ -46,6 +46,10 @@ fn start(nodes: u32, backend: &str) -> (Cluster, Vec<Container>) {
             wait_for("the peer's route", LIMIT, || node.has_route(subnet).unwrap().then_some(())).unwrap();
         }
     }
+    // Nobody asks for a neighbour before its own link-local address is known to be its own alone: a second.
+    for (from, to) in containers.iter().zip(containers.iter().skip(1)) {
+        wait_for("the first answer", LIMIT, || reaches(from, to).then_some(())).unwrap();
+    }
     (cluster, containers)
 }
 
