@@ -4,12 +4,14 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use loden_tests::{
     cluster::{Cluster, Plan},
+    node::Node,
     process::wait_for,
     traffic::{
         ping,
         stream::{self, Until},
     },
 };
+use serde_json::Value;
 
 /// What the page calls the directory of the pins.
 const PINS: &str = "/sys/fs/bpf/loden";
@@ -89,6 +91,32 @@ fn every_command_of_the_page_answers_as_the_page_says() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_every_map_has_named_fields(node);
+}
+
+/// Also those that the page does not show. Ring buffers have records and no entries.
+fn assert_every_map_has_named_fields(node: &Node) {
+    let ask = |verb: &str, pin: &Path| -> Value {
+        let text = node.netns().exec(&format!("bpftool -j map {verb} pinned {}", pin.display())).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    let entries = fs::read_dir(node.bpffs().join("v1")).unwrap().map(|entry| entry.unwrap().path());
+    let (mut seen, mut dumped) = (0, 0);
+    for pin in entries.filter(|path| !path.is_dir()) {
+        let map = ask("show", &pin);
+        let name = pin.file_name().unwrap().to_string_lossy();
+        assert!(name.starts_with(map["name"].as_str().unwrap()), "{name}: {map}");
+        seen += 1;
+        if map["type"] == "ringbuf" {
+            continue;
+        }
+        assert!(map["btf_id"].as_u64().is_some_and(|id| id > 0), "{name} has no BTF: {map}");
+        if let Some(first) = ask("dump", &pin).as_array().unwrap().first() {
+            assert!(first["formatted"].is_object(), "{name}: {first}");
+            dumped += 1;
+        }
+    }
+    assert!(seen >= 16 && dumped >= 10, "{seen} maps, {dumped} of them with entries");
 }
 
 #[test]

@@ -1,124 +1,23 @@
 //! `loden doctor`: nothing to say of a healthy cluster, and each fault, made in a real one, found by its name.
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::{Read as _, Write as _},
     net::TcpListener,
-    path::PathBuf,
     thread,
     time::Duration,
 };
 
 use loden_tests::{
     cluster::{Cluster, PREFIX, Plan},
-    flannel::FlannelNode,
-    netns::Netns,
-    node::Node,
     process::wait_for,
-    traffic::ping,
 };
 use serde_json::Value;
 
-/// What a report says, but for what is well.
-struct Report {
-    status: i32,
-    all: Vec<Value>,
-}
-
-impl Report {
-    fn of(node: &Node) -> Self {
-        let output = node.loden_output(&["doctor", "--json", "--timeout-ms=300"]).unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        let all = serde_json::from_str(&text)
-            .unwrap_or_else(|error| panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr)));
-        Self { status: output.status.code().unwrap(), all }
-    }
-
-    fn wrong(&self) -> BTreeSet<&str> {
-        let wrong = self.all.iter().filter(|finding| finding["outcome"] != "ok");
-        wrong.map(|finding| finding["check"].as_str().unwrap()).collect()
-    }
-
-    fn find(&self, check: &str) -> &Value {
-        self.all.iter().find(|finding| finding["check"] == check && finding["outcome"] != "ok").unwrap()
-    }
-}
-
-/// Looks, and wants these findings and no others.
-fn assert_found(what: &str, node: &Node, expected: &[&str]) -> Report {
-    let report = Report::of(node);
-    let wrong: BTreeSet<&str> = report.wrong();
-    assert_eq!(wrong, expected.iter().copied().collect(), "{what}: {:#?}", report.all);
-    assert_eq!(report.status, i32::from(!expected.is_empty()), "{what}");
-    report
-}
-
-/// Two Loden nodes with a container each, and a flannel node.
-struct Ward {
-    cluster: Cluster,
-    flannel: FlannelNode,
-    _containers: Vec<loden_tests::container::Container>,
-}
-
-impl Ward {
-    fn open() -> Self {
-        let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
-        let netns = Netns::create("flannel").unwrap();
-        let address = cluster.underlay().plug(&netns, 31).unwrap();
-        let flannel =
-            FlannelNode::create(netns, address, "10.5.231.0/24".parse().unwrap(), cluster.etcd()).unwrap();
-        for node in &cluster.nodes {
-            let status = node.status().unwrap();
-            let mac = status["device"]["mac"].as_str().unwrap();
-            flannel.add_peer(node.subnet_env().unwrap().subnet, node.address(), mac, false).unwrap();
-            wait_for("the route to the flannel node", Duration::from_secs(10), || {
-                node.has_route(flannel.subnet()).unwrap().then_some(())
-            })
-            .unwrap();
-        }
-        let containers = cluster.run_containers(1).unwrap();
-        ping(containers[0].netns(), containers[1].address(), 3).unwrap();
-        // The patient is examined more often than a host would bear: it answers one closed port a second.
-        for netns in [cluster.nodes[1].netns(), flannel.netns()] {
-            netns.exec("sysctl -qw net.ipv4.icmp_ratelimit=0").unwrap();
-        }
-        let node = &cluster.nodes[0];
-        wait_for("both peers in what an agent leaves behind", Duration::from_secs(10), || {
-            let text = fs::read_to_string(node.run_directory().join("facts.json")).ok()?;
-            let facts: Value = serde_json::from_str(&text).ok()?;
-            (facts["v4"]["overlay"]["peers"].as_object()?.len() == 2).then_some(())
-        })
-        .unwrap();
-        wait_for("the programs at the container's veth", Duration::from_secs(10), || {
-            let hooks: Vec<String> = links(node).iter().map(|path| path.display().to_string()).collect();
-            hooks.iter().any(|path| path.contains("to_pod")).then_some(())
-        })
-        .unwrap();
-        Self { cluster, flannel, _containers: containers }
-    }
-
-    fn patient(&self) -> &Node {
-        &self.cluster.nodes[0]
-    }
-
-    fn run(&self, line: &str) -> String {
-        self.patient().netns().exec(line).unwrap()
-    }
-
-    /// A fault that one command line makes and another one takes back.
-    fn assert_found(&self, make: &str, undo: &str, expected: &[&str]) -> Report {
-        self.run(make);
-        let report = assert_found(make, self.patient(), expected);
-        self.run(undo);
-        report
-    }
-}
-
-fn links(node: &Node) -> Vec<PathBuf> {
-    let entries = fs::read_dir(node.bpffs().join("v1/links")).unwrap();
-    entries.map(|entry| entry.unwrap().path()).collect()
-}
+use crate::{
+    records, surroundings,
+    ward::{Report, Ward, assert_found, links},
+};
 
 #[test]
 fn faults_beside_a_running_agent_are_found_by_name() {
@@ -204,6 +103,8 @@ fn faults_beside_a_running_agent_are_found_by_name() {
     ward.cluster.etcd().ctl(&["del", &clone]).unwrap();
     wait_for("the clone to go", Duration::from_secs(10), || (!routed()).then_some(())).unwrap();
 
+    surroundings::that_a_running_agent_bears(&ward);
+
     // Last, since containers lose their gateway.
     let gateway = ward.patient().subnet_env().unwrap().subnet;
     ward.run(&format!("ip address del {gateway} dev docker0"));
@@ -254,6 +155,11 @@ fn faults_of_a_node_without_an_agent_are_found_by_name_and_gone_when_it_is_back(
     let forward = "sysctl -qw net.ipv4.ip_forward";
     ward.assert_found(&format!("{forward}=0"), &format!("{forward}=1"), &["agent", "ip-forward"]);
 
+    surroundings::that_nobody_mends(&ward);
+    // Its kernel stays as it is, whatever is done to the records of others.
+    ward.cluster.nodes[1].kill_agent();
+    records::faults(&ward);
+
     let pins = ward.patient().bpffs().join("v1");
     let (flows, away) = (pins.join("FLOWS"), pins.join("AWAY"));
     fs::rename(&flows, &away).unwrap();
@@ -298,11 +204,17 @@ fn faults_of_a_node_without_an_agent_are_found_by_name_and_gone_when_it_is_back(
         report.all
     );
 
-    ward.cluster.nodes[0].start_agent(&[]).unwrap();
+    ward.run("ip link set flannel.1 down");
+    let report = Report::of(ward.patient());
+    assert!(report.find("device")["evidence"].as_str().unwrap().contains("it is down"));
+
+    for node in &mut ward.cluster.nodes {
+        node.start_agent(&[]).unwrap();
+    }
     wait_for("all to be well again", Duration::from_secs(10), || {
         (Report::of(ward.patient()).status == 0).then_some(())
     })
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{error:#}: {:?}", Report::of(ward.patient()).wrong()));
 }
 
 #[test]

@@ -8,4 +8,7 @@
 mod bpftool;
 mod explain;
 mod faults;
+mod records;
+mod surroundings;
 mod trace;
+mod ward;

@@ -364,6 +364,7 @@ fn each_fault_is_found_by_its_name_and_nothing_else_is() {
             s.facts.kernel_alone = Some("no eBPF: there is no bpf_redirect_peer (Linux 5.10)".into());
         }),
         ("detached", "programs", Fault, |s| s.programs.as_mut().unwrap().hooks[1].2 = Attached::Missing),
+        // In the ring there is one build of the programs only, so this stands here alone.
         ("another version", "programs", Warning, |s| {
             s.programs.as_mut().unwrap().hooks[1].2 = Attached::Tag(99)
         }),

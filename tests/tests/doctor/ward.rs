@@ -1,0 +1,118 @@
+//! A cluster to be examined, and what the doctor says of it.
+
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Output, time::Duration};
+
+use loden_tests::{
+    cluster::{Cluster, Plan},
+    flannel::FlannelNode,
+    netns::Netns,
+    node::Node,
+    process::wait_for,
+    traffic::ping,
+};
+use serde_json::Value;
+
+/// What a report says, but for what is well.
+pub(crate) struct Report {
+    pub(crate) status: i32,
+    pub(crate) all: Vec<Value>,
+}
+
+impl Report {
+    pub(crate) fn of(node: &Node) -> Self {
+        let output = node.loden_output(&["doctor", "--json", "--timeout-ms=300"]).unwrap();
+        Self::read(&output)
+    }
+
+    /// What a command has printed.
+    pub(crate) fn read(output: &Output) -> Self {
+        let text = String::from_utf8_lossy(&output.stdout);
+        let all = serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr)));
+        Self { status: output.status.code().unwrap(), all }
+    }
+
+    pub(crate) fn wrong(&self) -> BTreeSet<&str> {
+        let wrong = self.all.iter().filter(|finding| finding["outcome"] != "ok");
+        wrong.map(|finding| finding["check"].as_str().unwrap()).collect()
+    }
+
+    pub(crate) fn find(&self, check: &str) -> &Value {
+        self.all.iter().find(|finding| finding["check"] == check && finding["outcome"] != "ok").unwrap()
+    }
+}
+
+/// Looks, and wants these findings and no others.
+pub(crate) fn assert_found(what: &str, node: &Node, expected: &[&str]) -> Report {
+    let report = Report::of(node);
+    let wrong: BTreeSet<&str> = report.wrong();
+    assert_eq!(wrong, expected.iter().copied().collect(), "{what}: {:#?}", report.all);
+    assert_eq!(report.status, i32::from(!expected.is_empty()), "{what}");
+    report
+}
+
+/// Two Loden nodes with a container each, and a flannel node.
+pub(crate) struct Ward {
+    pub(crate) cluster: Cluster,
+    pub(crate) flannel: FlannelNode,
+    _containers: Vec<loden_tests::container::Container>,
+}
+
+impl Ward {
+    pub(crate) fn open() -> Self {
+        let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+        let netns = Netns::create("flannel").unwrap();
+        let address = cluster.underlay().plug(&netns, 31).unwrap();
+        let flannel =
+            FlannelNode::create(netns, address, "10.5.231.0/24".parse().unwrap(), cluster.etcd()).unwrap();
+        for node in &cluster.nodes {
+            let status = node.status().unwrap();
+            let mac = status["device"]["mac"].as_str().unwrap();
+            flannel.add_peer(node.subnet_env().unwrap().subnet, node.address(), mac, false).unwrap();
+            wait_for("the route to the flannel node", Duration::from_secs(10), || {
+                node.has_route(flannel.subnet()).unwrap().then_some(())
+            })
+            .unwrap();
+        }
+        let containers = cluster.run_containers(1).unwrap();
+        ping(containers[0].netns(), containers[1].address(), 3).unwrap();
+        // The patient is examined more often than a host would bear: it answers one closed port a second.
+        for netns in [cluster.nodes[1].netns(), flannel.netns()] {
+            netns.exec("sysctl -qw net.ipv4.icmp_ratelimit=0").unwrap();
+        }
+        let node = &cluster.nodes[0];
+        wait_for("both peers in what an agent leaves behind", Duration::from_secs(10), || {
+            let text = fs::read_to_string(node.run_directory().join("facts.json")).ok()?;
+            let facts: Value = serde_json::from_str(&text).ok()?;
+            (facts["v4"]["overlay"]["peers"].as_object()?.len() == 2).then_some(())
+        })
+        .unwrap();
+        wait_for("the programs at the container's veth", Duration::from_secs(10), || {
+            let hooks: Vec<String> = links(node).iter().map(|path| path.display().to_string()).collect();
+            hooks.iter().any(|path| path.contains("to_pod")).then_some(())
+        })
+        .unwrap();
+        Self { cluster, flannel, _containers: containers }
+    }
+
+    pub(crate) fn patient(&self) -> &Node {
+        &self.cluster.nodes[0]
+    }
+
+    pub(crate) fn run(&self, line: &str) -> String {
+        self.patient().netns().exec(line).unwrap()
+    }
+
+    /// A fault that one command line makes and another one takes back.
+    pub(crate) fn assert_found(&self, make: &str, undo: &str, expected: &[&str]) -> Report {
+        self.run(make);
+        let report = assert_found(make, self.patient(), expected);
+        self.run(undo);
+        report
+    }
+}
+
+pub(crate) fn links(node: &Node) -> Vec<PathBuf> {
+    let entries = fs::read_dir(node.bpffs().join("v1/links")).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
