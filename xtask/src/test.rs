@@ -26,6 +26,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "all", conflicts_with = "ring",
         value_parser = PossibleValuesParser::new(["all"].into_iter().chain(kernels::names())))]
     kernels: Option<String>,
+    /// Of the core only what shows that each kernel takes the programs and that both gates let bulk TCP through them
+    #[arg(long, requires = "kernels")]
+    quick: bool,
     /// Only tests whose name contains this
     filter: Option<String>,
 }
@@ -90,7 +93,7 @@ struct Outcome {
 /// Where a test fails, a chosen ring has no test, or root is missing for one that needs it.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if let Some(chosen) = &options.kernels {
-        return on_kernels(chosen, options.filter.as_deref());
+        return on_kernels(chosen, options.quick, options.filter.as_deref());
     }
     let chosen = |ring: Ring| options.ring.is_empty() || options.ring.contains(&ring);
     let needs_root = Ring::value_variants().iter().any(|&ring| ring != Ring::Host && chosen(ring));
@@ -124,16 +127,24 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     report(&outcomes)
 }
 
-fn on_kernels(chosen: &str, filter: Option<&str>) -> Result<()> {
+fn on_kernels(chosen: &str, quick: bool, filter: Option<&str>) -> Result<()> {
     heading("building the agent, the programs and the tests");
-    // Optimised, unlike for the rings: the guests' emulated CPUs are slow. Of the targets only what the guests run.
-    let messages =
-        build::messages(&["build", "--release", "--workspace", "--bin", "loden", "--test", "cluster"])?;
+    // Of the targets only what the guests run.
+    let mut args = vec!["build", "--workspace", "--bin", "loden", "--test", "cluster", "--test", "programs"];
+    if !quick {
+        // Optimised, unlike for the rings: the guests' emulated CPUs are slow. For few tests it is not worth the build.
+        args.push("--release");
+    }
+    let messages = build::messages(&args)?;
     let agent = build::Agent::among(&messages)?;
     let suites = suites(&messages);
-    let cluster =
-        suites.iter().find(|suite| suite.ring == Ring::Cluster).context("the cluster ring is not built")?;
-    kernels::run(chosen, filter, &kernels::Programs { agent: &agent.binary, tests: &cluster.executable })
+    let suite = |name: &str| {
+        let found = suites.iter().find(|suite| suite.ring != Ring::Host && suite.name == name);
+        found.map(|suite| &*suite.executable).with_context(|| format!("the suite {name} is not built"))
+    };
+    let programs =
+        kernels::Programs { agent: &agent.binary, cluster: suite("cluster")?, programs: suite("programs")? };
+    kernels::run(chosen, quick, filter, &programs)
 }
 
 /// The test binaries among what cargo built.

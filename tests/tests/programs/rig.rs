@@ -125,7 +125,6 @@ impl Context {
     /// Length of `struct __sk_buff` in bytes, and where its fields stand (linux/bpf.h).
     const LEN: usize = 192;
     const MARK: usize = 8;
-    const INGRESS_IFINDEX: usize = 36;
     const IFINDEX: usize = 40;
     const GSO_SEGS: usize = 164;
     const GSO_SIZE: usize = 176;
@@ -134,7 +133,6 @@ impl Context {
         let mut bytes = [0; Self::LEN];
         let mut put = |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
         put(Self::MARK, self.mark);
-        put(Self::INGRESS_IFINDEX, self.ifindex);
         put(Self::IFINDEX, self.ifindex);
         put(Self::GSO_SIZE, self.gso_size);
         put(Self::GSO_SEGS, self.gso_segs.unwrap_or(u32::from(self.gso_size != 0) * 2));

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use loden_tests::netns::{output, run};
 
-use super::{Kernel, Programs};
+use super::{Kernel, Programs, Tests};
 
 /// Runs in the guest as its first process.
 const INIT: &str = include_str!("init.sh");
@@ -108,7 +108,12 @@ impl Image {
             image.copy(&path, &format!("usr/bin/{tool}"))?;
             libraries.extend(libraries_of(&path)?);
         }
-        for (path, name) in [(programs.agent, "loden/loden"), (programs.tests, "loden/cluster")] {
+        let binaries = [
+            (programs.agent, "loden/loden"),
+            (programs.cluster, "loden/cluster"),
+            (programs.programs, "loden/programs"),
+        ];
+        for (path, name) in binaries {
             let to = image.tree.join(name).display().to_string();
             // Debug information would be most of the image, which the guest keeps in its memory.
             run("strip", &["--strip-debug", "-o", &to, &path.display().to_string()])?;
@@ -132,7 +137,7 @@ impl Image {
     /// # Errors
     ///
     /// Where a module cannot be unpacked.
-    pub(super) fn write(&self, kernel: &Kernel, tests: &[&str], to: &Path) -> Result<()> {
+    pub(super) fn write(&self, kernel: &Kernel, tests: Tests<'_>, to: &Path) -> Result<()> {
         let modules = self.tree.join("modules");
         if modules.exists() {
             fs::remove_dir_all(&modules)?;
@@ -146,7 +151,9 @@ impl Image {
             order += &format!("{name} {}\n", module.display());
         }
         fs::write(modules.join("order"), order)?;
-        fs::write(self.tree.join("loden/tests"), tests.join("\n"))?;
+        for (suite, tests) in [("programs", tests.programs), ("cluster", tests.cluster)] {
+            fs::write(self.tree.join("loden").join(format!("{suite}.tests")), tests.join("\n"))?;
+        }
         let mut cpio = Command::new("cpio");
         cpio.args(["--create", "--format=newc", "--null", "--quiet", "--owner=0:0"])
             .current_dir(&self.tree)
