@@ -54,6 +54,12 @@ pub async fn run(config: &Config, keep_kernel: bool) -> Result<Vec<String>> {
             Err(error) => errors.push(format!("{}: {error}", path.display())),
         }
     }
+    if config.wireguard_key_file.exists() {
+        println!(
+            "{} stays: other nodes know this one by it, and an agent that comes back uses it; remove it where none will",
+            config.wireguard_key_file.display()
+        );
+    }
     if errors.is_empty() {
         State::remove(&config.run_dir)?;
     }

@@ -38,6 +38,8 @@ pub struct Config {
     pub renew_margin: Duration,
     /// Give the lease back when the agent is asked to stop.
     pub release_lease: bool,
+    /// Where this node's WireGuard key is kept.
+    pub wireguard_key_file: PathBuf,
     /// Masquerade packets that leave the overlay network.
     pub ip_masq: bool,
     /// Let masquerading choose source ports at random.
@@ -98,6 +100,7 @@ impl Config {
             lease_ttl,
             renew_margin: renew_margin(args.subnet_lease_renew_margin, lease_ttl, &mut warnings),
             release_lease: args.subnet_lease_release,
+            wireguard_key_file: args.wireguard_key_file,
             ip_masq: args.ip_masq,
             ip_masq_fully_random: !args.ip_masq_fully_random_disable,
             forward_rules: args.iptables_forward_rules,

@@ -21,6 +21,7 @@ use crate::{
     lease::LeaseKey,
     overlay::Desired,
     uplink::Uplink,
+    wireguard::PublicKey,
 };
 
 /// The node as it ought to be.
@@ -34,10 +35,13 @@ pub struct Facts {
     pub v6: Option<Half<V6>>,
     /// Why the lease of its subnets is lost, where it is.
     pub lost: Option<String>,
-    /// `vxlan`, `host-gw`; empty for alloc.
+    /// `vxlan`, `host-gw`, `wireguard`; empty for alloc.
     pub backend: String,
     /// The interface that carries the overlay.
     pub uplink: Uplink,
+    /// The WireGuard devices, where the backend has them.
+    #[serde(default)]
+    pub wireguard: Vec<Tunnel>,
     /// MTU of the pods, in bytes.
     pub pod_mtu: u32,
     /// What the programs are loaded with; `None` where the kernel alone carries the packets.
@@ -79,6 +83,23 @@ pub struct Device {
     pub vni: u32,
     /// UDP port.
     pub port: u16,
+}
+
+/// A WireGuard device as it ought to be. No secret is here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// Its name.
+    pub name: String,
+    /// Its interface index.
+    pub index: u32,
+    /// In bytes.
+    pub mtu: u32,
+    /// UDP port.
+    pub port: u16,
+    /// This node's key, as the lease says it.
+    pub public_key: PublicKey,
+    /// The peers' keys.
+    pub peers: BTreeSet<PublicKey>,
 }
 
 /// How etcd is reached. The password is not here.

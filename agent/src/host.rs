@@ -10,7 +10,6 @@ use crate::{
     kernel::{
         Address, AddressScope, Kernel, Link, LinkKind, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, Route, TABLE_MAIN,
     },
-    reconcile::Overlay,
     uplink::{self, Candidate, CandidateAddress, Families, Uplink, Ways},
 };
 
@@ -99,18 +98,23 @@ impl<F: Family> Default for Prefixes<F> {
 }
 
 impl<F: Family> Prefixes<F> {
+    /// Whether exactly this prefix is an address's or a route's.
+    pub(crate) fn has(&self, prefix: F::Net) -> bool {
+        self.others.contains(&prefix) || self.bridges.contains(&prefix)
+    }
+
     /// An address of this host that lies in a subnet.
     pub(crate) fn address_in(&self, subnet: F::Net) -> Option<F::Addr> {
         self.addresses.iter().find(|address| F::contains(subnet, **address)).copied()
     }
 }
 
-/// Reads the prefixes of this host.
-pub(crate) async fn prefixes<F: Family>(kernel: &Kernel, overlay: Option<&Overlay>) -> Result<Prefixes<F>> {
+/// Reads the prefixes of this host. `device`: the overlay's, 0 for none.
+pub(crate) async fn prefixes<F: Family>(kernel: &Kernel, device: u32) -> Result<Prefixes<F>> {
     let links = kernel.links().await?;
     let is_bridge =
         |index: u32| links.iter().any(|link: &Link| link.index == index && link.kind == LinkKind::Bridge);
-    let is_overlay = |index: u32| overlay.is_some_and(|overlay| overlay.device.index == index);
+    let is_overlay = |index: u32| device != 0 && device == index;
     let addresses = kernel.addresses_of::<F>().await?;
     let of_addresses =
         addresses.iter().filter_map(|a| Some((a.ifindex, F::trunc(F::net(a.address, a.prefix_len)?))));

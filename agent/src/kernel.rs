@@ -1,7 +1,7 @@
 //! The kernel's network objects over rtnetlink: links, addresses, routes, neighbours, FDB entries, and their
 //! events.
 //!
-//! The only module that uses rtnetlink and its packet types; nothing of them is visible outside. It reads
+//! The only module that uses rtnetlink, its packet types and those of generic netlink; nothing of them is visible outside. It reads
 //! and writes what it is told to; what ought to be there is decided in [`crate::overlay`]. A dump that the
 //! kernel marks as interrupted (something changed while it was read) is read again, so that a caller sees
 //! one state and not a mix of two. What has an address is of one family, IPv4 where none is named.
@@ -20,6 +20,7 @@ mod ruleset;
 pub mod sysctl;
 mod veth;
 mod vxlan;
+mod wireguard;
 
 use std::{
     io,
@@ -58,8 +59,9 @@ pub use self::{
     ruleset::RulesetEvents,
     veth::{POD_ROUTE_PROTOCOL, VethSpec, default_route, pod_route},
     vxlan::{DEFAULT_PORT, VxlanDevice, VxlanSpec, overhead},
+    wireguard::{WireguardDevice, WireguardSocket, WireguardSpec},
 };
-pub(crate) use self::{route::PROTOCOL_BOOT, vxlan::random_mac};
+pub(crate) use self::{route::PROTOCOL_BOOT, vxlan::random_mac, wireguard::is_wireguard};
 
 /// What all functions here return.
 pub type Result<T, E = KernelError> = std::result::Result<T, E>;
@@ -113,6 +115,18 @@ pub enum KernelError {
         /// What was asked, in words.
         what: String,
     },
+    /// An answer that is not understood. What it was is not said, as it may hold keys.
+    #[error("{what}: the kernel's answer is not understood")]
+    Unreadable {
+        /// What was asked, in words.
+        what: String,
+    },
+    /// The kernel has no WireGuard, or may not load it for us.
+    #[error(
+        "this kernel has no WireGuard, which the backend wireguard needs: it takes the module wireguard (`modprobe \
+         wireguard`; Linux 5.6 or newer, CONFIG_WIREGUARD); or choose another Backend.Type"
+    )]
+    NoWireguard,
     /// A link that ought to be there is not.
     #[error("there is no link {0}")]
     NoLink(String),

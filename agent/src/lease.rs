@@ -7,7 +7,7 @@ mod attrs;
 mod key;
 
 pub use self::{
-    attrs::{AttrsError, LeaseAttrs, VtepData},
+    attrs::{AttrsError, LeaseAttrs, VtepData, WireguardData},
     key::{KeyError, LeaseKey, subnets_in_flannels_eyes},
 };
 

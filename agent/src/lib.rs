@@ -12,6 +12,7 @@
 //! | [`family`] | IPv4 and IPv6, for what is one source for both |
 //! | [`kernel`] | the only user of rtnetlink: devices, routes, neighbours, FDB, and their events |
 //! | [`overlay`] | desired minus actual kernel state for all peers: pure |
+//! | [`wireguard`] | keys, peers and desired minus actual of the wireguard backend: pure |
 //! | [`firewall`] | forward and masquerade rules |
 //! | [`dataplane`] | the only user of aya: loads, pins, attaches, fills and reads maps |
 //! | [`endpoints`] | which local pod sits behind which veth: pure |
@@ -60,3 +61,4 @@ pub mod telemetry;
 pub mod trace;
 pub mod uplink;
 pub mod web;
+pub mod wireguard;

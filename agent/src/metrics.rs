@@ -25,7 +25,7 @@ use prometheus_client::{
 use self::process::Process;
 use crate::{
     control::{Asker, Request},
-    status::document::{Amount, Status, Traffic},
+    status::document::{Amount, Status, Traffic, WireguardPeer},
 };
 
 /// What `/metrics` answers with.
@@ -76,6 +76,7 @@ impl Collector for Document {
         self.node(&mut families)?;
         self.packets(&mut families)?;
         self.peers(&mut families)?;
+        self.wireguard(&mut families)?;
         self.endpoints(&mut families)?;
         self.etcd(&mut families)?;
         self.process.as_ref().map_or(Ok(()), |process| process.encode(&mut families))
@@ -151,6 +152,34 @@ impl Document {
         out.counter("loden_peer_packets", help, None, flows(&series, |amount| amount.packets))?;
         let help = "Bytes of the pods' IP packets to and from a peer";
         out.counter("loden_peer", help, Some(Unit::Bytes), flows(&series, |amount| amount.bytes))
+    }
+
+    fn wireguard(&self, out: &mut Families<'_>) -> fmt::Result {
+        let peers = self.status.peers.iter().take(self.max_each);
+        let peers = peers.filter_map(|peer| Some((peer, peer.wireguard.as_ref()?)));
+        let peers: Vec<(Labels, &WireguardPeer)> = peers
+            .map(|(peer, wireguard)| {
+                (vec![("subnet", peer.subnet.clone()), ("node", peer.public_ip.clone())], wireguard)
+            })
+            .collect();
+        if peers.is_empty() {
+            return Ok(());
+        }
+        let at = peers.iter().filter_map(|(labels, peer)| {
+            Some((labels.clone(), self.status.timestamp - peer.handshake_seconds?))
+        });
+        let help = "When the last handshake with a peer was completed; missing where none was";
+        let unit = Some(Unit::Seconds);
+        out.gauge("loden_wireguard_handshake_timestamp", help, unit, at.collect::<Vec<_>>())?;
+        let bytes = peers.iter().flat_map(|(labels, peer)| {
+            [("sent", peer.sent_bytes), ("received", peer.received_bytes)].map(|(direction, bytes)| {
+                let mut labels = labels.clone();
+                labels.push(("direction", direction.to_owned()));
+                (labels, bytes as f64)
+            })
+        });
+        let help = "Bytes to and from a peer as WireGuard's device counts them, encrypted";
+        out.counter("loden_wireguard_peer", help, Some(Unit::Bytes), bytes.collect::<Vec<_>>())
     }
 
     fn endpoints(&self, out: &mut Families<'_>) -> fmt::Result {
@@ -311,6 +340,22 @@ mod tests {
         has(r#"loden_endpoint_slow_packets_total{address="10.5.9.2",reason="pass_pod_gate"} 3.0"#);
         assert!(!text.contains("10.5.3.0/24"), "{text}");
         has("# EOF");
+    }
+
+    #[test]
+    fn wireguards_peers_have_handshakes_and_bytes() {
+        let mut status = status(2);
+        status.timestamp = 1000.0;
+        status.peers[0].wireguard =
+            Some(WireguardPeer { handshake_seconds: Some(60.0), sent_bytes: 5, ..WireguardPeer::default() });
+        status.peers[1].wireguard = Some(WireguardPeer::default());
+        let text = encode(status, None, 500).unwrap();
+        let has = |line: &str| assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+        has(r#"loden_wireguard_handshake_timestamp_seconds{subnet="10.5.0.0/24",node="192.0.2.0"} 940.0"#);
+        has(
+            r#"loden_wireguard_peer_bytes_total{subnet="10.5.0.0/24",node="192.0.2.0",direction="sent"} 5.0"#,
+        );
+        assert!(!text.contains(r#"handshake_timestamp_seconds{subnet="10.5.1.0/24""#), "{text}");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod backend;
 mod object;
 mod pool;
+mod wireguard;
 
 use thiserror::Error;
 
@@ -15,6 +16,7 @@ pub(crate) use self::object::{Object, ObjectError, excerpt, quoted};
 pub use self::{
     backend::{Backend, DEFAULT_PORT, DEFAULT_VNI, Vxlan},
     pool::Pool,
+    wireguard::{Mode, Wireguard},
 };
 use crate::{
     family::{Family, V4, V6},
@@ -97,7 +99,11 @@ impl NetworkConfig {
         }
         let v4 = if ipv4 { Some(Pool::read(object)?) } else { None };
         let v6 = if ipv6 { Some(Pool::read(object)?) } else { None };
-        Ok(Self { v4, v6, backend: Backend::read(object)? })
+        let config = Self { v4, v6, backend: Backend::read(object)? };
+        if let Backend::Wireguard(wireguard) = &config.backend {
+            wireguard.check(config.families())?;
+        }
+        Ok(config)
     }
 
     /// Which families there are.

@@ -51,6 +51,9 @@ pub struct Desired<F: Family = V4> {
     pub device: u32,
     /// The index of the uplink, by which direct peers are reached.
     pub uplink: u32,
+    /// The device takes the whole network by one route, and knows itself which peer a packet is for: WireGuard. Packets
+    /// to a subnet of nobody end there, and never leave in the clear by another route.
+    pub whole: bool,
     /// The peers by their subnets.
     pub peers: BTreeMap<F::Net, OverlayPeer<F>>,
 }

@@ -15,6 +15,7 @@ mod report;
 mod translations;
 mod underlay;
 mod wakers;
+mod wireguard;
 mod withdrawal;
 mod work;
 
@@ -34,7 +35,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::half::Half;
+pub use self::{half::Half, wireguard::Wireguard};
 use self::{
     half::Kept,
     path::{Path, load, open_path, settings},
@@ -85,6 +86,8 @@ pub struct Node {
     pub v4: Option<Half<V4>>,
     /// The IPv6 half, in a network that has IPv6.
     pub v6: Option<Half<V6>>,
+    /// The WireGuard devices, where the backend has them.
+    pub wireguard: Option<Wireguard>,
 }
 
 /// The VXLAN device.
@@ -98,7 +101,7 @@ pub struct Overlay {
 }
 
 impl Node {
-    /// Interface index of the VXLAN device with an IPv4 underlay; 0 where there is none.
+    /// Interface index of the device that carries IPv4; 0 where there is none.
     fn device(&self) -> u32 {
         self.v4.as_ref().map_or(0, Half::device)
     }
@@ -113,10 +116,20 @@ impl Node {
         self.v6.as_ref()?.overlay.as_ref()
     }
 
+    /// Names of the overlay's devices.
+    fn device_names(&self) -> impl Iterator<Item = &str> {
+        let overlays = self.overlay().into_iter().chain(self.overlay_v6());
+        let tunnels = self.wireguard.iter().flat_map(Wireguard::tunnels);
+        overlays
+            .map(|overlay| overlay.spec.name.as_str())
+            .chain(tunnels.map(|tunnel| tunnel.spec.name.as_str()))
+    }
+
     /// MTU of the pods, in bytes: what every family here can carry.
     fn pod_mtu(&self) -> u32 {
-        let devices = self.overlay().into_iter().chain(self.overlay_v6());
-        devices.map(|overlay| overlay.device.mtu).min().unwrap_or(self.uplink.mtu)
+        let overlays = self.overlay().into_iter().chain(self.overlay_v6()).map(|overlay| overlay.device.mtu);
+        let tunnels = self.wireguard.iter().flat_map(Wireguard::tunnels).map(|tunnel| tunnel.device.mtu);
+        overlays.chain(tunnels).min().unwrap_or(self.uplink.mtu)
     }
 
     /// The subnets that this node holds.
@@ -192,6 +205,9 @@ impl Reconciler {
         }
         if let Some(overlay) = node.overlay_v6() {
             state.device_v6 = Some(overlay.spec.name.clone());
+        }
+        if let Some(wireguard) = &node.wireguard {
+            (state.device, state.device_v6) = wireguard.device_names();
         }
         state.networks.extend(node.v4.as_ref().map(|v4| IpNet::from(v4.pool.network)));
         state.networks.extend(node.v6.as_ref().map(|v6| IpNet::from(v6.pool.network)));

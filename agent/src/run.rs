@@ -32,7 +32,7 @@ use crate::{
     lease::{LeaseAttrs, VtepData},
     metrics,
     network::{Backend, NetworkConfig, Vxlan},
-    reconcile::{Half, Node, Overlay, Reconciler},
+    reconcile::{Half, Node, Overlay, Reconciler, Wireguard},
     registry::{Claim, ClaimV6},
     service::{Heartbeat, ServiceManager},
     subnet_file, telemetry,
@@ -100,10 +100,26 @@ async fn start(
     let overlay = open_overlay::<V4>(&kernel, &network, &uplink, source.vtep_mac()).await?;
     let overlay_v6 = open_overlay::<V6>(&kernel, &network, &uplink, source.vtep_mac_v6()).await?;
 
-    let prefixes_v4 = prefixes::<V4>(&kernel, network.v4.is_some(), overlay.as_ref()).await?;
-    let prefixes_v6 = prefixes::<V6>(&kernel, network.v6.is_some(), overlay_v6.as_ref()).await?;
+    let wireguard = match &network.backend {
+        Backend::Wireguard(settings) => {
+            let key_file = &config.wireguard_key_file;
+            Some(Wireguard::open(&kernel, settings, &uplink, key_file, network.families()).await?)
+        }
+        Backend::Vxlan(_) | Backend::HostGw | Backend::Alloc => None,
+    };
+    let tunnel = wireguard.as_ref().and_then(Wireguard::device::<V4>);
+    let tunnel_v6 = wireguard.as_ref().and_then(Wireguard::device::<V6>);
+
+    let index = |overlay: Option<&Overlay>| overlay.map(|overlay| overlay.device.index);
+    let (device, device_v6) = (index(overlay.as_ref()).or(tunnel), index(overlay_v6.as_ref()).or(tunnel_v6));
+    let prefixes_v4 = prefixes::<V4>(&kernel, network.v4.is_some(), device).await?;
+    let prefixes_v6 = prefixes::<V6>(&kernel, network.v6.is_some(), device_v6).await?;
+    let attrs = attrs(&network.backend, &uplink, overlay.as_ref(), overlay_v6.as_ref());
     let claim = Claim {
-        attrs: attrs(&network.backend, &uplink, overlay.as_ref(), overlay_v6.as_ref()),
+        attrs: match &wireguard {
+            Some(wireguard) => wireguard.complete(attrs),
+            None => attrs,
+        },
         previous: previous(subnet_file::previous_subnet(&config.subnet_file)),
         occupied: prefixes_v4.others,
         bridges: prefixes_v4.bridges,
@@ -119,8 +135,9 @@ async fn start(
     let half_v4 = network.v4.zip(lease.key.subnet);
     let half_v6 = network.v6.zip(lease.key.subnet_v6);
     let node = Node {
-        v4: half_v4.map(|(pool, subnet)| Half { pool, subnet, overlay }),
-        v6: half_v6.map(|(pool, subnet)| Half { pool, subnet, overlay: overlay_v6 }),
+        v4: half_v4.map(|(pool, subnet)| Half { pool, subnet, overlay, tunnel }),
+        v6: half_v6.map(|(pool, subnet)| Half { pool, subnet, overlay: overlay_v6, tunnel: tunnel_v6 }),
+        wireguard,
         config,
         network,
         uplink,
@@ -278,7 +295,7 @@ async fn open_overlay<F: Family>(
             if F::BITS == V6::BITS { "v6" } else { "" },
             uplink.name,
         ),
-        Backend::HostGw | Backend::Alloc => Ok(None),
+        Backend::HostGw | Backend::Alloc | Backend::Wireguard(_) => Ok(None),
     }
 }
 
@@ -301,10 +318,6 @@ pub(crate) fn attrs(
 }
 
 /// This host's own prefixes of a family, where the network has it.
-async fn prefixes<F: Family>(
-    kernel: &Kernel,
-    wanted: bool,
-    overlay: Option<&Overlay>,
-) -> Result<Prefixes<F>> {
-    if wanted { host::prefixes(kernel, overlay).await } else { Ok(Prefixes::default()) }
+async fn prefixes<F: Family>(kernel: &Kernel, wanted: bool, device: Option<u32>) -> Result<Prefixes<F>> {
+    if wanted { host::prefixes(kernel, device.unwrap_or(0)).await } else { Ok(Prefixes::default()) }
 }

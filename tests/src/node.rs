@@ -156,6 +156,12 @@ impl Node {
         self.directory.join("subnet.env")
     }
 
+    /// Where its agent keeps its WireGuard key.
+    #[must_use]
+    pub fn wireguard_key_file(&self) -> PathBuf {
+        self.directory.join("wgkey")
+    }
+
     /// What its agents have logged so far.
     #[must_use]
     pub fn log(&self) -> String {
@@ -195,6 +201,7 @@ impl Node {
             .arg("agent")
             .args(self.agent_arguments())
             .args(args)
+            .env("WIREGUARD_KEY_FILE", self.wireguard_key_file())
             .envs(self.environment.iter().cloned())
             .stdin(File::open("/dev/null")?)
             .stdout(log.try_clone()?)

@@ -46,6 +46,7 @@ const CORE: Tests = Tests {
         "reachability::every_container",
         "reachability::without_the_programs",
         "leaving::cleanup",
+        "wireguard::",
     ],
 };
 

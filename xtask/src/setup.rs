@@ -52,6 +52,7 @@ const FOR_KERNELS: &[(&str, &str, &str)] = &[
     ("xz", "xz-utils", "unpacks kernel modules"),
     ("zstd", "zstd", "unpacks kernel modules"),
     ("strip", "binutils", "makes the programs in the guest small"),
+    ("wg", "wireguard-tools", "sets up a flannel-like WireGuard peer"),
 ];
 
 /// The protobuf definitions that protoc itself brings; without them the etcd client does not build.

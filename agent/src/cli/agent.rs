@@ -94,6 +94,11 @@ pub struct AgentArgs {
           help_heading = LODEN)]
     pub bpffs_dir: PathBuf,
 
+    /// File with this node's WireGuard key, for the backend wireguard; also taken from WIREGUARD_KEY_FILE
+    #[arg(long, value_name = "FILE", default_value = crate::wireguard::key_file::DEFAULT,
+          value_parser = flag_value::file, help_heading = LODEN)]
+    pub wireguard_key_file: PathBuf,
+
     /// Address and port to serve Prometheus metrics on
     #[arg(long, value_name = "IP:PORT", value_parser = flag_value::socket_address, help_heading = LODEN)]
     pub metrics_addr: Option<SocketAddr>,

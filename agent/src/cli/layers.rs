@@ -5,7 +5,8 @@
 //! 3. the flag's own variable: `FLANNELD_` and the name (`FLANNELD_ETCD_ENDPOINTS`) for flannel's flags,
 //!    `LODEN_` and the name for ours;
 //! 4. `FLANNEL_ETCD_ENDPOINTS` or `FLANNEL_ETCD` for `--etcd-endpoints`, `FLANNEL_ETCD_PREFIX` or
-//!    `FLANNEL_ETCD_KEY` for `--etcd-prefix`, from the same packaged file.
+//!    `FLANNEL_ETCD_KEY` for `--etcd-prefix`, from the same packaged file; flannel's `WIREGUARD_KEY_FILE` for
+//!    `--wireguard-key-file`.
 //!
 //! Empty variables are as good as unset ones. A repeatable flag is taken from one place, never joined.
 
@@ -15,12 +16,13 @@ use std::ffi::{OsStr, OsString};
 use super::agent::LODEN;
 use super::words::{self, Flags, Word};
 
-/// The packaged file's variables, the newer name of each first.
-const PACKAGED: [(&str, &str); 4] = [
+/// Variables without a prefix: the packaged file's, the newer name of each first, and flannel's for the key.
+const PACKAGED: [(&str, &str); 5] = [
     ("FLANNEL_ETCD_ENDPOINTS", "etcd-endpoints"),
     ("FLANNEL_ETCD", "etcd-endpoints"),
     ("FLANNEL_ETCD_PREFIX", "etcd-prefix"),
     ("FLANNEL_ETCD_KEY", "etcd-prefix"),
+    ("WIREGUARD_KEY_FILE", "wireguard-key-file"),
 ];
 
 /// The words of one place.

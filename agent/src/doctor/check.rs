@@ -7,6 +7,7 @@ mod peers;
 mod programs;
 #[cfg(test)]
 mod tests;
+mod wireguard;
 
 use super::{finding::Finding, snapshot::Snapshot};
 use crate::{
@@ -21,6 +22,7 @@ pub fn examine(snapshot: &Snapshot) -> Vec<Finding> {
     findings.extend(etcd::examine(snapshot));
     findings.extend(host::examine(snapshot));
     findings.extend(overlay::examine(snapshot));
+    findings.extend(wireguard::examine(snapshot));
     findings.extend(programs::examine(snapshot));
     findings.extend(peers::examine(snapshot));
     findings

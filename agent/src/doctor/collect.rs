@@ -15,10 +15,10 @@ use super::{
 use crate::{
     control::{self, Request},
     dataplane::{Hook, Pins, Program, Settings, Trial},
-    facts::{self, Facts, Source},
+    facts::{self, Facts, Source, Tunnel},
     family::{Family, V4},
     firewall,
-    kernel::{Kernel, Link, LinkKind, offload, sysctl},
+    kernel::{Kernel, Link, LinkKind, WireguardSocket, offload, sysctl},
     overlay::OverlayPeer,
 };
 
@@ -35,6 +35,11 @@ pub(super) async fn collect(args: &DoctorArgs) -> Result<Snapshot> {
     };
     let kernel = Kernel::connect()?;
     let links = kernel.links().await?;
+    let tunnel = |tunnel: &Tunnel| {
+        let device = WireguardSocket::open().and_then(|socket| socket.device(tunnel.index));
+        device.map_err(|error| format!("{}: {error}", tunnel.name))
+    };
+    let wireguard = facts.wireguard.iter().map(tunnel).collect();
     let v4 = half(&kernel, facts.v4.as_ref()).await?;
     let v6 = half(&kernel, facts.v6.as_ref()).await?;
     let probes = if args.no_probes {
@@ -62,6 +67,7 @@ pub(super) async fn collect(args: &DoctorArgs) -> Result<Snapshot> {
         links,
         v4,
         v6,
+        wireguard,
         facts,
     })
 }
@@ -104,6 +110,7 @@ fn sysctls(facts: &Facts) -> BTreeMap<String, Option<String>> {
     names.extend(["all", &facts.uplink.name].map(rp_filter));
     let device = facts.v4.as_ref().and_then(|half| half.device.as_ref());
     names.extend(device.map(|device| rp_filter(&device.name)));
+    names.extend(facts.wireguard.iter().map(|tunnel| rp_filter(&tunnel.name)));
     names.into_iter().map(|name| (name.clone(), sysctl::get(&name).ok())).collect()
 }
 
@@ -116,13 +123,14 @@ fn targets<F: Family>(facts: &Facts, half: Option<&Half<F>>) -> Vec<Target> {
         let path = half.ways.get(&peer.vtep).and_then(|way| way.as_ref().ok()).and_then(|way| way.mtu);
         let underlay = path.unwrap_or(u32::MAX).min(facts.uplink.mtu);
         let size = |bytes: u32| u16::try_from(bytes).unwrap_or(u16::MAX);
-        let device = half.facts.device.as_ref();
+        let tunnel = facts.wireguard.first().map(|tunnel| tunnel.mtu);
+        let mtu = half.facts.device.as_ref().map(|device| device.mtu).or(tunnel);
         Target {
             subnet: peer.subnet.into(),
             vtep: peer.vtep.into(),
             underlay_mtu: size(underlay),
-            // The base of the subnet is the address of the peer's VXLAN device.
-            overlay: device.map(|device| (F::base(peer.subnet).into(), size(device.mtu))),
+            // The base of the subnet is the address of the peer's device.
+            overlay: mtu.map(|mtu| (F::base(peer.subnet).into(), size(mtu))),
         }
     };
     desired.peers.values().map(target).collect()

@@ -11,6 +11,7 @@ use crate::{
     kernel::{Address, Link, Route, RouteTo},
     lease::Lease,
     overlay::Actual,
+    wireguard,
 };
 
 /// A node at one moment. What could not be read holds the reason.
@@ -27,6 +28,8 @@ pub struct Snapshot {
     pub v4: Option<Half<V4>>,
     /// What there is of IPv6, in a network that has IPv6.
     pub v6: Option<Half<V6>>,
+    /// What the WireGuard devices have, in the order of the facts.
+    pub wireguard: Vec<Result<wireguard::Actual, String>>,
     /// Kernel parameters by name; `None` where the kernel does not have one.
     pub sysctls: BTreeMap<String, Option<String>>,
     /// Whether the uplink's driver aggregates what it receives (GRO).

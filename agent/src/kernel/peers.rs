@@ -11,7 +11,7 @@ use rtnetlink::packet_route::{
 };
 
 use super::{
-    FdbOf, How, Kernel, KernelError, LinkKind, Result, Route,
+    FdbOf, How, Kernel, KernelError, LinkKind, Result, Route, is_wireguard,
     neighbour::{fdb_message, neighbour_message},
     route::{PROTOCOL_BOOT, route_message},
 };
@@ -106,7 +106,7 @@ impl Kernel {
         }
     }
 
-    /// Removes the VXLAN devices of these names and the routes into these networks that carry Loden's protocol
+    /// Removes the overlay's devices of these names and the routes into these networks that carry Loden's protocol
     /// number, and nothing else; goes on after a failure.
     pub async fn remove_overlay(
         &self,
@@ -117,7 +117,7 @@ impl Kernel {
         self.remove_own_routes::<V4>(networks, &mut removed).await;
         self.remove_own_routes::<V6>(networks, &mut removed).await;
         for device in devices {
-            match self.delete_vxlan(device).await {
+            match self.delete_overlay_device(device).await {
                 Ok(true) => removed.done.push(format!("link {device}")),
                 Ok(false) => {}
                 Err(error) => removed.errors.push(error),
@@ -166,7 +166,7 @@ impl Kernel {
         Ok(own.len())
     }
 
-    /// Whether the device is a VXLAN device, up, with exactly the address that it should have of the network:
+    /// Whether the device is one of an overlay, up, with exactly the address that it should have of the network:
     /// the cheap question before [`Self::set_overlay_address`].
     ///
     /// # Errors
@@ -184,7 +184,8 @@ impl Kernel {
             addresses.iter().filter(|it| it.ifindex == device && F::contains(network, it.address));
         let only =
             of_network.next().is_some_and(|it| it.address == F::base(subnet) && it.prefix_len == F::BITS);
-        Ok(matches!(link.kind, LinkKind::Vxlan(_)) && link.up && only && of_network.next().is_none())
+        let of_overlay = matches!(link.kind, LinkKind::Vxlan(_)) || is_wireguard(&link);
+        Ok(of_overlay && link.up && only && of_network.next().is_none())
     }
 }
 

@@ -14,7 +14,7 @@ use rtnetlink::packet_route::{RouteNetlinkMessage, link::InfoVxlan};
 pub(crate) use self::attributes::random_mac;
 use self::attributes::{creation, difference, learning, vxlan_info, wanted_port};
 use super::{
-    How, Kernel, KernelError, Link, LinkKind, Result, VxlanAttrs,
+    How, Kernel, KernelError, Link, LinkKind, Result, VxlanAttrs, is_wireguard,
     link::{check_name, for_index},
     mac_text,
     sysctl::{self, SysctlError},
@@ -218,16 +218,16 @@ impl Kernel {
         }
     }
 
-    /// Deletes the VXLAN device of this name, and with it its addresses, routes, neighbours and FDB. Says
-    /// whether there was one; a link of another kind is left alone.
+    /// Deletes the VXLAN or WireGuard device of this name, and with it its addresses, routes, neighbours, FDB and peers.
+    /// Says whether there was one; a link of another kind is left alone.
     ///
     /// # Errors
     ///
     /// As the kernel says.
-    pub async fn delete_vxlan(&self, name: &str) -> Result<bool> {
+    pub async fn delete_overlay_device(&self, name: &str) -> Result<bool> {
         match self.link_by_name(name).await? {
-            Some(Link { index, kind: LinkKind::Vxlan(_), .. }) => {
-                self.delete_link(index).await?;
+            Some(link) if matches!(link.kind, LinkKind::Vxlan(_)) || is_wireguard(&link) => {
+                self.delete_link(link.index).await?;
                 Ok(true)
             }
             _ => Ok(false),

@@ -12,6 +12,7 @@ use thiserror::Error;
 use crate::{
     family::{Family, V6},
     network::{DEFAULT_VNI, Object, ObjectError, excerpt, quoted},
+    wireguard::PublicKey,
 };
 
 /// Where a node is and how to reach it. It has a public address of one family at least.
@@ -42,6 +43,15 @@ pub struct VtepData {
     pub vni: u32,
     /// The VTEP's MAC address: inner destination of what is sent to the node.
     pub vtep_mac: [u8; 6],
+}
+
+/// `BackendData` of the wireguard backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireguardData {
+    /// The node's key.
+    pub public_key: PublicKey,
+    /// UDP port of the node's device; `None` in leases of old flannels.
+    pub port: Option<u16>,
 }
 
 /// What is wrong with a lease's value.
@@ -93,6 +103,14 @@ impl LeaseAttrs {
     pub fn with_v6(self, public_ipv6: Ipv6Addr, vtep: Option<VtepData>) -> Self {
         let backend_v6_data = vtep.map(VtepData::to_value);
         Self { public_ipv6: Some(public_ipv6), backend_v6_data, ..self }
+    }
+
+    /// The same with key and port of the wireguard backend, in the halves that have an address.
+    #[must_use]
+    pub fn with_wireguard(self, v4: WireguardData, v6: WireguardData) -> Self {
+        let backend_data = self.public_ip.map(|_| v4.to_value());
+        let backend_v6_data = self.public_ipv6.map(|_| v6.to_value());
+        Self { backend_data, backend_v6_data, ..self }
     }
 
     /// What tells the node from others: its public address, IPv4 where it has one.
@@ -174,15 +192,59 @@ impl LeaseAttrs {
         if F::BITS == V6::BITS { self.vtep_v6() } else { self.vtep() }
     }
 
+    /// Key and port of a family of a wireguard lease.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::vtep`].
+    pub fn wireguard<F: Family>(&self) -> Result<WireguardData, AttrsError> {
+        let (key, path, data) = if F::BITS == V6::BITS {
+            ("BackendV6Data", "BackendV6Data.", self.backend_v6_data.as_ref())
+        } else {
+            ("BackendData", "BackendData.", self.backend_data.as_ref())
+        };
+        WireguardData::read(path, &self.data_of("wireguard", key, path, data)?)
+    }
+
     fn vtep_of(&self, key: &str, path: &'static str, data: Option<&Value>) -> Result<VtepData, AttrsError> {
-        if self.backend_type != "vxlan" {
-            return Err(AttrsError(format!("BackendType is {}, not \"vxlan\"", quoted(&self.backend_type))));
+        VtepData::read(path, &self.data_of("vxlan", key, path, data)?)
+    }
+
+    fn data_of(
+        &self,
+        backend_type: &str,
+        key: &str,
+        path: &'static str,
+        data: Option<&Value>,
+    ) -> Result<Object, AttrsError> {
+        if self.backend_type != backend_type {
+            let found = quoted(&self.backend_type);
+            return Err(AttrsError(format!("BackendType is {found}, not {backend_type:?}")));
         }
         match data {
-            Some(Value::Object(data)) => VtepData::read(path, &Object::new(path, data.clone())),
+            Some(Value::Object(data)) => Ok(Object::new(path, data.clone())),
             Some(other) => Err(AttrsError(format!("{key} must be an object, not {}", excerpt(other)))),
             None => Err(AttrsError(format!("{key} is missing"))),
         }
+    }
+}
+
+impl WireguardData {
+    fn to_value(self) -> Value {
+        match self.port {
+            Some(port) => json!({ "PublicKey": self.public_key.to_string(), "Port": port }),
+            None => json!({ "PublicKey": self.public_key.to_string() }),
+        }
+    }
+
+    fn read(path: &str, object: &Object) -> Result<Self, AttrsError> {
+        let port = object.unsigned("Port", u16::MAX.into())?.and_then(|port| u16::try_from(port).ok());
+        let text =
+            object.string("PublicKey")?.ok_or_else(|| AttrsError(format!("{path}PublicKey is missing")))?;
+        let public_key = text
+            .parse()
+            .map_err(|error| AttrsError(format!("{path}PublicKey {} is {error}", quoted(text))))?;
+        Ok(Self { public_key, port: port.filter(|port| *port != 0) })
     }
 }
 
@@ -270,6 +332,35 @@ mod tests {
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#
         );
         assert_eq!(LeaseAttrs::alloc(ip()).to_json(), r#"{"PublicIP":"192.168.64.3","PublicIPv6":null}"#);
+    }
+
+    /// As flannel v0.28 writes them: single stack, and dual stack, where both devices have one key.
+    const WIREGUARD: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=","Port":51820}}"#;
+    const WIREGUARD_DUAL: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"wireguard","BackendData":{"PublicKey":"hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=","Port":51820},"BackendV6Data":{"PublicKey":"hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=","Port":51821}}"#;
+
+    #[test]
+    fn wireguards_are_byte_equal_to_flannels_and_read_again() {
+        let public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=".parse().unwrap();
+        let data = |port| WireguardData { public_key, port: Some(port) };
+        let single = LeaseAttrs::of_type("wireguard").with_v4(ip(), None);
+        let dual = single.clone().with_v6("fd00::3".parse().unwrap(), None);
+        assert_eq!(single.with_wireguard(data(51820), data(51821)).to_json(), WIREGUARD);
+        assert_eq!(dual.with_wireguard(data(51820), data(51821)).to_json(), WIREGUARD_DUAL);
+        let read = LeaseAttrs::parse(WIREGUARD_DUAL.as_bytes()).unwrap();
+        assert_eq!((read.wireguard::<V4>(), read.wireguard::<V6>()), (Ok(data(51820)), Ok(data(51821))));
+        assert!(read.vtep().unwrap_err().to_string().contains(r#"BackendType is "wireguard", not "vxlan""#));
+    }
+
+    #[test]
+    fn a_wireguard_lease_of_an_old_flannel_has_no_port() {
+        let json = r#"{"PublicIP":"192.168.64.3","BackendType":"wireguard","BackendData":{"PublicKey":"hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="}}"#;
+        assert_eq!(LeaseAttrs::parse(json.as_bytes()).unwrap().wireguard::<V4>().unwrap().port, None);
+        let json = json.replace("hSDw", "hS");
+        let error = LeaseAttrs::parse(json.as_bytes()).unwrap().wireguard::<V4>().unwrap_err().to_string();
+        assert!(
+            error.contains("BackendData.PublicKey \"hSCYk") && error.contains("is not 32 bytes"),
+            "{error}"
+        );
     }
 
     #[test]

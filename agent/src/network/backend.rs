@@ -1,6 +1,6 @@
 //! The `Backend` object of the network config.
 
-use super::{ConfigError, Object, quoted};
+use super::{ConfigError, Object, Wireguard, quoted};
 
 /// The VNI that flannel takes where none is given.
 pub const DEFAULT_VNI: u32 = 1;
@@ -8,8 +8,10 @@ pub const DEFAULT_VNI: u32 = 1;
 pub const DEFAULT_PORT: u16 = 8472;
 /// VNIs have 24 bits (RFC 7348, section 5).
 const MAX_VNI: u64 = (1 << 24) - 1;
-/// IPv4's least MTU (68, RFC 791) under 50 bytes of outer headers.
-const MIN_MTU: u16 = 118;
+/// What VXLAN over IPv4 takes of the underlay's MTU, in bytes.
+const OVERHEAD: u16 = 50;
+/// IPv4's least MTU, in bytes (RFC 791).
+const MIN_MTU: u16 = 68;
 
 /// How packets travel between nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub enum Backend {
     HostGw,
     /// Only leases: somebody else routes.
     Alloc,
+    /// Encrypted, by the kernel's WireGuard.
+    Wireguard(Wireguard),
 }
 
 /// Settings of the vxlan backend.
@@ -54,6 +58,7 @@ impl Backend {
             Self::Vxlan(_) => "vxlan",
             Self::HostGw => "host-gw",
             Self::Alloc => "",
+            Self::Wireguard(_) => "wireguard",
         }
     }
 
@@ -65,8 +70,9 @@ impl Backend {
             "vxlan" => Vxlan::read(&object).map(Self::Vxlan),
             "host-gw" => Ok(Self::HostGw),
             "alloc" => Ok(Self::Alloc),
+            "wireguard" => Wireguard::read(&object).map(Self::Wireguard),
             other => Err(ConfigError(format!(
-                r#"Backend.Type {} is not supported: use "vxlan", "host-gw" or "alloc", or leave Backend out for vxlan"#,
+                r#"Backend.Type {} is not supported: use "vxlan", "host-gw", "wireguard" or "alloc", or leave Backend out for vxlan"#,
                 quoted(other)
             ))),
         }
@@ -79,7 +85,7 @@ impl Vxlan {
         Ok(Self {
             vni: vni.unwrap_or(DEFAULT_VNI),
             port: short(object, "Port")?.unwrap_or(DEFAULT_PORT),
-            mtu: mtu(object)?,
+            mtu: mtu(object, OVERHEAD)?,
             direct_routing: object.bool("DirectRouting")?.unwrap_or(false),
             gbp: object.bool("GBP")?.unwrap_or(false),
             learning: object.bool("Learning")?.unwrap_or(false),
@@ -88,16 +94,18 @@ impl Vxlan {
 }
 
 /// A number of 16 bits; zero means not set, as in Go.
-fn short(object: &Object, key: &'static str) -> Result<Option<u16>, ConfigError> {
+pub(super) fn short(object: &Object, key: &'static str) -> Result<Option<u16>, ConfigError> {
     let number = object.unsigned(key, u16::MAX.into())?;
     Ok(number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0))
 }
 
-fn mtu(object: &Object) -> Result<Option<u16>, ConfigError> {
+/// The underlay's MTU, of which a backend takes `overhead` bytes.
+pub(super) fn mtu(object: &Object, overhead: u16) -> Result<Option<u16>, ConfigError> {
     let mtu = short(object, "MTU")?;
+    let least = MIN_MTU + overhead;
     match mtu {
-        Some(mtu) if mtu < MIN_MTU => Err(ConfigError(format!(
-            "Backend.MTU {mtu} is too small: it is the underlay's MTU, {MIN_MTU} at least, 50 more than the containers get"
+        Some(mtu) if mtu < least => Err(ConfigError(format!(
+            "Backend.MTU {mtu} is too small: it is the underlay's MTU, {least} at least, {overhead} more than the containers get"
         ))),
         mtu => Ok(mtu),
     }
@@ -130,7 +138,7 @@ mod tests {
         for (backend, says) in [
             (r#""vxlan""#, r#"Backend must be an object, not "vxlan""#),
             (r"{}", r#"Backend.Type "" is not supported"#),
-            (r#"{"Type":"wireguard"}"#, r#"Backend.Type "wireguard" is not supported: use "vxlan""#),
+            (r#"{"Type":"udp"}"#, r#"Backend.Type "udp" is not supported: use "vxlan""#),
             (
                 r#"{"Type":"vxlan","VNI":16777216}"#,
                 "Backend.VNI must be a whole number of 0 to 16777215, not 16777216",

@@ -90,14 +90,18 @@ impl Object {
 /// The longest that a value is shown in an error, in characters.
 const SHOWN: usize = 60;
 
-/// A value for an error: on one line, and not for ever.
+/// A value for an error: on one line, and not for ever. What is inside of a list or an object is not shown, as it
+/// may be a secret.
 pub(crate) fn excerpt(value: &Value) -> String {
-    if let Value::String(text) = value {
-        return quoted(text);
+    match value {
+        Value::String(text) => return quoted(text),
+        Value::Array(_) => return "a list".to_owned(),
+        Value::Object(_) => return "an object".to_owned(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
     let text = value.to_string();
-    let mut shown: String = text.chars().take(SHOWN).flat_map(printable).collect();
-    if text.chars().nth(SHOWN).is_some() {
+    let mut shown: String = text.chars().take(SHOWN).collect();
+    if text.len() > SHOWN {
         shown.push('…');
     }
     shown
@@ -109,10 +113,4 @@ pub(crate) fn quoted(text: &str) -> String {
         Some((end, _)) => format!("{:?}…", &text[..end]),
         None => format!("{text:?}"),
     }
-}
-
-/// JSON leaves DEL and the C1 controls as they are.
-fn printable(c: char) -> impl Iterator<Item = char> {
-    let (escaped, plain) = if c.is_control() { (Some(c.escape_default()), None) } else { (None, Some(c)) };
-    escaped.into_iter().flatten().chain(plain)
 }

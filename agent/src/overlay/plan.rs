@@ -55,10 +55,13 @@ pub(super) fn target<F: Family>(desired: &Desired<F>) -> Target<F> {
     let mut target = Target { fdb, neighbours, routes, refused };
     let mut mac_of: BTreeMap<[u8; 6], &OverlayPeer<F>> = BTreeMap::new();
     let mut base_of: BTreeMap<F::Addr, F::Net> = BTreeMap::new();
+    if desired.whole {
+        target.routes.insert(F::trunc(desired.network), network_route(desired));
+    }
     for peer in desired.peers.values() {
         let base = F::base(peer.subnet);
         let refusal = unusable(desired, peer).or_else(|| {
-            if peer.direct {
+            if peer.direct || desired.whole {
                 return None;
             }
             if let Some(other) = mac_of.get(&peer.vtep_mac).filter(|other| other.vtep != peer.vtep) {
@@ -68,6 +71,9 @@ pub(super) fn target<F: Family>(desired: &Desired<F>) -> Target<F> {
         });
         if let Some(refusal) = refusal {
             target.refused.push((*peer, refusal));
+            continue;
+        }
+        if desired.whole {
             continue;
         }
         target.routes.insert(F::trunc(peer.subnet), route(desired, peer));
@@ -89,7 +95,7 @@ fn unusable<F: Family>(desired: &Desired<F>, peer: &OverlayPeer<F>) -> Option<Re
         Some(Refusal::OverlapsOwn)
     } else if !F::is_host(*vtep) {
         Some(Refusal::BadVtep)
-    } else if !direct && (vtep_mac[0] & 1 == 1 || *vtep_mac == [0; 6]) {
+    } else if !direct && !desired.whole && (vtep_mac[0] & 1 == 1 || *vtep_mac == [0; 6]) {
         Some(Refusal::BadMac)
     } else {
         None
@@ -103,6 +109,23 @@ fn route<F: Family>(desired: &Desired<F>, peer: &OverlayPeer<F>) -> Route<F> {
         gateway: Some(if peer.direct { peer.vtep } else { base }),
         ifindex: Some(if peer.direct { desired.uplink } else { desired.device }),
         onlink: !peer.direct,
+        protocol: ROUTE_PROTOCOL,
+        table: TABLE_MAIN,
+        metric: default_metric::<F>(),
+        source: None,
+        multipath: false,
+        kind: RouteKind::Unicast,
+        tos: 0,
+    }
+}
+
+/// As flannel's: the device has no next hops.
+fn network_route<F: Family>(desired: &Desired<F>) -> Route<F> {
+    Route {
+        dst: F::trunc(desired.network),
+        gateway: None,
+        ifindex: Some(desired.device),
+        onlink: false,
         protocol: ROUTE_PROTOCOL,
         table: TABLE_MAIN,
         metric: default_metric::<F>(),
@@ -149,9 +172,12 @@ pub(super) fn own_route<F: Family>(desired: &Desired<F>, route: &Route<F>) -> bo
     if route.ifindex != Some(desired.device) {
         return route.protocol == ROUTE_PROTOCOL && F::covers(desired.network, route.dst);
     }
-    let flannels =
-        route.protocol == PROTOCOL_BOOT && route.onlink && route.gateway == Some(F::base(route.dst));
-    route.protocol == ROUTE_PROTOCOL || flannels
+    let flannels = if desired.whole {
+        route.gateway.is_none() && route.dst == F::trunc(desired.network)
+    } else {
+        route.onlink && route.gateway == Some(F::base(route.dst))
+    };
+    route.protocol == ROUTE_PROTOCOL || route.protocol == PROTOCOL_BOOT && flannels
 }
 
 pub(super) fn own_neighbour<F: Family>(

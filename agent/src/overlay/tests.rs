@@ -140,6 +140,7 @@ fn desired<F: World>(peers: impl IntoIterator<Item = OverlayPeer<F>>) -> Desired
         own: F::subnet(5, 1, 24),
         device: DEVICE,
         uplink: UPLINK,
+        whole: false,
         peers: peers.into_iter().map(|peer| (peer.subnet, peer)).collect(),
     }
 }

@@ -176,7 +176,8 @@ impl Reconciler {
             .collect();
         let find = |index: u32| links.iter().find(move |link| link.index == index);
         let uplink = find(self.node.uplink.ifindex);
-        let device = find(self.node.device());
+        // A WireGuard device has packets without an Ethernet header, and peers that the programs do not know.
+        let device = self.node.overlay().and_then(|overlay| find(overlay.device.index));
         // What comes back from a peer may come where its way begins.
         let ways: BTreeSet<u32> = self.ways.values().flatten().map(|way| way.uplink).collect();
         let is_wire = |link: &&Link| link.index == self.node.uplink.ifindex || ways.contains(&link.index);

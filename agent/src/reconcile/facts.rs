@@ -1,6 +1,6 @@
 //! What this node ought to be, for those who compare it with what is.
 
-use super::{Path, Reconciler, half::Side};
+use super::{Path, Reconciler, Wireguard, half::Side};
 use crate::{
     facts::{self, Facts},
     registry::Own,
@@ -21,6 +21,7 @@ impl Reconciler {
             },
             backend: node.network.backend.lease_type().to_owned(),
             uplink: node.uplink.clone(),
+            wireguard: node.wireguard.as_ref().map(Wireguard::facts).unwrap_or_default(),
             pod_mtu: node.pod_mtu(),
             programs: match &self.path {
                 Path::Ebpf(dataplane) => Some(dataplane.settings().clone()),

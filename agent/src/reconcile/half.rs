@@ -27,12 +27,14 @@ pub struct Half<F: Family> {
     pub subnet: F::Net,
     /// The VXLAN device whose underlay is of this family, where the backend has one.
     pub overlay: Option<Overlay>,
+    /// Interface index of the WireGuard device that carries this family, where the backend has one.
+    pub tunnel: Option<u32>,
 }
 
 impl<F: Family> Half<F> {
-    /// Interface index of the VXLAN device; 0 where there is none.
+    /// Interface index of the device that carries the family; 0 where there is none.
     pub(super) fn device(&self) -> u32 {
-        self.overlay.as_ref().map_or(0, |overlay| overlay.device.index)
+        self.overlay.as_ref().map(|overlay| overlay.device.index).or(self.tunnel).unwrap_or(0)
     }
 }
 
@@ -132,7 +134,7 @@ impl Reconciler {
 
     /// The VXLAN device and its address, where the backend has one.
     pub(super) async fn device<F: Side>(&mut self) -> Result<bool> {
-        let Some(Half { pool, subnet, overlay: Some(overlay) }) = F::half_mut(&mut self.node) else {
+        let Some(Half { pool, subnet, overlay: Some(overlay), .. }) = F::half_mut(&mut self.node) else {
             return Ok(false);
         };
         let spec = VxlanSpec { mac: Some(overlay.device.mac), ..overlay.spec.clone() };
@@ -191,7 +193,8 @@ impl Reconciler {
                 Err(error) => drop(refused.insert(format!("peer {subnet} is left out: {error:#}"))),
             }
         }
-        Some(Desired { network, own, device, uplink: self.node.uplink.ifindex, peers })
+        let (uplink, whole) = (self.node.uplink.ifindex, self.node.wireguard.is_some());
+        Some(Desired { network, own, device, uplink, whole, peers })
     }
 
     /// Makes the kernel's part of the overlay so; says whether anything had to be done.

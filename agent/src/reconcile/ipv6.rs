@@ -41,6 +41,10 @@ impl Reconciler {
 
     /// The peers' IPv6 halves, in the kernel.
     pub(super) async fn peers_v6(&mut self, cluster: &Cluster, work: Work) -> Result<bool> {
+        if self.node.wireguard.is_some() {
+            // Its peers have both halves.
+            return Ok(false);
+        }
         let mut refused = BTreeSet::new();
         let peer = async |this: &mut Self, lease: &Lease, subnet| this.peer_v6(lease, subnet).await;
         let Some(desired) = self.desired(cluster, peer, &mut refused).await else { return Ok(false) };

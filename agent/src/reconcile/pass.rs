@@ -31,6 +31,7 @@ impl Reconciler {
         let work = if another_subnet { Work::Everything } else { work };
         if work == Work::Everything {
             changed |= self.step(Work::Everything, "uplink", Self::follow_uplink).await;
+            changed |= self.substep(Work::Everything, "WireGuard", Self::wireguard_devices).await;
             changed |= self.substep(Work::Everything, "IPv4", Self::node_v4).await;
             changed |= self.substep(Work::Everything, "IPv6", Self::node_v6).await;
             changed |= self.substep(Work::Everything, "withdrawal", Self::withdraw::<V4>).await;
@@ -183,6 +184,9 @@ impl Reconciler {
         );
         self.follow_spec::<V4>(&uplink)?;
         self.follow_spec::<V6>(&uplink)?;
+        if let Some(wireguard) = &mut self.node.wireguard {
+            wireguard.follow(&uplink, self.node.network.families())?;
+        }
         let addresses = |uplink: &Uplink| (uplink.public_ip, uplink.public_ipv6);
         let new_address = addresses(&uplink) != addresses(&self.node.uplink);
         self.node.uplink = uplink;
@@ -222,11 +226,11 @@ impl Reconciler {
 
     async fn tell_of_prefixes(&mut self) -> Result<()> {
         let v4 = match &self.node.v4 {
-            Some(v4) => host::prefixes(&self.kernel, v4.overlay.as_ref()).await?,
+            Some(v4) => host::prefixes(&self.kernel, v4.device()).await?,
             None => host::Prefixes::default(),
         };
         let v6 = match &self.node.v6 {
-            Some(v6) => host::prefixes(&self.kernel, v6.overlay.as_ref()).await?,
+            Some(v6) => host::prefixes(&self.kernel, v6.device()).await?,
             None => host::Prefixes::default(),
         };
         if v4 != self.v4.prefixes || v6 != self.v6.prefixes {
@@ -241,7 +245,11 @@ impl Reconciler {
     pub(super) fn publish(&self) {
         let node = &self.node;
         let backend = &node.network.backend;
-        self.keeper.set_attrs(run::attrs(backend, &node.uplink, node.overlay(), node.overlay_v6()));
+        let attrs = run::attrs(backend, &node.uplink, node.overlay(), node.overlay_v6());
+        self.keeper.set_attrs(match &node.wireguard {
+            Some(wireguard) => wireguard.complete(attrs),
+            None => attrs,
+        });
     }
 
     /// Loads the programs anew where a constant of theirs has changed. They take over at once, or, where they need
@@ -284,6 +292,9 @@ impl Reconciler {
             // It leaves the routes to somebody else, and nothing comes from a peer.
             self.maps_know_peers = true;
             return Ok(false);
+        }
+        if self.node.wireguard.is_some() {
+            return self.wireguard_peers(cluster, work).await;
         }
         let with_v4 = cluster.peers.values().filter(|lease| lease.key.subnet.is_some());
         self.find_ways(with_v4.filter_map(|lease| lease.attrs.public_ip)).await;

@@ -10,10 +10,11 @@ use ipnet::Ipv4Net;
 use loden_ebpf::abi;
 use serde_json::Value;
 
-use super::{Overlay, Path, Reconciler};
+use super::{Overlay, Path, Reconciler, Wireguard};
 use crate::{
     control::Request,
     dataplane::{Counted, Dataplane, slow_reasons},
+    family::{V4, V6},
     lease::LeaseKey,
     registry::{Cluster, Own},
     status::document::{
@@ -80,6 +81,7 @@ impl Reconciler {
             backend: self.node.network.backend.lease_type().to_owned(),
             device: self.node.overlay().map(device),
             device_v6: self.node.overlay_v6().map(device),
+            wireguard: self.node.wireguard.as_ref().map(Wireguard::report).unwrap_or_default(),
             pod_mtu: self.node.pod_mtu(),
             datapath: self.path.name().to_owned(),
             gate: format!("{:?}", self.node.config.gate).to_lowercase(),
@@ -161,6 +163,7 @@ impl Reconciler {
         status.other_peers = traffic(&others);
         let direct = dataplane.map(Dataplane::direct_peers);
         let seconds = |duration: Duration| duration.as_secs_f64();
+        let wireguard = self.node.wireguard.as_ref().map(Wireguard::report_peers).unwrap_or_default();
         let peer = |lease: &crate::lease::Lease| {
             let (key, attrs) = (lease.key, &lease.attrs);
             let traffic = key.subnet.and_then(|subnet| each.get(&subnet)).map(traffic);
@@ -174,6 +177,8 @@ impl Reconciler {
                 subnet_v6: key.subnet_v6.map(|subnet| subnet.to_string()),
                 public_ip: first(public_ip, public_ipv6),
                 public_ipv6: public_ipv6.map(|address| address.to_string()),
+                wireguard: (attrs.wireguard::<V4>().or_else(|_| attrs.wireguard::<V6>()).ok())
+                    .and_then(|data| wireguard.get(&data.public_key).cloned()),
                 vtep_mac: attrs.vtep().or_else(|_| attrs.vtep_v6()).ok().map(|vtep| mac(vtep.vtep_mac)),
                 direct: direct.as_ref().map(is_direct),
                 known_seconds: self.peer_activity.known(&key, now).map_or(0.0, seconds),

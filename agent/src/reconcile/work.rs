@@ -29,8 +29,7 @@ impl Reconciler {
         match event {
             KernelEvent::Link(_, link) => {
                 let ours = link.index == device || link.index == self.node.uplink.ifindex;
-                let mut overlays = self.node.overlay().into_iter().chain(self.node.overlay_v6());
-                if ours || overlays.any(|overlay| link.name == overlay.spec.name) {
+                if ours || self.node.device_names().any(|name| link.name == name) {
                     if link.index != device {
                         // No way to a VTEP leads through the overlay itself.
                         self.forget_ways(event);

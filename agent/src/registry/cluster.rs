@@ -170,9 +170,14 @@ impl Halves<'_> {
         if attrs.public::<F>().is_none() {
             return refuse(format!("its subnet {subnet} has no public {} address", F::NAME));
         }
-        match (self.backend, attrs.vtep_of_family::<F>()) {
-            (Backend::Vxlan(_), Err(error)) => refuse(error.to_string()),
-            _ => Some(Ok(())),
+        let data = match self.backend {
+            Backend::Vxlan(_) => attrs.vtep_of_family::<F>().map(drop),
+            Backend::Wireguard(_) => attrs.wireguard::<F>().map(drop),
+            Backend::HostGw | Backend::Alloc => Ok(()),
+        };
+        match data {
+            Err(error) => refuse(error.to_string()),
+            Ok(()) => Some(Ok(())),
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Status {
     pub device: Option<Device>,
     /// The VXLAN device with an IPv6 underlay, where there is one.
     pub device_v6: Option<Device>,
+    /// The WireGuard devices, where the backend has them.
+    pub wireguard: Vec<WireguardDevice>,
     /// MTU of the pods, in bytes.
     pub pod_mtu: u32,
     /// `ebpf` or `kernel`.
@@ -124,6 +126,36 @@ pub struct Device {
     pub vni: u32,
     /// UDP port.
     pub port: u16,
+}
+
+/// A WireGuard device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WireguardDevice {
+    /// Its name.
+    pub name: String,
+    /// This node's key, as other nodes know it.
+    pub public_key: String,
+    /// Its MTU, in bytes.
+    pub mtu: u32,
+    /// UDP port.
+    pub port: u16,
+}
+
+/// What the WireGuard device tells of a peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WireguardPeer {
+    /// Its key.
+    pub public_key: String,
+    /// Where packets to it go.
+    pub endpoint: Option<String>,
+    /// Since the last handshake with it; none where none was completed.
+    pub handshake_seconds: Option<f64>,
+    /// Bytes that came from it, encrypted.
+    pub received_bytes: u64,
+    /// Bytes that went to it, encrypted.
+    pub sent_bytes: u64,
 }
 
 /// A loaded program.
@@ -230,6 +262,8 @@ pub struct Peer {
     pub public_ipv6: Option<String>,
     /// MAC of its VXLAN device; of the one with an IPv6 underlay where there is no other.
     pub vtep_mac: Option<String>,
+    /// What the WireGuard device tells of it, where the backend has one.
+    pub wireguard: Option<WireguardPeer>,
     /// Whether packets go there without encapsulation; none without programs.
     pub direct: Option<bool>,
     /// Since this agent knows it.

@@ -72,7 +72,11 @@ fn node(status: &Status) -> String {
             ),
         );
     }
-    if status.device.is_none() && status.device_v6.is_none() {
+    for device in &status.wireguard {
+        let text = format!("{} {}, port {}, MTU {}", device.name, device.public_key, device.port, device.mtu);
+        line("device", text);
+    }
+    if status.device.is_none() && status.device_v6.is_none() && status.wireguard.is_empty() {
         line("device", format!("none ({}), MTU {}", status.backend, status.pod_mtu));
     }
     line("datapath", format!("{}, gate {}", status.datapath, status.gate));
@@ -117,15 +121,19 @@ fn peers(status: &Status, since: Option<&Since<'_>>) -> Table {
     let unit = if since.is_some() { "bit/s (packets/s)" } else { "bytes (packets)" };
     let mut table = new_table(&["peer", "node", "way", "known", "seen", "fast"], unit);
     for peer in &status.peers {
-        let way = match peer.direct {
-            Some(true) => "direct",
-            Some(false) => "vxlan",
-            None => "-",
+        let way = match (&peer.wireguard, peer.direct) {
+            (Some(wireguard), _) => match wireguard.handshake_seconds {
+                Some(seconds) => format!("wireguard, handshake {} ago", age(seconds)),
+                None => "wireguard, no handshake".to_owned(),
+            },
+            (None, Some(true)) => "direct".to_owned(),
+            (None, Some(false)) => "vxlan".to_owned(),
+            (None, None) => "-".to_owned(),
         };
         let mut row = vec![
             both(&peer.subnet, peer.subnet_v6.as_ref()),
             both(&peer.public_ip, peer.public_ipv6.as_ref()),
-            way.into(),
+            way,
             age(peer.known_seconds),
             peer.last_seen_seconds.map_or("-".into(), age),
         ];
@@ -260,7 +268,7 @@ fn age(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::document::{Amount, Etcd, Lease, Uplink, Ways};
+    use crate::status::document::{Amount, Etcd, Lease, Uplink, Ways, WireguardDevice, WireguardPeer};
 
     fn status() -> Status {
         let ways = |fast, slow| Ways {
@@ -343,6 +351,21 @@ mod tests {
         );
         assert_eq!(line("fast_encap"), "fast_encap 5 0");
         assert!(!text.contains("drop_guard"), "{text}");
+    }
+
+    #[test]
+    fn wireguards_device_and_handshakes_are_shown() {
+        let mut status = status();
+        let device =
+            WireguardDevice { name: "flannel-wg".into(), public_key: "K=".into(), mtu: 1420, port: 51820 };
+        status.wireguard = vec![device];
+        status.peers[0].wireguard =
+            Some(WireguardPeer { handshake_seconds: Some(65.0), ..WireguardPeer::default() });
+        let shown = text(&status, None);
+        assert!(shown.contains("flannel-wg K=, port 51820, MTU 1420"), "{shown}");
+        assert!(shown.contains("wireguard, handshake 1 min ago") && !shown.contains("none ("), "{shown}");
+        status.peers[0].wireguard = Some(WireguardPeer::default());
+        assert!(text(&status, None).contains("wireguard, no handshake"));
     }
 
     #[test]

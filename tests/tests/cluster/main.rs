@@ -23,6 +23,7 @@ mod nat;
 mod reachability;
 mod restart;
 mod upgrade;
+mod wireguard;
 
 use loden_tests::{cluster::Cluster, container::Container, traffic};
 

@@ -47,6 +47,7 @@ fn desired(host: &Netns, own: &str, peers: &[OverlayPeer<V6>]) -> Desired<V6> {
         own: own.parse().unwrap(),
         device: node::index(host, "flannel-v6.1"),
         uplink: node::index(host, "eth0"),
+        whole: false,
         peers: peers.iter().map(|peer| (peer.subnet, *peer)).collect::<BTreeMap<_, _>>(),
     }
 }

@@ -61,7 +61,14 @@ pub(crate) fn peer(subnet: &str, vtep: &str, vtep_mac: [u8; 6]) -> OverlayPeer {
 /// The overlay of a host with these peers.
 pub(crate) fn desired(own: &str, device: u32, uplink: u32, peers: &[OverlayPeer]) -> Desired {
     let peers: BTreeMap<Ipv4Net, OverlayPeer> = peers.iter().map(|peer| (peer.subnet, *peer)).collect();
-    Desired { network: NETWORK.parse().unwrap(), own: own.parse().unwrap(), device, uplink, peers }
+    Desired {
+        network: NETWORK.parse().unwrap(),
+        own: own.parse().unwrap(),
+        device,
+        uplink,
+        whole: false,
+        peers,
+    }
 }
 
 /// Reads, plans and applies once; every step must succeed. Returns how many there were.

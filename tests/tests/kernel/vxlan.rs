@@ -211,11 +211,11 @@ fn deleting_takes_a_vxlan_device_only() {
     let (a, _b) = node::pair();
     a.ip("link add flannel.1 type bridge").unwrap();
     inside(&a, async |kernel| {
-        assert!(!kernel.delete_vxlan("flannel.1").await.unwrap());
-        assert!(!kernel.delete_vxlan("flannel.2").await.unwrap());
+        assert!(!kernel.delete_overlay_device("flannel.1").await.unwrap());
+        assert!(!kernel.delete_overlay_device("flannel.2").await.unwrap());
         a.ip("link del flannel.1").unwrap();
         a.ip(BY_HAND).unwrap();
-        assert!(kernel.delete_vxlan("flannel.1").await.unwrap());
+        assert!(kernel.delete_overlay_device("flannel.1").await.unwrap());
         assert_eq!(kernel.link_by_name("flannel.1").await.unwrap(), None);
     });
 }

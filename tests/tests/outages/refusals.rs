@@ -228,3 +228,21 @@ fn without_the_capability_to_change_the_network_the_agent_ends_and_names_it() {
     assert!(node.log().contains("CAP_NET_ADMIN"), "{}", node.log());
     assert!(cluster.leases().unwrap().is_empty(), "no subnet is taken for a node that cannot use it");
 }
+
+#[test]
+fn a_kernel_without_wireguard_is_told_of_by_name() {
+    let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}"#.to_owned();
+    let mut cluster = Cluster::create(&Plan { nodes: 1, config, ..Plan::default() }).unwrap();
+    let node = &mut cluster.nodes[0];
+    if node.netns().ip("link add probe type wireguard").is_ok() {
+        // This kernel has it; the rings of `cargo xtask test --kernels` prove more.
+        node.start_agent(&[]).unwrap();
+        return;
+    }
+    node.launch_agent(&[]).unwrap();
+    assert!(!node.wait_until_ended(Duration::from_secs(10)).unwrap().success());
+    let log = node.log();
+    assert!(log.contains("this kernel has no WireGuard") && log.contains("modprobe wireguard"), "{log}");
+    assert!(!node.wireguard_key_file().exists(), "no key is made that nobody uses");
+    assert_eq!(cluster.leases().unwrap(), [], "and no lease is taken");
+}

@@ -35,6 +35,7 @@ const TOOLS: &[&str] = &[
     "sysctl",
     "tc",
     "umount",
+    "wg",
 ];
 
 /// What they need of the kernel and Debian builds as a module; what a series has built in or does not know is left out.
@@ -76,6 +77,7 @@ const MODULES: &[&str] = &[
     "sch_ingress",
     "af_packet",
     "loop",
+    "wireguard",
 ];
 
 /// What is the same for every kernel.

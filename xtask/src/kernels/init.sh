@@ -23,9 +23,10 @@ echo "guest: kernel $(uname -r)"
 # Emulated, everything takes longer.
 export LODEN_SLOWNESS=5
 # A test must not be able to hold the machine for ever. The last line is what the result is read from.
+# What only these kernels have is ignored elsewhere.
 ended=0
 for suite in programs cluster; do
-    timeout 1700 /loden/$suite --test-threads=1 --nocapture $(cat /loden/$suite.tests) || ended=$?
+    timeout 1700 /loden/$suite --include-ignored --test-threads=1 --nocapture $(cat /loden/$suite.tests) || ended=$?
 done
 echo "guest: tests ended with $ended"
 sync

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use super::few;
 use crate::{
     doctor::{finding::Finding, snapshot::Snapshot},
+    family::{V4, V6},
     kernel::mac_text,
     lease::{Lease, LeaseAttrs},
 };
@@ -110,6 +111,17 @@ fn lease(snapshot: &Snapshot, leases: &[Lease]) -> Finding {
                 device.name,
                 mac_text(device.mac)
             ),
+            remedy,
+        );
+    }
+    let recorded_key = attrs.wireguard::<V4>().or_else(|_| attrs.wireguard::<V6>()).ok();
+    if let (Some(tunnel), Some(data)) = (facts.wireguard.first(), recorded_key)
+        && data.public_key != tunnel.public_key
+    {
+        let (name, key, theirs) = (&tunnel.name, tunnel.public_key, data.public_key);
+        return Finding::fault(
+            CHECK,
+            format_args!("etcd says that our public key is {theirs}, {name} has {key}: peers let nothing in"),
             remedy,
         );
     }

@@ -75,10 +75,11 @@ fn reverse_path(snapshot: &Snapshot, half: &Half) -> Finding {
     let strict = |interface: &str| number("all").max(number(interface)) == 1;
     let facts = &snapshot.facts;
     let mut wrong = Vec::new();
-    if let Some(device) = half.facts.device.as_ref().filter(|device| strict(&device.name)) {
+    let devices = half.facts.device.iter().map(|device| &device.name);
+    let devices = devices.chain(facts.wireguard.iter().map(|tunnel| &tunnel.name));
+    for device in devices.filter(|device| strict(device)) {
         wrong.push(format!(
-            "strict on {}: what peers forward for addresses outside the network is dropped",
-            device.name
+            "strict on {device}: what peers forward for addresses outside the network is dropped"
         ));
     }
     if strict(&facts.uplink.name) {

@@ -13,7 +13,7 @@ use crate::{
     overlay::{Op, plan},
 };
 
-const REMEDY: &str =
+pub(super) const REMEDY: &str =
     "a running agent puts it right within seconds: start it, or see its log for who changes it back";
 
 pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
@@ -114,6 +114,6 @@ fn entries<F: Family>(half: &Half<F>) -> Vec<Finding> {
             Finding::fault(check, few(&ops), REMEDY)
         }
     };
-    let vxlan = desired.device != 0;
+    let vxlan = desired.device != 0 && !desired.whole;
     checks.iter().filter(|(check, _)| vxlan || *check == "route").map(about).collect()
 }

@@ -97,7 +97,11 @@ fn underlay(snapshot: &Snapshot, probe: &Probe, overlay_works: bool) -> Finding 
 fn tunnel(snapshot: &Snapshot, probe: &Probe, overlay: &Overlay) -> Finding {
     let v4 = snapshot.facts.v4.as_ref().and_then(|half| half.device.as_ref());
     let v6 = snapshot.facts.v6.as_ref().and_then(|half| half.device.as_ref());
-    let port = v4.or(v6).map_or(0, |device| device.port);
+    let (check, port) = match (v4.or(v6), snapshot.facts.wireguard.first()) {
+        (Some(device), _) => ("vxlan", device.port),
+        (None, Some(tunnel)) => ("wireguard", tunnel.port),
+        (None, None) => ("vxlan", 0),
+    };
     match &overlay.echo {
         Reach::Full { size, took } => Finding::ok(
             "overlay",
@@ -113,7 +117,7 @@ fn tunnel(snapshot: &Snapshot, probe: &Probe, overlay: &Overlay) -> Finding {
                 "{size} bytes come back through the overlay, {} do not; it promises {wanted}",
                 size + 1
             ),
-            "packets of the overlay's full size do not fit somewhere: compare the MTU of the VXLAN devices of both nodes",
+            "packets of the overlay's full size do not fit somewhere: compare the MTU of the overlay's devices of both nodes",
         ),
         Reach::Nothing(_) | Reach::Unsent(_) => {
             let hints = snapshot.rules.as_deref().map(|rules| dropping(rules, port)).unwrap_or_default();
@@ -122,7 +126,7 @@ fn tunnel(snapshot: &Snapshot, probe: &Probe, overlay: &Overlay) -> Finding {
                 hints => format!("here: {}", super::few(hints)),
             };
             Finding::fault(
-                "vxlan",
+                check,
                 format_args!(
                     "{} answers and its overlay does not: UDP port {port} does not get through one way or the other ({hint})",
                     probe.vtep

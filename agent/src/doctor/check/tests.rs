@@ -1,6 +1,10 @@
 //! A healthy node, and one thing wrong with it at a time.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
 
 use super::{examine, host, peers};
 use crate::{
@@ -87,6 +91,7 @@ fn desired() -> Desired {
         own: "10.5.1.0/24".parse().unwrap(),
         device: DEVICE,
         uplink: UPLINK,
+        whole: false,
         peers: BTreeMap::from([(subnet, peer)]),
     }
 }
@@ -173,6 +178,7 @@ fn healthy() -> Snapshot {
             address_v6: None,
             public_ipv6: None,
         },
+        wireguard: Vec::new(),
         pod_mtu: 1450,
         programs: Some(settings),
         kernel_alone: None,
@@ -226,6 +232,7 @@ fn healthy() -> Snapshot {
             ways: BTreeMap::from([(PEER, Ok(way))]),
         }),
         v6: None,
+        wireguard: Vec::new(),
         sysctls,
         gro: Ok(true),
         rules: Ok(String::new()),
@@ -396,6 +403,66 @@ fn each_fault_is_found_by_its_name_and_nothing_else_is() {
             findings.iter().find(|finding| finding.check == *check && finding.outcome == *outcome).unwrap();
         assert!(!finding.evidence.is_empty(), "{what}");
         assert_eq!(finding.remedy.is_some(), *outcome != Unknown, "{what}: what helps");
+    }
+}
+
+/// The same node with the wireguard backend.
+fn encrypted() -> Snapshot {
+    use crate::wireguard::{self, ActualPeer, PublicKey};
+    let (own, other) = (PublicKey([1; 32]), PublicKey([2; 32]));
+    let mut snapshot = healthy();
+    let desired = Desired { whole: true, ..desired() };
+    let mut actual = Actual::default();
+    for op in plan(&desired, &actual.clone()).ops {
+        let Op::SetRoute(route) = op else { panic!("{op}") };
+        actual.routes.push(route);
+    }
+    let half = v4(&mut snapshot);
+    (half.facts.overlay, half.overlay, half.facts.device) = (Some(desired), Ok(actual), None);
+    snapshot.facts.v4 = Some(v4(&mut snapshot).facts.clone());
+    let name = "flannel-wg".to_owned();
+    let peers = BTreeSet::from([other]);
+    let tunnel = facts::Tunnel { name, index: DEVICE, mtu: 1420, port: 51820, public_key: own, peers };
+    snapshot.facts.wireguard = vec![tunnel];
+    snapshot.wireguard = vec![Ok(wireguard::Actual {
+        public_key: Some(own),
+        port: 51820,
+        peers: BTreeMap::from([(other, ActualPeer::default())]),
+        ..wireguard::Actual::default()
+    })];
+    snapshot.links[1] =
+        Link { mac: None, mtu: 1420, ..link(DEVICE, "flannel-wg", LinkKind::Other("wireguard".into())) };
+    snapshot
+}
+
+#[test]
+fn each_fault_of_a_wireguard_device_is_found_by_its_name_and_nothing_else_is() {
+    use crate::wireguard::{self, PublicKey};
+    fn device(snapshot: &mut Snapshot) -> &mut wireguard::Actual {
+        snapshot.wireguard[0].as_mut().unwrap()
+    }
+    assert_eq!(wrong(&encrypted()), []);
+    type Break = fn(&mut Snapshot);
+    let table: &[(&str, &str, Break)] = &[
+        ("gone", "device", |s| drop(s.links.remove(1))),
+        ("of another kind", "device", |s| s.links[1].kind = LinkKind::Bridge),
+        ("down", "device", |s| s.links[1].up = false),
+        ("another MTU", "device", |s| s.links[1].mtu = 1500),
+        ("another port", "device", |s| device(s).port = 1),
+        ("another key", "device", |s| device(s).public_key = None),
+        ("no peer", "wireguard-peer", |s| device(s).peers.clear()),
+        ("a foreign peer", "wireguard-peer", |s| {
+            device(s).peers.insert(PublicKey([3; 32]), wireguard::ActualPeer::default());
+        }),
+        ("no route", "route", |s| v4(s).overlay.as_mut().unwrap().routes.clear()),
+        ("silent", "wireguard", |s| {
+            s.probes[0].overlay = Some(Overlay { echo: Reach::Nothing(None), offload: None });
+        }),
+    ];
+    for (what, check, break_it) in table {
+        let mut snapshot = encrypted();
+        break_it(&mut snapshot);
+        assert_eq!(wrong(&snapshot), [(*check, Outcome::Fault)], "{what}");
     }
 }
 
