@@ -7,11 +7,13 @@
 //! It never decides which peer or endpoint belongs in a map: it is told.
 
 mod clsact;
+mod constants;
 mod features;
 mod hooks;
 mod inspect;
 mod listener;
 mod load;
+mod mapped;
 mod packet_log;
 mod pinned;
 mod pins;
@@ -21,28 +23,28 @@ mod tables;
 mod traffic;
 mod trial;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use self::packet_log::PacketLog;
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
+    maps::{Array, MapData, PerCpuArray, RingBuf},
 };
-use ipnet::Ipv4Net;
-use loden_ebpf::{
-    abi::{Counter, Endpoint, EndpointTraffic, Flow, FlowKey, Peer, Sighting, SightingKey, Traffic},
-    reason::Reason,
-};
+use loden_ebpf::{abi::Counter, reason::Reason};
+
+use crate::family::{Family, V4, V6};
 
 pub use self::{
     hooks::{Direction, GuardMode, Hook, Program},
     inspect::Attached,
     listener::{Listener, RENEWAL, monotonic},
-    load::{Settings, VxlanSettings},
+    load::{FamilySettings, Settings, VxlanSettings},
+    mapped::Mapped,
     pinned::{OF_A_POD, PinnedDataplane, forget_pod},
     pins::{Pins, detach_all},
     reading::PinnedMaps,
     report::Loaded,
+    tables::Tables,
     traffic::{Counted, slow_reasons},
     trial::Trial,
 };
@@ -125,22 +127,11 @@ pub struct Dataplane {
     guard_mode: GuardMode,
     /// Reads what the programs tell of packets, where that was asked for.
     _packet_log: Option<PacketLog>,
-    peers: Array<MapData, Peer>,
-    vteps: HashMap<MapData, [u8; 4], u32>,
-    endpoints: Array<MapData, Endpoint>,
-    flows: HashMap<MapData, FlowKey, Flow>,
     epoch: Array<MapData, u32>,
     counters: PerCpuArray<MapData, Counter>,
-    peer_traffic: PerCpuArray<MapData, Traffic>,
-    endpoint_traffic: PerCpuArray<MapData, EndpointTraffic>,
-    sightings: HashMap<MapData, SightingKey, Sighting>,
     new_sightings: Option<RingBuf<MapData>>,
-    /// What PEERS holds, by slot; read back from the map at start and on each tick.
-    peers_held: BTreeMap<u32, Peer>,
-    /// What VTEPS holds.
-    vteps_held: BTreeMap<[u8; 4], u32>,
-    /// What ENDPOINTS holds, by address, without the programs' own field.
-    endpoints_held: BTreeMap<Ipv4Addr, Endpoint>,
+    v4: Tables<V4>,
+    v6: Tables<V6>,
 }
 
 /// What changed in a map.
@@ -170,28 +161,28 @@ impl Changes {
 
 /// A peer as the fast path needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerPath {
+pub struct PeerPath<F: Family = V4> {
     /// The peer's subnet.
-    pub subnet: Ipv4Net,
+    pub subnet: F::Net,
     /// The peer's VTEP address.
-    pub vtep: Ipv4Addr,
+    pub vtep: F::Addr,
     /// MAC of its VXLAN device.
     pub vtep_mac: [u8; 6],
     /// Packets go there without encapsulation.
     pub direct: bool,
     /// The way there, where the fast path may use it.
-    pub underlay: Option<Underlay>,
+    pub underlay: Option<Underlay<F>>,
 }
 
 /// The way to a VTEP over the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Underlay {
+pub struct Underlay<F: Family = V4> {
     /// Interface index of the uplink.
     pub uplink: u32,
     /// The neighbour that gets the packets.
-    pub next_hop: Ipv4Addr,
+    pub next_hop: F::Addr,
     /// Source of the outer packets.
-    pub source: Ipv4Addr,
+    pub source: F::Addr,
     /// Largest outer IP packet, in bytes.
     pub mtu: u16,
 }
@@ -204,5 +195,27 @@ impl Dataplane {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// The maps of one family.
+    #[must_use]
+    pub fn half<F: Mapped>(&self) -> &Tables<F> {
+        F::tables(self)
+    }
+
+    /// The maps of one family, to write.
+    #[must_use]
+    pub fn half_mut<F: Mapped>(&mut self) -> &mut Tables<F> {
+        F::tables_mut(self)
+    }
+
+    /// Reads the maps back: at start what an earlier agent left, later what somebody may have changed.
+    ///
+    /// # Errors
+    ///
+    /// Where a map cannot be read.
+    pub fn read_back(&mut self) -> Result<(), DataplaneError> {
+        self.v4.read_back()?;
+        self.v6.read_back()
     }
 }

@@ -5,33 +5,30 @@
 //! endpoint is the two of them joined. Both forget a silent pod after minutes, so what was found once stays until
 //! its port is gone or something speaks against it. Pure: [`crate::reconcile`] reads the kernel and fills the map.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::Ipv4Net;
 use loden_ebpf::abi::Endpoint;
 
 use crate::{
     cni::{addresses::Addresses, record::Record},
-    family::V4,
+    dataplane::Mapped,
+    family::{Family, V4},
     kernel::{Link, LinkKind},
 };
 
 /// A bridge with an address in the own subnet, such as docker0 or cni0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bridge {
+pub struct Bridge<F: Family = V4> {
     /// Its interface index.
     pub index: u32,
     /// Its MAC: the pods' gateway.
     pub mac: [u8; 6],
     /// Its own addresses.
-    pub addresses: BTreeSet<Ipv4Addr>,
+    pub addresses: BTreeSet<F::Addr>,
     /// Interface indices of its ports that are veths.
     pub ports: BTreeSet<u32>,
     /// Addresses that its neighbour table resolves; `None` for one that did not answer.
-    pub neighbours: BTreeMap<Ipv4Addr, Option<[u8; 6]>>,
+    pub neighbours: BTreeMap<F::Addr, Option<[u8; 6]>>,
     /// Ports by the MAC learned there.
     pub fdb: BTreeMap<[u8; 6], u32>,
 }
@@ -60,43 +57,42 @@ impl Routed {
         Some(Self { port: link.index, gateway_mac: link.mac?, addresses, mac })
     }
 
-    /// Its endpoint of IPv4, where it has an address of that.
-    fn endpoint(&self) -> Option<(Ipv4Addr, Endpoint)> {
+    /// Its endpoint of a family, where it has an address of that.
+    fn endpoint<F: Mapped>(&self) -> Option<(F::Addr, Endpoint<F::Octets>)> {
         let Self { port, gateway_mac, addresses, mac } = *self;
-        let address = addresses.get::<V4>()?;
-        let endpoint =
-            Endpoint { address: address.octets(), ifindex: port, mac, gateway_mac, gated: 0, traffic: 0 };
-        Some((address, endpoint))
+        let address = addresses.get::<F>()?;
+        let octets = F::octets(address);
+        Some((address, Endpoint { address: octets, ifindex: port, mac, gateway_mac, gated: 0, traffic: 0 }))
     }
 }
 
 /// A packet that a pod's veth sent from an address that is not its endpoint yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct Seen<F: Family = V4> {
     /// The veth.
     pub port: u32,
     /// Source address.
-    pub address: Ipv4Addr,
+    pub address: F::Addr,
     /// Source MAC.
     pub mac: [u8; 6],
 }
 
 /// Endpoints by their address.
-pub type Endpoints = BTreeMap<Ipv4Addr, Endpoint>;
+pub type Endpoints<F = V4> = BTreeMap<<F as Family>::Addr, Endpoint<<F as Mapped>::Octets>>;
 
 /// Finds the endpoints of the subnet: routed ones, and those behind these bridges. Earlier ones are kept where nothing
 /// contradicts them.
 #[must_use]
-pub fn discover(
-    subnet: Ipv4Net,
-    bridges: &[Bridge],
+pub fn discover<F: Mapped>(
+    subnet: F::Net,
+    bridges: &[Bridge<F>],
     routed: &[Routed],
-    seen: &[Seen],
-    earlier: &Endpoints,
-) -> Endpoints {
-    let mut found = Endpoints::new();
+    seen: &[Seen<F>],
+    earlier: &Endpoints<F>,
+) -> Endpoints<F> {
+    let mut found = Endpoints::<F>::new();
     for bridge in bridges {
-        let is_pod = |address: &Ipv4Addr| subnet.contains(address) && !bridge.addresses.contains(address);
+        let is_pod = |address: &F::Addr| F::contains(subnet, *address) && !bridge.addresses.contains(address);
         for (&address, endpoint) in earlier.iter().filter(|(address, e)| is_pod(address) && bridge.keeps(e)) {
             found.insert(address, Endpoint { gateway_mac: bridge.mac, ..*endpoint });
         }
@@ -115,15 +111,16 @@ pub fn discover(
         }
     }
     // Last: the host's route to one address counts before that to the whole subnet.
-    let own = routed.iter().filter_map(Routed::endpoint).filter(|(address, _)| subnet.contains(address));
+    let own =
+        routed.iter().filter_map(Routed::endpoint::<F>).filter(|(address, _)| F::contains(subnet, *address));
     found.extend(own);
     found
 }
 
-impl Bridge {
-    fn endpoint(&self, address: Ipv4Addr, port: u32, mac: [u8; 6]) -> Endpoint {
+impl<F: Mapped> Bridge<F> {
+    fn endpoint(&self, address: F::Addr, port: u32, mac: [u8; 6]) -> Endpoint<F::Octets> {
         Endpoint {
-            address: address.octets(),
+            address: F::octets(address),
             ifindex: port,
             mac,
             gateway_mac: self.mac,
@@ -133,7 +130,7 @@ impl Bridge {
 
     /// Puts a resolved neighbour behind the port where its MAC is; where that is forgotten, what was found before
     /// stands if it has the same MAC.
-    fn place(&self, found: &mut Endpoints, address: Ipv4Addr, mac: [u8; 6]) {
+    fn place(&self, found: &mut Endpoints<F>, address: F::Addr, mac: [u8; 6]) {
         match self.fdb.get(&mac).filter(|port| self.ports.contains(port)) {
             Some(&port) => {
                 found.insert(address, self.endpoint(address, port, mac));
@@ -146,19 +143,21 @@ impl Bridge {
     }
 
     /// Whether an endpoint found before can still be true: its port is there and its MAC is nowhere else.
-    fn keeps(&self, endpoint: &Endpoint) -> bool {
+    fn keeps(&self, endpoint: &Endpoint<F::Octets>) -> bool {
         self.ports.contains(&endpoint.ifindex)
             && self.fdb.get(&endpoint.mac).is_none_or(|port| *port == endpoint.ifindex)
     }
 
     /// Whether the bridge knows the sender at the port where it was seen: it learns before it forwards.
-    fn confirms(&self, seen: &Seen) -> bool {
+    fn confirms(&self, seen: &Seen<F>) -> bool {
         self.ports.contains(&seen.port) && self.fdb.get(&seen.mac) == Some(&seen.port)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     const SUBNET: &str = "10.5.1.0/24";
@@ -182,7 +181,7 @@ mod tests {
     }
 
     fn discover(bridge: Bridge, seen: &[Seen], earlier: &Endpoints) -> Endpoints {
-        super::discover(SUBNET.parse().unwrap(), &[bridge], &[], seen, earlier)
+        super::discover::<V4>(SUBNET.parse().unwrap(), &[bridge], &[], seen, earlier)
     }
 
     fn at(port: u32, mac: [u8; 6]) -> Endpoint {
@@ -197,14 +196,14 @@ mod tests {
 
     #[test]
     fn a_neighbour_behind_a_known_port_is_an_endpoint() {
-        assert_eq!(discover(bridge(), &[], &Endpoints::new()), [(address(2), at(7, POD))].into());
+        assert_eq!(discover(bridge(), &[], &Endpoints::<V4>::new()), [(address(2), at(7, POD))].into());
     }
 
     #[test]
     fn the_bridge_itself_and_foreign_addresses_are_not() {
         let mut bridge = bridge();
         bridge.neighbours = [(address(1), Some(POD)), (Ipv4Addr::new(10, 5, 2, 2), Some(POD))].into();
-        assert!(discover(bridge, &[], &Endpoints::new()).is_empty());
+        assert!(discover(bridge, &[], &Endpoints::<V4>::new()).is_empty());
     }
 
     #[test]
@@ -247,12 +246,12 @@ mod tests {
         let mut quiet = bridge();
         quiet.neighbours.clear();
         let seen = Seen { port: 7, address: address(2), mac: POD };
-        assert_eq!(discover(quiet, &[seen], &Endpoints::new())[&address(2)], at(7, POD));
+        assert_eq!(discover(quiet, &[seen], &Endpoints::<V4>::new())[&address(2)], at(7, POD));
 
         let mut both = bridge();
         both.fdb.insert(OTHER, 8);
         let thief = Seen { port: 8, address: address(2), mac: OTHER };
-        assert_eq!(discover(both.clone(), &[thief], &Endpoints::new())[&address(2)], at(7, POD));
+        assert_eq!(discover(both.clone(), &[thief], &Endpoints::<V4>::new())[&address(2)], at(7, POD));
         both.neighbours.clear();
         let earlier = [(address(2), at(7, POD))].into();
         assert_eq!(discover(both, &[thief], &earlier)[&address(2)], at(7, POD));
@@ -263,7 +262,7 @@ mod tests {
         let mut quiet = bridge();
         quiet.neighbours.clear();
         let seen = Seen { port: 8, address: address(2), mac: POD };
-        assert!(discover(quiet, &[seen], &Endpoints::new()).is_empty());
+        assert!(discover(quiet, &[seen], &Endpoints::<V4>::new()).is_empty());
     }
 
     const ALIAS: &str = "loden-cni 10.5.1.2 02:00:00:00:00:11 n eth0 c";
@@ -291,10 +290,17 @@ mod tests {
     #[test]
     fn a_routed_pod_is_what_its_veth_tells_and_counts_before_one_on_a_bridge() {
         let routed = Routed::of(&veth()).unwrap();
-        let found = super::discover(SUBNET.parse().unwrap(), &[bridge()], &[routed], &[], &Endpoints::new());
+        let found = super::discover::<V4>(
+            SUBNET.parse().unwrap(),
+            &[bridge()],
+            &[routed],
+            &[],
+            &Endpoints::<V4>::new(),
+        );
         assert_eq!(found, [(address(2), at(9, OTHER))].into());
         let elsewhere = Routed { addresses: "10.5.2.2".parse().unwrap(), ..routed };
-        let found = super::discover(SUBNET.parse().unwrap(), &[], &[elsewhere], &[], &Endpoints::new());
+        let found =
+            super::discover::<V4>(SUBNET.parse().unwrap(), &[], &[elsewhere], &[], &Endpoints::<V4>::new());
         assert!(found.is_empty(), "another subnet's");
     }
 

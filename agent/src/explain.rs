@@ -8,12 +8,13 @@ mod packet;
 
 use std::{
     fmt::Write as _,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use ipnet::IpNet;
 use loden_ebpf::{
     abi::{Flow, FlowKey},
     flow::Direction,
@@ -22,8 +23,9 @@ use serde::Serialize;
 
 use self::packet::Packet;
 use crate::{
-    dataplane::{PinnedMaps, Program, Settings, Trial},
+    dataplane::{FamilySettings, Mapped, PinnedMaps, Program, Settings, Trial},
     facts::Facts,
+    family::{V4, V6},
     kernel::{Kernel, Link},
 };
 
@@ -37,10 +39,10 @@ const ANY_PORT: u16 = 40_000;
 pub struct ExplainArgs {
     /// Address of the pod that sends
     #[arg(value_name = "SRC")]
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Address that it sends to
     #[arg(value_name = "DST")]
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Port that it sends to; without one, an ICMP echo
     #[arg(value_name = "PORT")]
     pub port: Option<u16>,
@@ -114,26 +116,50 @@ pub async fn run(args: &ExplainArgs) -> Result<()> {
 /// As [`run`].
 pub async fn explain(args: &ExplainArgs) -> Result<Vec<Leg>> {
     let (facts, _) = Facts::find(&args.run_dir).await?;
+    match (args.source, args.destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            explain_half::<V4>(args, &facts, source, destination).await
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            explain_half::<V6>(args, &facts, source, destination).await
+        }
+        (source, destination) => bail!("{source} and {destination} are of two families: no packet has both"),
+    }
+}
+
+async fn explain_half<F: Mapped>(
+    args: &ExplainArgs,
+    facts: &Facts,
+    source: F::Addr,
+    destination: F::Addr,
+) -> Result<Vec<Leg>> {
     let Some(settings) = &facts.programs else {
         let why = facts.kernel_alone.as_deref().unwrap_or("no agent has loaded them");
         bail!("no flow is fast: the kernel alone carries the packets ({why})");
     };
-    let own = |address: Ipv4Addr| settings.subnet.contains(&address);
-    if !own(args.source) && !own(args.destination) {
-        bail!("neither address is in this node's subnet {}: {}", settings.subnet, elsewhere(&facts, args));
+    let Some(half) = F::of(settings) else { bail!("the network has no {} half", F::NAME) };
+    let own = |address| F::contains(half.subnet, address);
+    if !own(source) && !own(destination) {
+        bail!("neither address is in this node's subnet {}: {}", half.subnet, elsewhere(facts, args));
     }
-    let view = View::open(&facts, settings, &args.bpffs_dir).await?;
-    let there = view.find(args)?;
+    let view = View::<F>::open(facts, settings, half, &args.bpffs_dir).await?;
+    let there = view.find(args, source, destination)?;
     [there.clone(), there.answer()].iter().map(|packet| view.leg(packet, args.size)).collect()
 }
 
 /// Where to ask instead.
 fn elsewhere(facts: &Facts, args: &ExplainArgs) -> String {
-    let overlay = facts.v4.iter().filter_map(|half| half.overlay.as_ref());
-    let peers = overlay.flat_map(|overlay| overlay.peers.values());
-    let holders: Vec<String> = peers
-        .filter(|peer| [args.source, args.destination].iter().any(|address| peer.subnet.contains(address)))
-        .map(|peer| format!("{}, which has {}", peer.vtep, peer.subnet))
+    let v4 = facts.v4.iter().filter_map(|half| half.overlay.as_ref());
+    let v4 = v4.flat_map(|overlay| overlay.peers.values());
+    let v4 = v4.map(|peer| (IpNet::V4(peer.subnet), IpAddr::V4(peer.vtep)));
+    let v6 = facts.v6.iter().filter_map(|half| half.overlay.as_ref());
+    let v6 = v6.flat_map(|overlay| overlay.peers.values());
+    let v6 = v6.map(|peer| (IpNet::V6(peer.subnet), IpAddr::V6(peer.vtep)));
+    let asked = [args.source, args.destination];
+    let holders: Vec<String> = v4
+        .chain(v6)
+        .filter(|(subnet, _)| asked.iter().any(|address| subnet.contains(address)))
+        .map(|(subnet, vtep)| format!("{vtep}, which has {subnet}"))
         .collect();
     match holders.is_empty() {
         true => "and no lease covers either".to_owned(),
@@ -142,35 +168,41 @@ fn elsewhere(facts: &Facts, args: &ExplainArgs) -> String {
 }
 
 /// What this node knows.
-struct View<'a> {
+struct View<'a, F: Mapped> {
     facts: &'a Facts,
     settings: &'a Settings,
-    maps: PinnedMaps,
+    half: &'a FamilySettings<F>,
+    maps: PinnedMaps<F>,
     links: Vec<Link>,
 }
 
-impl<'a> View<'a> {
-    async fn open(facts: &'a Facts, settings: &'a Settings, bpffs_dir: &Path) -> Result<Self> {
+impl<'a, F: Mapped> View<'a, F> {
+    async fn open(
+        facts: &'a Facts,
+        settings: &'a Settings,
+        half: &'a FamilySettings<F>,
+        bpffs_dir: &Path,
+    ) -> Result<Self> {
         let links = Kernel::connect()?.links().await?;
-        Ok(Self { facts, settings, maps: PinnedMaps::open(bpffs_dir)?, links })
+        Ok(Self { facts, settings, half, maps: PinnedMaps::open(bpffs_dir)?, links })
     }
 
     /// A packet of the flow that is asked about: of the one that was seen last, where a port is left open.
-    fn find(&self, args: &ExplainArgs) -> Result<Packet> {
+    fn find(&self, args: &ExplainArgs, source: F::Addr, destination: F::Addr) -> Result<Packet<F>> {
         let protocol = args.proto.unwrap_or(match args.port {
             Some(_) => Protocol::Tcp,
             None => Protocol::Icmp,
         });
         let port = args.port.filter(|_| protocol != Protocol::Icmp);
         let asked = |source_port, port: Option<u16>| {
-            Packet::new(protocol, (args.source, source_port), (args.destination, port.unwrap_or(ANY_PORT)))
+            Packet::new(protocol, (source, source_port), (destination, port.unwrap_or(ANY_PORT)))
         };
         if let Some(source_port) = args.source_port.filter(|_| port.is_some() || protocol == Protocol::Icmp) {
             return Ok(asked(source_port, port));
         }
-        let direction = self.direction(args.source);
+        let direction = self.direction(source);
         let pattern = asked(0, port);
-        let fits = |key: &FlowKey| {
+        let fits = |key: &FlowKey<F::Octets>| {
             let packet = Packet::of_flow(protocol, key, direction);
             packet.is_like(&pattern, args.source_port, port)
         };
@@ -184,23 +216,23 @@ impl<'a> View<'a> {
     }
 
     /// From a pod of this node, or to one.
-    fn direction(&self, source: Ipv4Addr) -> Direction {
-        if self.settings.subnet.contains(&source) { Direction::Outbound } else { Direction::Inbound }
+    fn direction(&self, source: F::Addr) -> Direction {
+        if F::contains(self.half.subnet, source) { Direction::Outbound } else { Direction::Inbound }
     }
 
-    fn leg(&self, packet: &Packet, size: u16) -> Result<Leg> {
+    fn leg(&self, packet: &Packet<F>, size: u16) -> Result<Leg> {
         let direction = self.direction(packet.source.0);
-        let (source, destination) = (u32::from(packet.source.0), u32::from(packet.destination.0));
+        let (source, destination) = (packet.source.0, packet.destination.0);
         let known = evidence::Known {
             peer: self.maps.peer(
-                self.settings,
+                self.half,
                 match direction {
                     Direction::Outbound => destination,
                     Direction::Inbound => source,
                 },
             )?,
-            sender: self.maps.endpoint(self.settings, source)?,
-            receiver: self.maps.endpoint(self.settings, destination)?,
+            sender: self.maps.endpoint(self.half, source)?,
+            receiver: self.maps.endpoint(self.half, destination)?,
             flow: self.maps.flows(|key| *key == packet.key(direction))?.pop(),
             epoch: self.maps.epoch()?,
         };
@@ -212,7 +244,9 @@ impl<'a> View<'a> {
         let uplink_mac = uplink.and_then(|link| link.mac).unwrap_or_default();
         let (frame, ifindex) = match direction {
             Direction::Outbound => packet.at_veth(&known, size),
-            Direction::Inbound => packet.at_uplink(&known, self.settings, uplink_mac, size),
+            Direction::Inbound => {
+                packet.at_uplink(&known, self.half, self.settings.source_ports.0, uplink_mac, size)
+            }
         };
         let ifindex = ifindex.unwrap_or(self.facts.uplink.ifindex);
         let reason = self.try_out(&known, program, &frame, ifindex)?;
@@ -233,19 +267,17 @@ impl<'a> View<'a> {
 
     fn try_out(
         &self,
-        known: &evidence::Known,
+        known: &evidence::Known<F>,
         program: Program,
         frame: &[u8],
         ifindex: u32,
     ) -> Result<Option<loden_ebpf::reason::Reason>> {
         let mut trial = Trial::load(self.settings).context("a private copy of the programs")?;
         if let Some((slot, peer)) = known.peer {
-            trial.set_peer(slot, peer)?;
+            trial.set_peer::<F>(slot, peer)?;
         }
-        for (offset, endpoint) in [known.sender, known.receiver].into_iter().flatten() {
-            trial.set_endpoint(offset, endpoint)?;
-        }
-        trial.set_flow(known.epoch, known.flow)?;
+        trial.set_endpoints::<F>(self.half.subnet, [known.sender, known.receiver].into_iter().flatten())?;
+        trial.set_flow::<F>(known.epoch, known.flow)?;
         trial.run(program, frame, ifindex)
     }
 

@@ -19,12 +19,7 @@ mod wireguard;
 mod withdrawal;
 mod work;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::{Result, bail};
 use aya::maps::{MapData, RingBuf};
@@ -46,8 +41,7 @@ use crate::{
     activity::Activity,
     config::Config,
     control,
-    dataplane::{Dataplane, Underlay},
-    endpoints::{Bridge, Endpoints},
+    dataplane::Dataplane,
     facts::Facts,
     family::{V4, V6},
     health::Readiness,
@@ -157,18 +151,11 @@ pub struct Reconciler {
     /// What `loden cleanup` will undo.
     state: State,
     path: Path,
-    /// Whether the programs' maps hold the peers: without, they would take every peer for a stranger.
-    maps_know_peers: bool,
     new_sightings: Option<AsyncFd<RingBuf<MapData>>>,
-    /// Ways to VTEPs; forgotten when a route, an address or a link changes.
-    ways: HashMap<Ipv4Addr, Option<Underlay>>,
     v4: Kept<V4>,
     v6: Kept<V6>,
-    has_direct_peers: bool,
-    bridges: Vec<Bridge>,
     /// What is wrong with the host's bridges, and what to do.
     advice: Vec<String>,
-    endpoints: Endpoints,
     /// When to leave the facts behind again.
     facts_due: Option<Instant>,
     /// What was last written of the facts.
@@ -180,7 +167,7 @@ pub struct Reconciler {
     repairs: u64,
     /// When peers and endpoints were last heard of.
     peer_activity: Activity<LeaseKey>,
-    endpoint_activity: Activity<Ipv4Addr>,
+    endpoint_activity: Activity<IpAddr>,
 }
 
 impl Reconciler {
@@ -223,19 +210,10 @@ impl Reconciler {
             control,
             readiness,
             heartbeat,
-            // An earlier agent found them; the bridge may have forgotten those that had nothing to say since.
-            endpoints: match &path {
-                Path::Ebpf(dataplane) => dataplane.endpoints_held().clone(),
-                Path::Kernel(_) => Endpoints::new(),
-            },
-            path,
-            maps_know_peers: false,
             new_sightings: None,
-            ways: HashMap::new(),
-            v4: Kept::default(),
-            v6: Kept::default(),
-            has_direct_peers: false,
-            bridges: Vec::new(),
+            v4: Kept::of(&path),
+            v6: Kept::of(&path),
+            path,
             advice: Vec::new(),
             facts_due: None,
             facts_left: None,

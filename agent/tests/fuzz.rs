@@ -18,7 +18,11 @@ use loden_agent::{
     network::{NetworkConfig, Pool},
     subnet_file::{self, SubnetFile},
 };
-use loden_ebpf::{ethernet, flow, ipv4, vxlan};
+use loden_ebpf::{
+    ethernet,
+    family::{Family as _, V4},
+    flow, ipv4, vxlan,
+};
 use proptest::{
     prelude::*,
     sample::Index,
@@ -289,14 +293,13 @@ fn look_at_ipv4(header: &ipv4::Header, rest: &[u8]) {
         );
     }
     let Some(next) = rest.first_chunk() else { return };
-    let protocol = ipv4::protocol(header);
-    assert_eq!(ipv4::ports(protocol, next).is_some(), ipv4::has_ports(protocol, next));
+    assert_eq!(V4::ports(header, next).is_some(), V4::has_ports(header, next));
     if let Some(beyond) = rest[next.len()..].first_chunk() {
         let mut hop = *header;
         ipv4::decrement_ttl(&mut hop);
         assert_eq!(
-            flow::mark(header, next, *beyond),
-            flow::mark(&hop, next, *beyond),
+            flow::mark::<V4>(header, next, *beyond, || [0; 12]),
+            flow::mark::<V4>(&hop, next, *beyond, || [0; 12]),
             "a hop does not make another packet of it"
         );
     }

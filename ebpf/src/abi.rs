@@ -3,7 +3,7 @@
 //! Addresses are byte arrays in network order, numbers are in host order, padding is spelled out. There is
 //! one writer per field: the agent, unless a field says otherwise.
 
-use crate::reason::COUNT;
+use crate::{flow_cache::Ends, reason::COUNT};
 
 /// Version of everything in this file; part of the pin path, so that an agent never adopts maps it would misread.
 pub const ABI_VERSION: u32 = 1;
@@ -54,7 +54,7 @@ pub mod map {
     pub const ENDPOINT_TRAFFIC: &str = "ENDPOINT_TRAFFIC";
     /// LRU hash of [`SightingKey`](super::SightingKey) to [`Sighting`](super::Sighting): what pods were seen to send from.
     pub const SIGHTINGS: &str = "SIGHTINGS";
-    /// Ring buffer that carries each new sighting's key to the agent.
+    /// Ring buffer that tells the agent of each new sighting of either family: its key.
     pub const NEW_SIGHTINGS: &str = "NEW_SIGHTINGS";
     /// Array of one `u32`: other than 0 while somebody may be listening to verdicts. Set by listeners, again and again;
     /// the programs set it to 0 when nobody has renewed.
@@ -66,6 +66,23 @@ pub mod map {
     /// Ring buffers of [`Traced`](crate::trace::Traced), one a listener.
     pub const VERDICTS: [&str; crate::trace::TRACERS_MAX] =
         ["VERDICTS_0", "VERDICTS_1", "VERDICTS_2", "VERDICTS_3"];
+
+    /// [`PEERS`] of IPv6.
+    pub const V6_PEERS: &str = "V6_PEERS";
+    /// [`VTEPS`] of IPv6, by [`Address`](super::Address).
+    pub const V6_VTEPS: &str = "V6_VTEPS";
+    /// [`ENDPOINTS`] of IPv6: a hash by [`Address`](super::Address), as a subnet has more of them than an array can.
+    pub const V6_ENDPOINTS: &str = "V6_ENDPOINTS";
+    /// [`FLOWS`] of IPv6.
+    pub const V6_FLOWS: &str = "V6_FLOWS";
+    /// [`FLOW_CACHE`] of IPv6.
+    pub const V6_FLOW_CACHE: &str = "V6_FLOW_CACHE";
+    /// [`PEER_TRAFFIC`] of IPv6.
+    pub const V6_PEER_TRAFFIC: &str = "V6_PEER_TRAFFIC";
+    /// [`ENDPOINT_TRAFFIC`] of IPv6.
+    pub const V6_ENDPOINT_TRAFFIC: &str = "V6_ENDPOINT_TRAFFIC";
+    /// [`SIGHTINGS`] of IPv6, by [`SightingKeyV6`](super::SightingKeyV6).
+    pub const V6_SIGHTINGS: &str = "V6_SIGHTINGS";
 }
 
 /// Names of the read-only globals that are set when the programs are loaded.
@@ -100,6 +117,31 @@ pub mod global {
     pub const DROP_FORGED: &str = "DROP_FORGED";
     /// `u8`: 1 where the kernel has `bpf_ktime_get_coarse_ns` (Linux 5.11).
     pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
+    /// `u8`: 1 where the network has an IPv6 half; without it the programs' IPv6 code is never reached. One without an
+    /// IPv4 half needs no such word: an empty network has no address.
+    pub const HAS_V6: &str = "HAS_V6";
+    /// `[u8; 16]`: the first address for which there are slots: see [`crate::grid::GridV6`].
+    pub const V6_GRID: &str = "V6_GRID";
+    /// `[u8; 16]`: mask of the addresses for which there are slots.
+    pub const V6_GRID_MASK: &str = "V6_GRID_MASK";
+    /// `u32`: SubnetLen of IPv6.
+    pub const V6_SUBNET_LEN: &str = "V6_SUBNET_LEN";
+    /// `[u8; 16]`: [`SUBNET`] of IPv6.
+    pub const V6_SUBNET: &str = "V6_SUBNET";
+    /// `[u8; 16]`: [`SUBNET_MASK`] of IPv6.
+    pub const V6_SUBNET_MASK: &str = "V6_SUBNET_MASK";
+    /// `[u8; 16]`: [`VTEP`] of IPv6.
+    pub const V6_VTEP: &str = "V6_VTEP";
+    /// `[u8; 6]`: [`VTEP_MAC`] of IPv6.
+    pub const V6_VTEP_MAC: &str = "V6_VTEP_MAC";
+    /// `u32`: [`VNI`] of IPv6.
+    pub const V6_VNI: &str = "V6_VNI";
+    /// `u16`: [`PORT`] of IPv6.
+    pub const V6_PORT: &str = "V6_PORT";
+    /// `u8`: hop limit of outer packets (`net.ipv6.conf.<uplink>.hop_limit`).
+    pub const V6_OUTER_HOPS: &str = "V6_OUTER_HOPS";
+    /// `u32`: interface index of the VXLAN device with an IPv6 underlay: aggregates are encapsulated there.
+    pub const V6_DEVICE: &str = "V6_DEVICE";
 }
 
 /// Entries of the flow table. At 100 000 flows a third of it is still free for LRU's slack.
@@ -110,8 +152,12 @@ pub const SIGHTINGS_MAX: usize = 1024;
 pub const VTEPS_MAX: usize = 65_536;
 /// Most subnets that a network may have for the fast path: 2^20 slots of 32 bytes are 32 MiB.
 pub const PEERS_MAX: u32 = 1 << 20;
-/// Most addresses that the own subnet may have for the fast path.
+/// Most subnets of an IPv6 network that the fast path knows: those around the own one. 2^16 slots of 80 bytes are 5 MiB.
+pub const PEERS_MAX_V6: u32 = 1 << 16;
+/// Most addresses that the own subnet may have for the fast path, and most IPv6 endpoints.
 pub const ENDPOINTS_MAX: u32 = 1 << 16;
+/// Slots of [`map::V6_ENDPOINT_TRAFFIC`]: an IPv6 subnet is no measure of how many pods a node has.
+pub const ENDPOINT_SLOTS_V6: u32 = 1 << 10;
 /// Most memory that [`map::PEER_TRAFFIC`] takes on all CPUs together, in bytes, and the same of
 /// [`map::ENDPOINT_TRAFFIC`]: whoever finds no slot of its own is counted in slot 0 with the others.
 pub const TRAFFIC_BYTES_MAX: usize = 32 << 20;
@@ -120,16 +166,28 @@ pub const TRAFFIC_SLOTS_MAX: u32 = 1 << 16;
 /// Reasons for which [`EndpointTraffic`] has room.
 pub const SLOW_REASONS_MAX: usize = 56;
 
+/// The bytes of an address in network order, of either family: of neither do the types below have padding.
+pub trait Octets: sealed::Octets + Ends + Copy + 'static {}
+
+mod sealed {
+    pub trait Octets {}
+}
+
+impl sealed::Octets for [u8; 4] {}
+impl Octets for [u8; 4] {}
+impl sealed::Octets for [u8; 16] {}
+impl Octets for [u8; 16] {}
+
 /// How packets reach one peer subnet. An empty slot is all zeroes: see [`Peer::is_empty`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
+pub struct Peer<A = [u8; 4]> {
     /// The peer's VTEP: destination of the outer packet, and the only valid source of what comes from this subnet.
-    pub vtep: [u8; 4],
+    pub vtep: A,
     /// Source of the outer packet.
-    pub source: [u8; 4],
+    pub source: A,
     /// Neighbour on the underlay that gets the outer packet: the VTEP itself or a router.
-    pub next_hop: [u8; 4],
+    pub next_hop: A,
     /// Interface index of the uplink; 0 where the fast path must not send to this peer.
     pub uplink: u32,
     /// MAC of the peer's VXLAN device.
@@ -137,7 +195,7 @@ pub struct Peer {
     /// Largest outer IP packet towards the peer, in bytes.
     pub mtu: u16,
     /// The subnet, for people who read the map.
-    pub subnet: [u8; 4],
+    pub subnet: A,
     /// Its prefix length.
     pub prefix_len: u8,
     /// 1 where packets go there without encapsulation (host-gw, DirectRouting).
@@ -151,15 +209,26 @@ impl FlowKey {
     #[inline(always)]
     #[must_use]
     pub fn new(protocol: u8, (local, local_port): (u32, u16), (remote, remote_port): (u32, u16)) -> Self {
+        Self::of(protocol, (local.to_be_bytes(), local_port), (remote.to_be_bytes(), remote_port))
+    }
+}
+
+impl<A> FlowKey<A> {
+    /// A key from addresses in network order and ports in host order.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(protocol: u8, (local, local_port): (A, u16), (remote, remote_port): (A, u16)) -> Self {
         Self {
-            local: local.to_be_bytes(),
-            remote: remote.to_be_bytes(),
+            local,
+            remote,
             local_port: local_port.to_be_bytes(),
             remote_port: remote_port.to_be_bytes(),
             protocol: u32::from(protocol),
         }
     }
+}
 
+impl<A: Copy> FlowKey<A> {
     /// The same flow, seen from its other end.
     #[inline(always)]
     #[must_use]
@@ -174,21 +243,30 @@ impl FlowKey {
     }
 }
 
-impl Peer {
-    /// Whether no lease covers this slot.
+/// An address as the key of a hash: a multiple of its size, because the programs build it on their stack, where the
+/// verifier allows no misaligned store.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    /// Network order.
+    pub octets: [u8; 16],
+}
+
+impl<A> Peer<A> {
+    /// Whether no lease covers this slot: no lease covers all addresses.
     #[inline(always)]
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        u32::from_ne_bytes(self.vtep) == 0
+        self.prefix_len == 0
     }
 }
 
 /// A local pod address. An empty slot has interface index 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct Endpoint<A = [u8; 4]> {
     /// The pod's address, for people who read the map.
-    pub address: [u8; 4],
+    pub address: A,
     /// Interface index of the host side of the pod's veth.
     pub ifindex: u32,
     /// MAC of the pod's own interface.
@@ -214,11 +292,11 @@ pub const UNPROVEN: u16 = 2;
 /// no misaligned store.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct FlowKey {
+pub struct FlowKey<A = [u8; 4]> {
     /// Address of the local pod.
-    pub local: [u8; 4],
+    pub local: A,
     /// Address of the remote pod.
-    pub remote: [u8; 4],
+    pub remote: A,
     /// Port of the local pod.
     pub local_port: [u8; 2],
     /// Port of the remote pod.
@@ -331,6 +409,18 @@ pub struct SightingKey {
     pub address: [u8; 4],
 }
 
+/// The same of IPv6, in another order: as for [`Address`].
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SightingKeyV6 {
+    /// Source address of the packet.
+    pub address: [u8; 16],
+    /// Interface index of the host side of the veth.
+    pub ifindex: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+
 /// The rest of a sighting.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -347,8 +437,13 @@ pub struct Sighting {
 
 const _: () = {
     assert!(size_of::<Peer>() == 32);
+    assert!(size_of::<Peer<[u8; 16]>>() == 80);
     assert!(size_of::<Endpoint>() == 24);
+    assert!(size_of::<Endpoint<[u8; 16]>>() == 36);
     assert!(size_of::<FlowKey>() == 16);
+    assert!(size_of::<FlowKey<[u8; 16]>>() == 40);
+    assert!(size_of::<Address>() == 16);
+    assert!(size_of::<SightingKeyV6>() == 24);
     assert!(size_of::<Flow>() == 56);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Traffic>() == 64);
@@ -381,13 +476,15 @@ mod tests {
 mod pod {
     use aya::Pod;
 
+    use super::Octets;
+
     // SAFETY: each is `repr(C)`, made of integers only, valid for every bit pattern and without implicit
     // padding (the sizes are asserted above to be the sum of their fields).
-    unsafe impl Pod for super::Peer {}
+    unsafe impl<A: Octets> Pod for super::Peer<A> {}
     // SAFETY: as for Peer.
-    unsafe impl Pod for super::Endpoint {}
+    unsafe impl<A: Octets> Pod for super::Endpoint<A> {}
     // SAFETY: as for Peer.
-    unsafe impl Pod for super::FlowKey {}
+    unsafe impl<A: Octets> Pod for super::FlowKey<A> {}
     // SAFETY: as for Peer.
     unsafe impl Pod for super::Flow {}
     // SAFETY: as for Peer.
@@ -398,6 +495,10 @@ mod pod {
     unsafe impl Pod for super::EndpointTraffic {}
     // SAFETY: as for Peer.
     unsafe impl Pod for super::SightingKey {}
+    // SAFETY: as for Peer.
+    unsafe impl Pod for super::SightingKeyV6 {}
+    // SAFETY: as for Peer.
+    unsafe impl Pod for super::Address {}
     // SAFETY: as for Peer.
     unsafe impl Pod for super::Sighting {}
 }

@@ -13,7 +13,8 @@
 
 use crate::{
     abi::Flow,
-    ipv4::{self, NextHeader},
+    family::Family,
+    transport::{self, NextHeader},
 };
 
 /// How long after point 1 a packet may reach point 2, in nanoseconds: longer than the three seconds for which
@@ -44,22 +45,27 @@ pub fn is_fast(flow: &Flow, direction: Direction, now: u64, epoch: u32) -> bool 
     now < until && flow.epoch == epoch
 }
 
-/// What tells a packet from others of its tuple and does not change when a host forwards it: the IP id, of TCP
-/// the sequence and acknowledgement numbers, of UDP the length and the first bytes, of an echo the sequence
-/// number. `beyond` is what follows the next header's first eight bytes, zeroes where nothing does.
+/// What tells a packet from others of its tuple and does not change when a host forwards it: what the family has for
+/// an id, of TCP the sequence and acknowledgement numbers, of UDP the length and the first bytes, of an echo the sequence
+/// number. `beyond` is what follows the next header's first eight bytes, `further` what follows that, zeroes where nothing
+/// does; IPv4 does not ask for the latter.
 ///
 /// UDP's checksum is left out: it may be completed on the way.
 #[inline(always)]
 #[must_use]
-pub fn mark(header: &ipv4::Header, next: &NextHeader, beyond: [u8; 4]) -> u64 {
-    let second = match ipv4::protocol(header) {
-        ipv4::UDP => [next[4], next[5], 0, 0],
+pub fn mark<F: Family>(
+    header: &F::Header,
+    next: &NextHeader,
+    beyond: [u8; 4],
+    further: impl FnOnce() -> [u8; 12],
+) -> u64 {
+    let second = match F::protocol(header) {
+        transport::UDP => [next[4], next[5], 0, 0],
         _ => [next[4], next[5], next[6], next[7]],
     };
-    let id = u16::from_be_bytes([header[4], header[5]]);
-    // 64 bits hold all of it but the id; that is spread over them (Knuth's multiplicative hash).
+    // 64 bits hold all of it but the identity; that is spread over them (Knuth's multiplicative hash).
     let fields = u64::from(u32::from_be_bytes(second)) << 32 | u64::from(u32::from_be_bytes(beyond));
-    fields ^ u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    fields ^ F::identity(header, further).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// Notes that the host translates this flow. Whether it was qualified until now, in either direction.
@@ -124,6 +130,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{Direction::*, *};
+    use crate::{
+        family::{V4, V6},
+        ipv4, ipv6,
+    };
 
     const NOW: u64 = 1_000_000_000_000;
 
@@ -191,9 +201,14 @@ mod tests {
 
     #[test]
     fn the_mark_follows_what_differs_between_packets_and_nothing_that_forwarding_changes() {
+        let mark = |header: &ipv4::Header, next: &NextHeader, beyond| {
+            mark::<V4>(header, next, beyond, || unreachable!("IPv4 has an id"))
+        };
         let mut header = [0x45, 0, 0, 60, 0x12, 0x34, 0x40, 0, 64, 0, 0, 0, 10, 5, 1, 2, 10, 5, 2, 2];
         let next = [0x13, 0x88, 0x1f, 0x90, 0, 1, 2, 3];
-        for (protocol, last_counts) in [(ipv4::TCP, true), (ipv4::UDP, false), (ipv4::ICMP, true)] {
+        for (protocol, last_counts) in
+            [(transport::TCP, true), (transport::UDP, false), (transport::ICMP, true)]
+        {
             header[9] = protocol;
             let first = mark(&header, &next, [4, 5, 6, 7]);
             assert_eq!(
@@ -208,6 +223,25 @@ mod tests {
             later[5] += 1;
             assert_ne!(mark(&later, &next, [4, 5, 6, 7]), first);
         }
+    }
+
+    #[test]
+    fn the_mark_of_ipv6_follows_the_flow_label_and_more_of_the_payload() {
+        let mut header = [0; ipv6::LEN];
+        (header[0], header[6], header[7]) = (0x60, transport::UDP, 64);
+        let next = [0x13, 0x88, 0x1f, 0x90, 0, 20, 2, 3];
+        let mark = |header: &ipv6::Header, further| mark::<V6>(header, &next, [4; 4], || further);
+        let first = mark(&header, [7; 12]);
+        for at in 0..12 {
+            let mut further = [7; 12];
+            further[at] = 8;
+            assert_ne!(mark(&header, further), first, "byte {at}");
+        }
+        let mut later = header;
+        (later[1], later[7]) = (0x30, 63);
+        assert_eq!(mark(&later, [7; 12]), first, "ECN and hop limit are no part of it");
+        later[3] = 1;
+        assert_ne!(mark(&later, [7; 12]), first);
     }
 
     proptest! {

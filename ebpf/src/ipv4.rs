@@ -1,21 +1,9 @@
-//! IPv4 headers (RFC 791) of 20 bytes, and what the fast path reads of the next header.
+//! IPv4 headers (RFC 791) of 20 bytes.
 
-use crate::checksum;
+use crate::{checksum, ecn::CE};
 
 /// Length of a header without options, in bytes.
 pub const LEN: usize = 20;
-/// Protocol numbers (IANA).
-pub const ICMP: u8 = 1;
-/// See [`ICMP`].
-pub const TCP: u8 = 6;
-/// See [`ICMP`].
-pub const UDP: u8 = 17;
-/// ECN codepoints (RFC 3168): the transport knows ECN.
-pub const ECT_0: u8 = 2;
-/// See [`ECT_0`].
-pub const ECT_1: u8 = 1;
-/// ECN codepoint: congestion experienced (RFC 3168).
-pub const CE: u8 = 3;
 
 const MORE_FRAGMENTS_AND_OFFSET: u16 = 0x3fff;
 const OFFSET: u16 = 0x1fff;
@@ -129,77 +117,12 @@ fn replace_word(header: &mut Header, at: usize, old: u16, new: u16) {
     header[at..at + 2].copy_from_slice(&new.to_be_bytes());
 }
 
-/// What became of the inner packet's ECN field when the outer header came off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ecn {
-    /// Stays as it is.
-    Keep,
-    /// Becomes this.
-    Set(u8),
-    /// The packet does not know ECN and met congestion: it must be dropped.
-    Drop,
-}
-
-/// Merges the ECN fields on decapsulation, as Linux does (`INET_ECN_decapsulate`, after RFC 6040, section 4.2; that
-/// ECT(1) outside turns ECT(0) inside into ECT(1) since 5.11).
-#[inline(always)]
-#[must_use]
-pub fn decapsulate_ecn(outer_tos: u8, inner_tos: u8) -> Ecn {
-    match (outer_tos & CE, inner_tos & CE) {
-        (CE, 0) => Ecn::Drop,
-        (CE, _) => Ecn::Set(CE),
-        (ECT_1, ECT_0) => Ecn::Set(ECT_1),
-        _ => Ecn::Keep,
-    }
-}
-
-/// The outer ECN field for an inner one, as Linux does (`INET_ECN_encapsulate`: CE becomes ECT(0)).
-#[inline(always)]
-#[must_use]
-pub fn encapsulate_ecn(inner_tos: u8) -> u8 {
-    match inner_tos & CE {
-        CE => ECT_0,
-        other => other,
-    }
-}
-
-/// The first eight bytes of a TCP, UDP or ICMP header.
-pub type NextHeader = [u8; 8];
-
-/// Source and destination port, host order; of an ICMP echo, identifier and type.
-///
-/// `None` where the flow gate has nothing to go by: other protocols, and ICMP that is not echo.
-#[inline(always)]
-#[must_use]
-pub fn ports(protocol: u8, next: &NextHeader) -> Option<(u16, u16)> {
-    let word = |at: usize| u16::from_be_bytes([next[at], next[at + 1]]);
-    match protocol {
-        TCP | UDP => Some((word(0), word(2))),
-        // Type 8 is a request, 0 its reply (RFC 792).
-        ICMP if next[0] == 8 || next[0] == 0 => Some((word(4), u16::from(next[0]))),
-        _ => None,
-    }
-}
-
-/// Whether [`ports`] finds any.
-#[inline(always)]
-#[must_use]
-pub fn has_ports(protocol: u8, next: &NextHeader) -> bool {
-    protocol == TCP || protocol == UDP || (protocol == ICMP && (next[0] == 8 || next[0] == 0))
-}
-
-/// FIN, SYN or RST among the TCP flags (byte 13 of the header).
-#[inline(always)]
-#[must_use]
-pub fn is_tcp_control(flags: u8) -> bool {
-    flags & 0b0000_0111 != 0
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::transport::TCP;
 
     fn header(tos: u8, ttl: u8) -> Header {
         let mut h = [0x45, tos, 0, 84, 0x12, 0x34, 0x40, 0, ttl, TCP, 0, 0, 10, 5, 1, 2, 10, 5, 2, 3];
@@ -247,40 +170,5 @@ mod tests {
         assert!(is_fragment(&h) && !is_later_fragment(&h), "more to come, offset 0: the first");
         h[6..8].copy_from_slice(&0x0001u16.to_be_bytes());
         assert!(is_fragment(&h) && is_later_fragment(&h), "an offset: a later one");
-    }
-
-    #[test]
-    fn ecn_of_the_outer_header_follows_rfc_6040() {
-        assert_eq!([0, 1, 2, 3].map(encapsulate_ecn), [0, 1, 2, 2]);
-        assert_eq!(encapsulate_ecn(0xb8), 0, "DSCP does not reach the outer header");
-    }
-
-    #[test]
-    fn ecn_is_merged_when_the_outer_header_comes_off() {
-        use Ecn::{Drop, Keep, Set};
-        let merged = |outer| [0, ECT_1, ECT_0, CE].map(|inner| decapsulate_ecn(outer, inner));
-        assert_eq!(merged(0), [Keep; 4]);
-        assert_eq!(merged(ECT_1), [Keep, Keep, Set(ECT_1), Keep]);
-        assert_eq!(merged(ECT_0), [Keep; 4]);
-        assert_eq!(merged(CE), [Drop, Set(CE), Set(CE), Set(CE)]);
-    }
-
-    #[test]
-    fn an_echo_has_its_identifier_and_type_for_ports_and_other_icmp_has_none() {
-        for protocol in 0..=255 {
-            for kind in 0..=255 {
-                let next = [kind, 0, 1, 2, 7, 9, 0, 1];
-                assert_eq!(has_ports(protocol, &next), ports(protocol, &next).is_some());
-            }
-        }
-        assert_eq!(ports(ICMP, &[8, 0, 1, 2, 7, 9, 0, 1]), Some((0x0709, 8)));
-        assert_eq!(
-            ports(ICMP, &[0, 0, 1, 2, 7, 9, 0, 1]),
-            Some((0x0709, 0)),
-            "another flow than the request's"
-        );
-        assert_eq!(ports(ICMP, &[3, 4, 1, 2, 7, 9, 0, 1]), None);
-        assert_eq!(ports(132, &[0, 1, 0, 2, 0, 0, 0, 0]), None, "SCTP");
-        assert_eq!(ports(UDP, &[0, 53, 1, 2, 0, 0, 0, 0]), Some((53, 0x0102)));
     }
 }

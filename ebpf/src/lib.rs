@@ -7,12 +7,16 @@
 
 pub mod abi;
 pub mod checksum;
+pub mod ecn;
 pub mod ethernet;
+pub mod family;
 pub mod flow;
 pub mod flow_cache;
 pub mod grid;
 pub mod ipv4;
+pub mod ipv6;
 pub mod reason;
 pub mod segments;
 pub mod trace;
+pub mod transport;
 pub mod vxlan;

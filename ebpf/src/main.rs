@@ -10,10 +10,12 @@
 //! | `to_wire` | egress of an uplink with direct peers | point 2 of outbound flows to them |
 //! | `to_pod` | egress of the host side of a pod's veth | point 2 of inbound flows |
 //!
+//! Each has two bodies, one per family, of one source.
+//!
 //! The rule above all: whatever a program is not sure of goes on into the kernel, and is decided before the
 //! first write to the packet.
 
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod programs;

@@ -1,5 +1,6 @@
 //! Entry points, and what they have in common.
 
+mod encap;
 mod from_other;
 mod from_overlay;
 mod from_pod;
@@ -7,22 +8,28 @@ mod from_wire;
 mod gate;
 mod globals;
 mod guard;
+mod half;
 mod log;
-mod lookup;
 mod maps;
 mod observe;
+mod outer;
 mod skb;
 mod trace;
 mod traffic;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use loden_ebpf::{reason::Reason, trace::Program};
+use loden_ebpf::{
+    ethernet,
+    family::{V4, V6},
+    reason::Reason,
+    trace::Program,
+};
 
-use self::{log::Seen, skb::Skb};
+use self::skb::Skb;
 
 /// What a program decided.
 enum Verdict {
@@ -42,21 +49,56 @@ impl From<Reason> for Verdict {
     }
 }
 
-/// Counts the verdict and turns it into what the kernel wants. `TC_ACT_UNSPEC` lets other programs at the hook
+/// A verdict as one number, which a function that is not inlined can return: the reason's number plus one in the upper
+/// half, 0 for what is ignored, and what the kernel wants in the lower one. `TC_ACT_UNSPEC` lets other programs at the hook
 /// run; on TCX it means "next".
+impl From<Verdict> for u64 {
+    #[inline(always)]
+    fn from(verdict: Verdict) -> Self {
+        let (reason, action) = match verdict {
+            Verdict::Redirect(_, TC_ACT_SHOT) => (Reason::DropRedirect, TC_ACT_SHOT),
+            Verdict::Redirect(reason, action) => (reason, action),
+            Verdict::Pass(reason) => (reason, TC_ACT_UNSPEC),
+            Verdict::Drop(reason) => (reason, TC_ACT_SHOT),
+            Verdict::Ignore => return 0,
+        };
+        Self::from(reason as u32 + 1) << 32 | Self::from(action as u32)
+    }
+}
+
+/// Lets a family's body judge the packet, and concludes. The bodies are functions
+/// of their own: together they would need more than the 512 bytes of stack that a program has, and neither costs the other
+/// registers.
 #[inline(always)]
-fn conclude(program: Program, skb: &Skb, verdict: Verdict, seen: &Seen) -> i32 {
-    let (reason, action) = match verdict {
-        Verdict::Redirect(_, TC_ACT_SHOT) => (Reason::DropRedirect, TC_ACT_SHOT),
-        Verdict::Redirect(reason, action) => (reason, action),
-        Verdict::Pass(reason) => (reason, TC_ACT_UNSPEC),
-        Verdict::Drop(reason) => (reason, TC_ACT_SHOT),
-        Verdict::Ignore => return TC_ACT_UNSPEC,
+fn run(
+    program: Program,
+    ctx: TcContext,
+    v4: fn(*mut __sk_buff) -> u64,
+    v6: fn(*mut __sk_buff) -> u64,
+    neither: Verdict,
+    then: fn(&Skb, u64) -> u64,
+) -> i32 {
+    let skb = Skb::new(ctx);
+    let len = skb.len();
+    let verdict = match skb.ether_type() {
+        ethernet::IPV4 => v4(skb.raw()),
+        ethernet::IPV6 if globals::HAS_V6.load() == 1 => v6(skb.raw()),
+        _ => neither.into(),
     };
-    maps::count(reason, seen.len);
-    seen.tell(skb, reason);
-    trace::tell(skb, program, reason, seen.len);
-    action
+    conclude(program, &skb, then(&skb, verdict), len)
+}
+
+/// Counts a verdict on a packet of this length, tells of it, and answers the kernel.
+#[inline(always)]
+fn conclude(program: Program, skb: &Skb, verdict: u64, len: u32) -> i32 {
+    if verdict == 0 {
+        return TC_ACT_UNSPEC;
+    }
+    let reason = (verdict >> 32) as u32 - 1;
+    maps::count(reason, len);
+    log::tell(skb, program, reason, len);
+    trace::tell(skb, program, reason, len);
+    verdict as i32
 }
 
 #[xdp]
@@ -64,71 +106,46 @@ pub(crate) fn guard(ctx: XdpContext) -> u32 {
     guard::run(&ctx)
 }
 
-#[classifier]
-pub(crate) fn from_pod(ctx: TcContext) -> i32 {
-    let mut skb = Skb::new(ctx);
-    let seen = Seen::of(&skb);
-    let verdict = match from_pod::run(&mut skb) {
-        Verdict::Pass(
-            reason @ (Reason::PassPodNoPeer | Reason::PassPodNotIpv4 | Reason::PassPodMalformed),
-        ) => from_other::of_pod(&skb, reason),
-        verdict => verdict,
+/// A program: its bodies, what it makes of a packet of neither family, and what looks at the packet after that.
+macro_rules! programs {
+    ($($name:ident as $program:ident: $module:ident::$body:ident, else $neither:expr, then $then:path;)+) => {
+        $(
+            #[classifier]
+            pub(crate) fn $name(ctx: TcContext) -> i32 {
+                #[inline(never)]
+                fn v4(raw: *mut __sk_buff) -> u64 {
+                    $module::$body::<V4>(&mut Skb::of(raw)).into()
+                }
+
+                #[inline(never)]
+                fn v6(raw: *mut __sk_buff) -> u64 {
+                    $module::$body::<V6>(&mut Skb::of(raw)).into()
+                }
+
+                run(Program::$program, ctx, v4, v6, $neither, $then)
+            }
+        )+
     };
-    conclude(Program::FromPod, &skb, verdict, &seen)
 }
 
-#[classifier]
-pub(crate) fn from_wire(ctx: TcContext) -> i32 {
-    let mut skb = Skb::new(ctx);
-    let seen = Seen::of(&skb);
-    let verdict = match from_wire::run(&mut skb) {
-        Verdict::Ignore => from_other::run(&skb),
-        verdict => verdict,
-    };
-    conclude(Program::FromWire, &skb, verdict, &seen)
+programs! {
+    from_pod as FromPod: from_pod::run, else Reason::PassPodNotIp.into(), then from_other::of_pod;
+    from_wire as FromWire: from_wire::run, else Verdict::Ignore, then from_other::of_wire;
+    from_overlay as FromOverlay: from_overlay::run, else Reason::PassOverlay.into(), then judged;
+    to_overlay as ToOverlay: observe::leaves_host, else Verdict::Ignore, then judged;
+    to_wire as ToWire: observe::leaves_host, else Verdict::Ignore, then judged;
+    to_pod as ToPod: observe::inbound, else Verdict::Ignore, then judged;
 }
 
 #[classifier]
 pub(crate) fn from_other(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    let seen = Seen::of(&skb);
-    let verdict = from_other::run(&skb);
-    conclude(Program::FromOther, &skb, verdict, &seen)
+    let len = skb.len();
+    conclude(Program::FromOther, &skb, from_other::of_wire(&skb, Verdict::Ignore.into()), len)
 }
 
-#[classifier]
-pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
-    let mut skb = Skb::new(ctx);
-    let seen = Seen::of(&skb);
-    let verdict = from_overlay::run(&mut skb);
-    conclude(Program::FromOverlay, &skb, verdict, &seen)
-}
-
-#[classifier]
-pub(crate) fn to_overlay(ctx: TcContext) -> i32 {
-    let mut skb = Skb::new(ctx);
-    traffic::leaves_host(&skb);
-    let seen = Seen::of(&skb);
-    let verdict = observe::outbound(&mut skb);
-    conclude(Program::ToOverlay, &skb, verdict, &seen)
-}
-
-#[classifier]
-pub(crate) fn to_wire(ctx: TcContext) -> i32 {
-    let mut skb = Skb::new(ctx);
-    if skb.take_fast() {
-        return TC_ACT_UNSPEC;
-    }
-    traffic::leaves_host(&skb);
-    let seen = Seen::of(&skb);
-    let verdict = observe::outbound(&mut skb);
-    conclude(Program::ToWire, &skb, verdict, &seen)
-}
-
-#[classifier]
-pub(crate) fn to_pod(ctx: TcContext) -> i32 {
-    let mut skb = Skb::new(ctx);
-    let seen = Seen::of(&skb);
-    let verdict = observe::inbound(&mut skb);
-    conclude(Program::ToPod, &skb, verdict, &seen)
+/// Nothing looks at the packet any more.
+#[inline(always)]
+fn judged(_: &Skb, verdict: u64) -> u64 {
+    verdict
 }

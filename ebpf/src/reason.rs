@@ -36,6 +36,8 @@ macro_rules! reasons {
 reasons! {
     /// encapsulated at the pod's veth and sent to the uplink
     FastEncap => "fast_encap",
+    /// an IPv6 aggregate, put straight into the VXLAN device, which encapsulates its segments with their checksums
+    FastOverlayOut => "fast_overlay_out",
     /// decapsulated at the uplink and delivered into the pod
     FastDecap => "fast_decap",
     /// routed from the pod's veth to a direct peer, without encapsulation
@@ -47,8 +49,8 @@ reasons! {
     /// decapsulated by the kernel, then delivered into the pod past the host stack
     FastOverlay => "fast_overlay",
 
-    /// from a pod: not IPv4, or with a VLAN tag
-    PassPodNotIpv4 => "pass_pod_not_ipv4",
+    /// from a pod: of no family that the network has (ARP, say), or with a VLAN tag
+    PassPodNotIp => "pass_pod_not_ip",
     /// from a pod: the destination is in no peer's subnet (local, external, a service address)
     PassPodNoPeer => "pass_pod_no_peer",
     /// from a pod to another local one: the bridge's, since the gate or the frame does not allow the shortcut
@@ -59,14 +61,16 @@ reasons! {
     PassPodNotForGateway => "pass_pod_not_for_gateway",
     /// from a pod: too short, its lengths disagree, or its header checksum is wrong
     PassPodMalformed => "pass_pod_malformed",
-    /// from a pod: IP options
+    /// from a pod: IP options or extension headers
     PassPodOptions => "pass_pod_options",
     /// from a pod: a fragment
     PassPodFragment => "pass_pod_fragment",
-    /// from a pod: the TTL ends here
+    /// from a pod: the TTL or hop limit ends here
     PassPodTtl => "pass_pod_ttl",
-    /// from a pod: a protocol that the flow gate cannot follow (neither TCP, UDP nor ICMP echo)
+    /// from a pod: a protocol that the flow gate cannot follow (neither TCP, UDP nor an echo)
     PassPodProtocol => "pass_pod_protocol",
+    /// from a pod: UDP over IPv6 without a checksum, from which the outer one would follow
+    PassPodChecksum => "pass_pod_checksum",
     /// from a pod: the flow gate has not qualified the flow
     PassPodGate => "pass_pod_gate",
     /// from a pod: SYN, FIN or RST of a flow that is gated
@@ -78,21 +82,22 @@ reasons! {
     /// from a pod: the fast path has no way to the peer now
     PassPodNoUplink => "pass_pod_no_uplink",
 
-    /// from the underlay: outer fragment, IP options, a cut header, or lengths or a checksum that are wrong
+    /// from the underlay: outer fragment, IP options, extension headers, a cut header, or lengths or a checksum that are
+    /// wrong
     PassWireOuter => "pass_wire_outer",
     /// from the underlay: VXLAN flags other than a VNI
     PassWireFlags => "pass_wire_flags",
     /// from the underlay: another overlay's VNI
     PassWireVni => "pass_wire_vni",
-    /// from the underlay: the inner frame is not for our VXLAN device, or not IPv4
+    /// from the underlay: the inner frame is not for our VXLAN device, or not of the outer family
     PassWireInnerFrame => "pass_wire_inner_frame",
-    /// from the underlay: inner IP options, fragment, or lengths or a checksum that are wrong
+    /// from the underlay: inner IP options, extension headers, fragment, or lengths or a checksum that are wrong
     PassWireInnerPacket => "pass_wire_inner_packet",
     /// from the underlay: the inner source belongs to no subnet of the sending peer
     PassWireForeignSource => "pass_wire_foreign_source",
     /// from the underlay: the inner destination is no known local pod
     PassWireNoEndpoint => "pass_wire_no_endpoint",
-    /// from the underlay: the inner TTL ends here
+    /// from the underlay: the inner TTL or hop limit ends here
     PassWireTtl => "pass_wire_ttl",
     /// from the underlay: a protocol that the flow gate cannot follow
     PassWireProtocol => "pass_wire_protocol",
@@ -102,7 +107,7 @@ reasons! {
     PassWireTcpControl => "pass_wire_tcp_control",
     /// from the underlay: congestion met by a packet that does not know ECN; the kernel drops it
     PassWireEcn => "pass_wire_ecn",
-    /// from the underlay: an outer checksum that neither NIC nor GRO has verified; the kernel does
+    /// from the underlay: an outer checksum that neither NIC nor GRO has verified nor the headers explain; the kernel does
     PassWireChecksum => "pass_wire_checksum",
     /// from the underlay: the kernel could not take the headers off
     PassWireNoRoom => "pass_wire_no_room",

@@ -3,7 +3,7 @@
 //! A listener holds one slot of [`map::TRACERS`](crate::abi::map::TRACERS) and reads the ring of the same number. It says
 //! until when it listens and renews that: one that is killed is not told for ever.
 
-use crate::{abi::program, ipv4};
+use crate::{abi::program, ipv4, transport};
 
 /// Listeners that there can be at once.
 pub const TRACERS_MAX: usize = 4;
@@ -172,7 +172,7 @@ impl Traced {
 
     #[inline(always)]
     fn has_ports(&self) -> bool {
-        self.protocol == u16::from(ipv4::TCP) || self.protocol == u16::from(ipv4::UDP)
+        self.protocol == u16::from(transport::TCP) || self.protocol == u16::from(transport::UDP)
     }
 
     /// A verdict as it stands in the ring; `None` where the record has another length.
@@ -347,6 +347,7 @@ mod tests {
     fn every_program_has_a_name() {
         assert_eq!(Program::name(Program::FromPod as u32), Some("from_pod"));
         assert_eq!(Program::name(Program::Guard as u32), Some("guard"));
-        assert_eq!(Program::name(7), None);
+        assert_eq!(Program::name(Program::FromOther as u32), Some("from_other"));
+        assert_eq!(Program::name(8), None);
     }
 }

@@ -1,14 +1,17 @@
-//! VXLAN over UDP over IPv4 (RFC 7348): the 50 bytes in front of an inner IP packet.
+//! VXLAN over UDP (RFC 7348): the 50 or 70 bytes in front of an inner IP packet.
 //!
 //! ```text
 //! outer IPv4 20 | UDP 8 | VXLAN 8 | inner Ethernet 14 | inner IPv4 ...
+//! outer IPv6 40 | UDP 8 | VXLAN 8 | inner Ethernet 14 | inner IPv6 ...
 //! ```
 //! The outer Ethernet header is not part of it: `bpf_redirect_neigh` writes that one.
 
-use crate::{checksum, ethernet, ipv4};
+use crate::{checksum, ethernet, ipv6, transport};
 
-/// What encapsulation adds to an inner IP packet, in bytes.
+/// What encapsulation adds to an inner IPv4 packet, in bytes.
 pub const ENCAP_LEN: usize = 50;
+/// What encapsulation adds to an inner IPv6 packet, in bytes.
+pub const ENCAP_LEN_V6: usize = 70;
 /// UDP port that Linux uses unless told otherwise, and flannel with it (IANA's is 4789).
 pub const DEFAULT_PORT: u16 = 8472;
 /// Length of a UDP header, in bytes.
@@ -20,16 +23,16 @@ const FLAG_VNI: u32 = 0x0800_0000;
 
 /// Outer headers of one packet.
 #[derive(Clone, Copy, Debug)]
-pub struct Outer {
+pub struct Outer<A = [u8; 4]> {
     /// Own VTEP address.
-    pub source: [u8; 4],
+    pub source: A,
     /// The peer's VTEP address.
-    pub destination: [u8; 4],
+    pub destination: A,
     /// DSCP and ECN of the outer header.
     pub tos: u8,
     /// Hops that the outer packet may take.
     pub ttl: u8,
-    /// IP identification.
+    /// IP identification; IPv6 has none.
     pub id: u16,
     /// UDP source port: see [`source_port`].
     pub source_port: u16,
@@ -45,15 +48,14 @@ pub struct Outer {
     pub inner_len: u16,
 }
 
-impl Outer {
+impl Outer<[u8; 4]> {
     /// Writes the headers. Don't-fragment is unset and the UDP checksum zero, as RFC 7348 allows over IPv4:
     /// the kernel's device leaves DF unset too, and a checksum would have to cover the whole packet.
     #[inline(always)]
     pub fn write(&self, out: &mut [u8; ENCAP_LEN]) {
-        let udp_len = self.inner_len + (UDP_LEN + VXLAN_LEN + ethernet::LEN) as u16;
         let total_len = self.inner_len + ENCAP_LEN as u16;
         let version_and_tos = 0x4500 | u16::from(self.tos);
-        let ttl_and_protocol = u16::from(self.ttl) << 8 | u16::from(ipv4::UDP);
+        let ttl_and_protocol = u16::from(self.ttl) << 8 | u16::from(transport::UDP);
         let sum = u32::from(version_and_tos)
             + u32::from(total_len)
             + u32::from(self.id)
@@ -69,22 +71,88 @@ impl Outer {
         out[10..12].copy_from_slice(&checksum::finish(sum).to_be_bytes());
         out[12..16].copy_from_slice(&self.source);
         out[16..20].copy_from_slice(&self.destination);
+        self.write_behind_ip::<20, ENCAP_LEN>(out, ethernet::IPV4);
+    }
+}
 
-        out[20..22].copy_from_slice(&self.source_port.to_be_bytes());
-        out[22..24].copy_from_slice(&self.port.to_be_bytes());
-        out[24..26].copy_from_slice(&udp_len.to_be_bytes());
-        out[26..28].copy_from_slice(&[0, 0]);
+impl Outer<ipv6::Address> {
+    /// Writes the headers: no flow label, as the kernel's device sends none unless told to, and a UDP checksum, without
+    /// which the peer's kernel would drop the packet: see [`checksum_v6`] for what must be true of the inner packet.
+    #[inline(always)]
+    pub fn write(&self, out: &mut [u8; ENCAP_LEN_V6], inner: &ipv6::Header) {
+        let payload_len = self.inner_len + (ENCAP_LEN_V6 - ipv6::LEN) as u16;
+        let version_and_class = 0x6000_0000 | u32::from(self.tos) << 20;
+        out[0..4].copy_from_slice(&version_and_class.to_be_bytes());
+        out[4..6].copy_from_slice(&payload_len.to_be_bytes());
+        out[6..8].copy_from_slice(&[transport::UDP, self.ttl]);
+        // In words, since what lies on the programs' stack must be aligned.
+        let [a, b, c, d] = [self.source[0], self.source[1], self.destination[0], self.destination[1]];
+        out[8..16].copy_from_slice(&a.to_ne_bytes());
+        out[16..24].copy_from_slice(&b.to_ne_bytes());
+        out[24..32].copy_from_slice(&c.to_ne_bytes());
+        out[32..40].copy_from_slice(&d.to_ne_bytes());
+        self.write_behind_ip::<{ ipv6::LEN }, ENCAP_LEN_V6>(out, ethernet::IPV6);
+        let sum = match checksum_v6(out, inner) {
+            // Zero would say that there is none.
+            0 => 0xffff,
+            sum => sum,
+        };
+        out[46..48].copy_from_slice(&sum.to_ne_bytes());
+    }
+}
 
-        out[28..32].copy_from_slice(&FLAG_VNI.to_be_bytes());
-        out[32..36].copy_from_slice(&(self.vni << 8).to_be_bytes());
+impl<A> Outer<A> {
+    /// UDP without a checksum, VXLAN and Ethernet, from offset `AT` on.
+    #[inline(always)]
+    fn write_behind_ip<const AT: usize, const LEN: usize>(&self, out: &mut [u8; LEN], ether_type: u16) {
+        let udp_len = self.inner_len + (UDP_LEN + VXLAN_LEN + ethernet::LEN) as u16;
+        out[AT..AT + 2].copy_from_slice(&self.source_port.to_be_bytes());
+        out[AT + 2..AT + 4].copy_from_slice(&self.port.to_be_bytes());
+        out[AT + 4..AT + 6].copy_from_slice(&udp_len.to_be_bytes());
+        out[AT + 6..AT + 8].copy_from_slice(&[0, 0]);
+
+        out[AT + 8..AT + 12].copy_from_slice(&FLAG_VNI.to_be_bytes());
+        out[AT + 12..AT + 16].copy_from_slice(&(self.vni << 8).to_be_bytes());
 
         // Byte by byte, which the compiler merges; as slices the addresses would go through the stack.
         let [p0, p1, p2, p3, p4, p5] = self.peer_mac;
         let [o0, o1, o2, o3, o4, o5] = self.own_mac;
-        [out[36], out[37], out[38], out[39], out[40], out[41]] = [p0, p1, p2, p3, p4, p5];
-        [out[42], out[43], out[44], out[45], out[46], out[47]] = [o0, o1, o2, o3, o4, o5];
-        out[48..50].copy_from_slice(&ethernet::IPV4.to_be_bytes());
+        [out[AT + 16], out[AT + 17], out[AT + 18], out[AT + 19], out[AT + 20], out[AT + 21]] =
+            [p0, p1, p2, p3, p4, p5];
+        [out[AT + 22], out[AT + 23], out[AT + 24], out[AT + 25], out[AT + 26], out[AT + 27]] =
+            [o0, o1, o2, o3, o4, o5];
+        out[AT + 28..AT + 30].copy_from_slice(&ether_type.to_be_bytes());
     }
+}
+
+/// The outer UDP checksum of an encapsulated IPv6 packet, as its two bytes stand in memory: what belongs into the field
+/// where that is zero, and zero where the field is right.
+///
+/// The payload is not looked at. If the checksum of the inner TCP, UDP or ICMPv6 header is right, or is going to be when
+/// it is filled in, that header and all behind it sum to the complement of the inner pseudo header, whose addresses and
+/// length stand in the inner IP header as well: what is left of both is the first four bytes, and the hop limit. (Local
+/// checksum offload, Documentation/networking/checksum-offloads.rst.) Where an inner checksum is wrong, so is this one,
+/// and a peer's kernel drops the packet a layer earlier.
+#[inline(always)]
+#[must_use]
+pub fn checksum_v6(headers: &[u8; ENCAP_LEN_V6], inner: &ipv6::Header) -> u16 {
+    // Sums of words in memory order: but for their byte order they are right (RFC 1071, section 2).
+    let mut sum = u64::from(u16::from_ne_bytes([headers[68], headers[69]]));
+    let mut at = 8;
+    while at < 68 {
+        sum +=
+            u64::from(u32::from_ne_bytes([headers[at], headers[at + 1], headers[at + 2], headers[at + 3]]));
+        at += 4;
+    }
+    // The outer pseudo header's length and protocol.
+    sum += u64::from(u16::from_ne_bytes([headers[44], headers[45]]));
+    sum += u64::from(u16::from(transport::UDP).to_be());
+    // The inner header less its pseudo header: the length cancels, the protocol leaves the hop limit.
+    sum += u64::from(u32::from_ne_bytes([inner[0], inner[1], inner[2], inner[3]]));
+    sum += u64::from(u16::from_ne_bytes([inner[6], inner[7]]));
+    sum += u64::from(!u16::from(inner[6]).to_be());
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    checksum::finish((sum >> 32) as u32 + checksum::words(sum as u32))
 }
 
 /// The UDP source port that Linux picks for a flow hash (`udp_flow_src_port`, with the range of
@@ -139,9 +207,11 @@ pub fn vni(headers: &Headers) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    const OUTER: Outer = Outer {
+    const OUTER: Outer<[u8; 4]> = Outer {
         source: [192, 168, 77, 11],
         destination: [192, 168, 77, 12],
         tos: 2,
@@ -195,6 +265,96 @@ mod tests {
             assert_eq!(vni(&other), None, "byte {byte} = {value:#x}");
             assert_eq!(vni_field(&other), OUTER.vni);
         }
+    }
+
+    const OUTER_V6: Outer<ipv6::Address> = Outer {
+        source: [0xfd_u64.to_le(), 0x11_u64.to_be()],
+        destination: [0xfd_u64.to_le(), 0x12_u64.to_be()],
+        tos: OUTER.tos,
+        ttl: OUTER.ttl,
+        id: OUTER.id,
+        source_port: OUTER.source_port,
+        port: OUTER.port,
+        vni: OUTER.vni,
+        peer_mac: OUTER.peer_mac,
+        own_mac: OUTER.own_mac,
+        inner_len: OUTER.inner_len,
+    };
+
+    /// The sum of everything, the long way.
+    fn full(words: &[u8]) -> u16 {
+        let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+        let sum: u64 = words.chunks(2).map(|pair| u64::from(word(pair))).sum();
+        checksum::finish((sum >> 32) as u32 + checksum::words(sum as u32))
+    }
+
+    fn pseudo_header(addresses: &[u8], len: usize, protocol: u8) -> Vec<u8> {
+        [addresses, &(len as u32).to_be_bytes(), &[0, 0, 0, protocol]].concat()
+    }
+
+    /// An IPv6 packet with a payload of these bytes behind a UDP header, its checksum right.
+    fn packet_v6(payload: &[u8], class_and_label: u32, hops: u8) -> Vec<u8> {
+        let len = 8 + payload.len();
+        let mut packet = (0x6000_0000u32 | class_and_label).to_be_bytes().to_vec();
+        packet.extend((len as u16).to_be_bytes());
+        packet.extend([transport::UDP, hops]);
+        packet.extend((0..32).map(|i| 0xf0 ^ (i * 7)));
+        packet.extend([0x13, 0x88, 0, 53]);
+        packet.extend((len as u16).to_be_bytes());
+        packet.extend([0, 0]);
+        packet.extend(payload);
+        let sum = full(&[&pseudo_header(&packet[8..40], len, transport::UDP), &packet[40..]].concat());
+        packet[46..48].copy_from_slice(&sum.to_be_bytes());
+        packet
+    }
+
+    proptest! {
+        #[test]
+        fn the_outer_checksum_of_ipv6_covers_what_it_never_looked_at(
+            payload in prop::collection::vec(any::<u8>(), 0..200),
+            class_and_label in 0u32..1 << 28,
+            hops in any::<u8>(),
+            source_port in any::<u16>(),
+        ) {
+            let inner = packet_v6(&payload, class_and_label, hops);
+            let header = inner[..ipv6::LEN].try_into().unwrap();
+            let mut out = [0; ENCAP_LEN_V6];
+            Outer { inner_len: inner.len() as u16, source_port, ..OUTER_V6 }.write(&mut out, header);
+            prop_assert_ne!(&out[46..48], &[0, 0]);
+            let udp = [&out[ipv6::LEN..], &inner].concat();
+            let whole = [&pseudo_header(&out[8..40], udp.len(), transport::UDP)[..], &udp].concat();
+            prop_assert_eq!(full(&whole), 0);
+            prop_assert_eq!(checksum_v6(&out, header), 0, "the receiver comes to the same");
+        }
+
+        #[test]
+        fn one_changed_byte_of_the_headers_is_noticed(at in 8..ENCAP_LEN_V6 + 8, bits in 1u8..) {
+            let inner = packet_v6(b"payload", 0, 64);
+            let mut header: ipv6::Header = inner[..ipv6::LEN].try_into().unwrap();
+            let mut out = [0; ENCAP_LEN_V6];
+            Outer { inner_len: inner.len() as u16, ..OUTER_V6 }.write(&mut out, &header);
+            match at.checked_sub(ENCAP_LEN_V6) {
+                None => out[at] ^= bits,
+                // The inner length is compared with the outer ones, the protocol cancels itself.
+                Some(4..=6) => return Ok(()),
+                Some(at) => header[at] ^= bits,
+            }
+            prop_assert_ne!(checksum_v6(&out, &header), 0);
+        }
+    }
+
+    #[test]
+    fn the_headers_of_ipv6_are_the_bytes_of_the_rfcs() {
+        let inner = packet_v6(b"", 0, 64);
+        let mut out = [0xaa; ENCAP_LEN_V6];
+        OUTER_V6.write(&mut out, inner[..ipv6::LEN].try_into().unwrap());
+        assert_eq!(out[..8], [0x60, 0x20, 0, 0, 0, 114, 17, 64]);
+        assert_eq!((out[8], out[23], out[24], out[39]), (0xfd, 0x11, 0xfd, 0x12));
+        let mut expected = [0; ENCAP_LEN];
+        OUTER.write(&mut expected);
+        assert_eq!(out[40..46], expected[20..26], "UDP but for the checksum");
+        assert_eq!(out[48..68], expected[28..48], "VXLAN and MACs");
+        assert_eq!(out[68..], [0x86, 0xdd]);
     }
 
     #[test]

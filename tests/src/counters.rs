@@ -12,7 +12,7 @@ pub const FAST_ENCAP: &str = "fast_encap";
 /// Packets delivered by the fast path: decapsulated by it, or by the kernel just before it.
 pub const FAST_DELIVERED: [&str; 3] = ["fast_decap", "fast_overlay", "fast_direct_in"];
 /// Packets that the fast path sent to a peer, encapsulated or not.
-pub const FAST_SENT: [&str; 2] = [FAST_ENCAP, "fast_direct_out"];
+pub const FAST_SENT: [&str; 3] = [FAST_ENCAP, "fast_overlay_out", "fast_direct_out"];
 
 /// A node's counters, by reason, summed over its CPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -47,9 +47,9 @@ impl Listener {
     pub fn open(bpffs_dir: &Path, wanted: Tracer) -> Result<Self> {
         let pins = Pins::below(bpffs_dir);
         let open = || -> Result<_> {
-            let tracing = Array::try_from(Map::Array(data::<u32, u32>(&pins, map::TRACING)?))?;
-            let tracers = Array::try_from(Map::Array(data::<u32, Tracer>(&pins, map::TRACERS)?))?;
-            let tally = data::<u32, Tally>(&pins, map::TRACE_TALLY)?;
+            let tracing = Array::try_from(Map::Array(data(&pins, map::TRACING, 4, size_of::<u32>())?))?;
+            let tracers = Array::try_from(Map::Array(data(&pins, map::TRACERS, 4, size_of::<Tracer>())?))?;
+            let tally = data(&pins, map::TRACE_TALLY, 4, size_of::<Tally>())?;
             Ok((tracing, tracers, PerCpuArray::try_from(Map::PerCpuArray(tally))?))
         };
         let (mut tracing, mut tracers, mut tally) = open().with_context(|| {

@@ -1,48 +1,38 @@
 //! Loading: constants, map sizes, and the maps of an earlier agent.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context as _;
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapInfo, MapType, PerCpuArray, RingBuf},
+    maps::{Array, MapInfo, MapType, PerCpuArray, RingBuf},
     programs::{SchedClassifier, Xdp},
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use loden_ebpf::{
-    abi::{self, ENDPOINTS_MAX, PEERS_MAX, global, map},
+    abi::{self, map},
     reason,
     trace::{RING_BYTES, TRACERS_MAX, Tally, Tracer},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Dataplane, DataplaneError, Direction, GuardMode, Program, features,
-    packet_log::PacketLog,
-    pinned,
-    pins::{PINNED_MAPS, Pins},
-    traffic,
+    Dataplane, DataplaneError, Direction, GuardMode, Mapped, Program, constants::Constants, features,
+    packet_log::PacketLog, pinned, pins::Pins, tables::Tables, traffic,
 };
+use crate::family::{Family, V4, V6};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/loden-programs"));
 
 /// What is constant while the programs are loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The cluster's network.
-    pub network: Ipv4Net,
-    /// Prefix length of the subnets.
-    pub subnet_len: u8,
-    /// This node's subnet.
-    pub subnet: Ipv4Net,
-    /// The address at which this node receives VXLAN.
-    pub vtep: Ipv4Addr,
-    /// The VXLAN device, where there is one.
-    pub vxlan: Option<VxlanSettings>,
+    /// The IPv4 half, where the network has one.
+    pub v4: Option<FamilySettings<V4>>,
+    /// The IPv6 half.
+    pub v6: Option<FamilySettings<V6>>,
     /// Range of UDP source ports.
     pub source_ports: (u16, u16),
-    /// TTL of outer packets.
-    pub outer_ttl: u8,
     /// Every flow must qualify before it is fast.
     pub strict: bool,
     /// Drop packets with a forged source.
@@ -51,9 +41,29 @@ pub struct Settings {
     pub log_packets: bool,
 }
 
-/// What the programs know of the VXLAN device.
+/// One family's part of [`Settings`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound = "")]
+pub struct FamilySettings<F: Family> {
+    /// The cluster's network.
+    pub network: F::Net,
+    /// Prefix length of the subnets.
+    pub subnet_len: u8,
+    /// This node's subnet.
+    pub subnet: F::Net,
+    /// The address at which this node receives VXLAN.
+    pub vtep: F::Addr,
+    /// The VXLAN device, where there is one.
+    pub vxlan: Option<VxlanSettings>,
+    /// TTL or hop limit of outer packets.
+    pub outer_ttl: u8,
+}
+
+/// What the programs know of a VXLAN device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VxlanSettings {
+    /// Its interface index.
+    pub ifindex: u32,
     /// Its MAC.
     pub mac: [u8; 6],
     /// VXLAN network identifier.
@@ -66,31 +76,122 @@ impl Settings {
     /// Whether programs with these settings can go on with the maps of programs with the others.
     #[must_use]
     pub fn fits_maps_of(&self, other: &Self) -> bool {
-        let shape = |settings: &Self| (settings.network, settings.subnet_len, settings.subnet);
-        shape(self) == shape(other)
+        fn shape<F: Family>(half: &FamilySettings<F>) -> (F::Net, u8, F::Net) {
+            (half.network, half.subnet_len, half.subnet)
+        }
+        self.v4.as_ref().map(shape) == other.v4.as_ref().map(shape)
+            && self.v6.as_ref().map(shape) == other.v6.as_ref().map(shape)
     }
 
-    /// Slots of the peer map.
-    fn peer_slots(&self) -> Result<u32, DataplaneError> {
-        slots("the network", self.subnet_len.saturating_sub(self.network.prefix_len()), PEERS_MAX)
-    }
-
-    /// Slots of the endpoint map.
-    fn endpoint_slots(&self) -> Result<u32, DataplaneError> {
-        slots("the own subnet", 32 - self.subnet.prefix_len(), ENDPOINTS_MAX)
-    }
-
-    /// Slots of the maps that count by peer and by endpoint.
-    fn traffic_slots(&self) -> Result<(u32, u32), DataplaneError> {
-        let cpus = traffic::cpus()?;
-        Ok((
-            traffic::slots(self.peer_slots()?, size_of::<abi::Traffic>(), cpus),
-            traffic::slots(self.endpoint_slots()?, size_of::<abi::EndpointTraffic>(), cpus),
-        ))
+    /// The subnet after which what is pinned for pods is named.
+    pub(super) fn subnet(&self) -> IpNet {
+        let v4 = self.v4.as_ref().map(|half| half.subnet.into());
+        v4.or(self.v6.as_ref().map(|half| half.subnet.into())).unwrap_or_default()
     }
 }
 
-fn slots(what: &'static str, bits: u8, max: u32) -> Result<u32, DataplaneError> {
+/// Entries of a family's maps.
+#[derive(Clone, Copy)]
+struct Sizes {
+    peers: u32,
+    endpoints: u32,
+    peer_traffic: u32,
+    endpoint_traffic: u32,
+    /// Of each that has a fixed size, whether it has that or the smallest.
+    is_there: bool,
+}
+
+impl Sizes {
+    fn of<F: Mapped>(settings: &Settings) -> Result<Self, DataplaneError> {
+        let Some(half) = F::of(settings) else {
+            return Ok(Self {
+                peers: 1,
+                endpoints: 1,
+                peer_traffic: 1,
+                endpoint_traffic: 1,
+                is_there: false,
+            });
+        };
+        let grid = F::grid(half)?;
+        let peers = 1u32 << half.subnet_len.saturating_sub(F::prefix_len(grid)).min(31);
+        let (endpoints, counted) = F::endpoint_slots(half)?;
+        let cpus = traffic::cpus()?;
+        Ok(Self {
+            peers,
+            endpoints,
+            peer_traffic: traffic::slots(peers, size_of::<abi::Traffic>(), cpus),
+            endpoint_traffic: traffic::slots(counted, size_of::<abi::EndpointTraffic>(), cpus),
+            is_there: true,
+        })
+    }
+
+    fn fixed(&self, max: usize) -> u32 {
+        if self.is_there { max as u32 } else { 1 }
+    }
+
+    /// Each map's shape.
+    fn shapes<F: Mapped>(&self) -> [Shape; 7] {
+        let word = size_of::<u32>() as u32;
+        let array = |value: usize| (word, value as u32);
+        let (names, (endpoints, endpoint_key)) = (F::NAMES, F::ENDPOINTS);
+        [
+            (names.peers, MapType::Array, array(size_of::<abi::Peer<F::Octets>>()), self.peers),
+            (
+                names.vteps,
+                MapType::Hash,
+                (size_of::<F::AddressKey>() as u32, word),
+                self.fixed(abi::VTEPS_MAX),
+            ),
+            (
+                names.endpoints,
+                endpoints,
+                (endpoint_key, size_of::<abi::Endpoint<F::Octets>>() as u32),
+                self.endpoints,
+            ),
+            (
+                names.flows,
+                MapType::LruHash,
+                (size_of::<abi::FlowKey<F::Octets>>() as u32, size_of::<abi::Flow>() as u32),
+                self.fixed(abi::FLOWS_MAX),
+            ),
+            (names.peer_traffic, MapType::PerCpuArray, array(size_of::<abi::Traffic>()), self.peer_traffic),
+            (
+                names.endpoint_traffic,
+                MapType::PerCpuArray,
+                array(size_of::<abi::EndpointTraffic>()),
+                self.endpoint_traffic,
+            ),
+            (
+                names.sightings,
+                MapType::LruHash,
+                (size_of::<F::SightingKey>() as u32, size_of::<abi::Sighting>() as u32),
+                self.fixed(abi::SIGHTINGS_MAX),
+            ),
+        ]
+    }
+}
+
+/// A map's name, kind, sizes of key and value in bytes, and entries.
+type Shape = (&'static str, MapType, (u32, u32), u32);
+
+/// Every map that outlives the agent.
+fn shapes(settings: &Settings) -> Result<Vec<Shape>, DataplaneError> {
+    let word = size_of::<u32>() as u32;
+    let counters = (word, size_of::<abi::Counter>() as u32);
+    let mut shapes = vec![
+        (map::EPOCH, MapType::Array, (word, word), 1),
+        (map::COUNTERS, MapType::PerCpuArray, counters, reason::COUNT as u32),
+        (map::TRACING, MapType::Array, (word, word), 1),
+        (map::TRACERS, MapType::Array, (word, size_of::<Tracer>() as u32), TRACERS_MAX as u32),
+        (map::TRACE_TALLY, MapType::PerCpuArray, (word, size_of::<Tally>() as u32), TRACERS_MAX as u32),
+    ];
+    shapes.extend(map::VERDICTS.map(|ring| (ring, MapType::RingBuf, (0, 0), RING_BYTES as u32)));
+    shapes.extend(Sizes::of::<V4>(settings)?.shapes::<V4>());
+    shapes.extend(Sizes::of::<V6>(settings)?.shapes::<V6>());
+    Ok(shapes)
+}
+
+pub(super) fn slots(what: &'static str, bits: u8, max: u32) -> Result<u32, DataplaneError> {
     let size = 1u64 << bits;
     match u32::try_from(size) {
         Ok(slots) if slots <= max => Ok(slots),
@@ -114,12 +215,13 @@ impl Dataplane {
     pub(super) fn with_pins(settings: &Settings, pins: Pins) -> Result<Self, DataplaneError> {
         remove_misfits(&pins, settings)?;
         let mut ebpf = load(settings, Some(&pins))?;
-        pinned::pin_programs(&mut ebpf, &pins, settings.subnet)?;
+        pinned::pin_programs(&mut ebpf, &pins, settings.subnet())?;
         let packet_log = settings
             .log_packets
             .then(|| PacketLog::open(&mut ebpf))
             .transpose()
             .map_err(DataplaneError::Load)?;
+        let (v4, v6) = (Tables::take(&mut ebpf, settings)?, Tables::take(&mut ebpf, settings)?);
         let mut take = |name: &'static str| {
             ebpf.take_map(name)
                 .with_context(|| format!("the object has no map {name}"))
@@ -127,29 +229,19 @@ impl Dataplane {
         };
         let error = |map| move |source| DataplaneError::Map { map, source };
         let mut dataplane = Self {
-            peers: Array::try_from(take(map::PEERS)?).map_err(error(map::PEERS))?,
-            vteps: HashMap::try_from(take(map::VTEPS)?).map_err(error(map::VTEPS))?,
-            endpoints: Array::try_from(take(map::ENDPOINTS)?).map_err(error(map::ENDPOINTS))?,
-            flows: HashMap::try_from(take(map::FLOWS)?).map_err(error(map::FLOWS))?,
             epoch: Array::try_from(take(map::EPOCH)?).map_err(error(map::EPOCH))?,
             counters: PerCpuArray::try_from(take(map::COUNTERS)?).map_err(error(map::COUNTERS))?,
-            peer_traffic: PerCpuArray::try_from(take(map::PEER_TRAFFIC)?)
-                .map_err(error(map::PEER_TRAFFIC))?,
-            endpoint_traffic: PerCpuArray::try_from(take(map::ENDPOINT_TRAFFIC)?)
-                .map_err(error(map::ENDPOINT_TRAFFIC))?,
-            sightings: HashMap::try_from(take(map::SIGHTINGS)?).map_err(error(map::SIGHTINGS))?,
             new_sightings: Some(
                 RingBuf::try_from(take(map::NEW_SIGHTINGS)?).map_err(error(map::NEW_SIGHTINGS))?,
             ),
+            v4,
+            v6,
             ebpf,
             settings: settings.clone(),
             pins,
             hooks: BTreeMap::new(),
             guard_mode: GuardMode::default(),
             _packet_log: packet_log,
-            peers_held: BTreeMap::new(),
-            vteps_held: BTreeMap::new(),
-            endpoints_held: BTreeMap::new(),
         };
         dataplane.read_back()?;
         Ok(dataplane)
@@ -158,52 +250,23 @@ impl Dataplane {
 
 /// Loads with the maps that are pinned, or with maps of its own.
 pub(super) fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, DataplaneError> {
-    let network = u32::from(settings.network.network());
-    let network_mask = u32::from(settings.network.netmask());
-    let grid_shift = u32::from(32 - settings.subnet_len);
-    let subnet = u32::from(settings.subnet.network());
-    let subnet_mask = u32::from(settings.subnet.netmask());
-    let vtep = u32::from(settings.vtep);
-    let (strict, drop_forged) = (u8::from(settings.strict), u8::from(settings.drop_forged));
-    let vxlan = settings.vxlan.unwrap_or_default();
-    let coarse_clock = u8::from(features::has_coarse_clock());
-    let (peer_traffic, endpoint_traffic) = settings.traffic_slots()?;
-    // aya-log's levels: 3 is info; at 0 nothing is told, and the verifier removes the telling.
-    let log_level: u8 = if settings.log_packets { 3 } else { 0 };
+    let constants = Constants::of(settings)?;
     let mut loader = EbpfLoader::new();
-    loader
-        .override_global(global::NETWORK, &network, true)
-        .override_global(global::NETWORK_MASK, &network_mask, true)
-        .override_global(global::GRID_SHIFT, &grid_shift, true)
-        .override_global(global::SUBNET, &subnet, true)
-        .override_global(global::SUBNET_MASK, &subnet_mask, true)
-        .override_global(global::VTEP, &vtep, true)
-        .override_global(global::VTEP_MAC, &vxlan.mac, true)
-        .override_global(global::VNI, &vxlan.vni, true)
-        .override_global(global::PORT, &vxlan.port, true)
-        .override_global(global::SOURCE_PORT_MIN, &settings.source_ports.0, true)
-        .override_global(global::SOURCE_PORT_MAX, &settings.source_ports.1, true)
-        .override_global(global::OUTER_TTL, &settings.outer_ttl, true)
-        .override_global(global::STRICT, &strict, true)
-        .override_global(global::DROP_FORGED, &drop_forged, true)
-        .override_global(global::COARSE_CLOCK, &coarse_clock, true)
-        .override_global(aya_log::LEVEL, &log_level, true)
-        .map_max_entries(map::PEERS, settings.peer_slots()?)
-        .map_max_entries(map::ENDPOINTS, settings.endpoint_slots()?)
-        .map_max_entries(map::PEER_TRAFFIC, peer_traffic)
-        .map_max_entries(map::ENDPOINT_TRAFFIC, endpoint_traffic);
-    match pins {
-        Some(pins) => {
-            for name in PINNED_MAPS {
-                loader.map_pin_path(name, pins.map(name));
-            }
+    constants.put_into(&mut loader);
+    for (name, _, _, entries) in shapes(settings)? {
+        loader.map_max_entries(name, entries);
+        if let Some(pins) = pins {
+            loader.map_pin_path(name, pins.map(name));
         }
+    }
+    if settings.v6.is_none() {
+        loader.map_max_entries(map::V6_FLOW_CACHE, 1);
+    }
+    if pins.is_none() {
         // LRU takes its memory at once: little of it for what nobody keeps.
-        None => {
-            loader.map_max_entries(map::FLOWS, 64);
-            for ring in map::VERDICTS {
-                loader.map_max_entries(ring, 4096);
-            }
+        loader.map_max_entries(map::FLOWS, 64).map_max_entries(map::V6_FLOWS, 64);
+        for ring in map::VERDICTS {
+            loader.map_max_entries(ring, 4096);
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| features::refused(error.into()))?;
@@ -227,32 +290,7 @@ fn load_program(ebpf: &mut Ebpf, program: Program) -> anyhow::Result<()> {
 /// Removes the pins of maps that this agent would misread or that have another size: the programs that still
 /// run keep their maps until they are swapped, and the new ones start with maps of their own.
 fn remove_misfits(pins: &Pins, settings: &Settings) -> Result<(), DataplaneError> {
-    let word = size_of::<u32>() as u32;
-    let (peer_traffic, endpoint_traffic) = settings.traffic_slots()?;
-    let size_of_flows = (size_of::<abi::FlowKey>() as u32, size_of::<abi::Flow>() as u32);
-    let size_of_sightings = (size_of::<abi::SightingKey>() as u32, size_of::<abi::Sighting>() as u32);
-    let array = |value: usize| (word, value as u32);
-    let mut expected = vec![
-        (map::PEERS, MapType::Array, array(size_of::<abi::Peer>()), settings.peer_slots()?),
-        (map::VTEPS, MapType::Hash, (word, word), abi::VTEPS_MAX as u32),
-        (map::ENDPOINTS, MapType::Array, array(size_of::<abi::Endpoint>()), settings.endpoint_slots()?),
-        (map::FLOWS, MapType::LruHash, size_of_flows, abi::FLOWS_MAX as u32),
-        (map::EPOCH, MapType::Array, (word, word), 1),
-        (map::COUNTERS, MapType::PerCpuArray, array(size_of::<abi::Counter>()), reason::COUNT as u32),
-        (map::PEER_TRAFFIC, MapType::PerCpuArray, array(size_of::<abi::Traffic>()), peer_traffic),
-        (
-            map::ENDPOINT_TRAFFIC,
-            MapType::PerCpuArray,
-            array(size_of::<abi::EndpointTraffic>()),
-            endpoint_traffic,
-        ),
-        (map::SIGHTINGS, MapType::LruHash, size_of_sightings, abi::SIGHTINGS_MAX as u32),
-        (map::TRACING, MapType::Array, (word, word), 1),
-        (map::TRACERS, MapType::Array, array(size_of::<Tracer>()), TRACERS_MAX as u32),
-        (map::TRACE_TALLY, MapType::PerCpuArray, array(size_of::<Tally>()), TRACERS_MAX as u32),
-    ];
-    expected.extend(map::VERDICTS.map(|ring| (ring, MapType::RingBuf, (0, 0), RING_BYTES as u32)));
-    for (name, kind, (key, value), entries) in expected {
+    for (name, kind, (key, value), entries) in shapes(settings)? {
         let path = pins.map(name);
         let Ok(info) = MapInfo::from_pin(&path) else { continue };
         let is_kind = info.map_type().is_ok_and(|found| found == kind);

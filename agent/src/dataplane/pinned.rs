@@ -12,7 +12,7 @@ use aya::{
     maps::{Array, Map, MapData, MapInfo},
     programs::SchedClassifier,
 };
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use loden_ebpf::abi::{Endpoint, UNPROVEN, map};
 
 use super::{DataplaneError, Hook, Program, hooks, pins::Pins, tables::at};
@@ -37,7 +37,8 @@ impl PinnedDataplane {
     /// Where a map that is there cannot be used.
     pub fn open(bpffs_dir: &Path) -> Result<Option<Self>, DataplaneError> {
         let pins = Pins::below(bpffs_dir);
-        let Some(subnet) = pins.program_subnets().into_iter().next() else { return Ok(None) };
+        let subnets = pins.program_subnets();
+        let Some(IpNet::V4(subnet)) = subnets.first().copied() else { return Ok(None) };
         let path = pins.map(map::ENDPOINTS);
         let Ok(info) = MapInfo::from_pin(&path) else { return Ok(None) };
         let shape = (info.key_size(), info.value_size(), u64::from(info.max_entries()));
@@ -64,7 +65,8 @@ impl PinnedDataplane {
     pub fn attach(&self, ifindex: u32, interface: &str) -> Result<(), DataplaneError> {
         for program in OF_A_POD {
             let attach = || {
-                let mut classifier = SchedClassifier::from_pin(self.pins.program(self.subnet, program))?;
+                let mut classifier =
+                    SchedClassifier::from_pin(self.pins.program(self.subnet.into(), program))?;
                 hooks::attach_classifier(&mut classifier, &self.pins, Hook { program, ifindex }, interface)
             };
             attach().map_err(|source| DataplaneError::Attach {
@@ -160,7 +162,7 @@ pub fn forget_pod(bpffs_dir: &Path, ifindex: u32) -> Result<(), DataplaneError> 
 
 /// Pins the programs of a pod's veth, in the place of an earlier agent's: whoever opens one finds the old one or the
 /// new one. Those for another subnet go.
-pub(super) fn pin_programs(ebpf: &mut Ebpf, pins: &Pins, subnet: Ipv4Net) -> Result<(), DataplaneError> {
+pub(super) fn pin_programs(ebpf: &mut Ebpf, pins: &Pins, subnet: IpNet) -> Result<(), DataplaneError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| DataplaneError::Pin { path, source }

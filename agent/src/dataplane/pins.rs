@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeSet,
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use loden_ebpf::abi::{ABI_VERSION, map};
 use nix::{
     mount::{MsFlags, mount},
@@ -16,7 +17,7 @@ use nix::{
 use super::{DataplaneError, Hook, Program, clsact};
 
 /// The maps that outlive the agent. One ring buffer does not: what NEW_SIGHTINGS carried is in SIGHTINGS too.
-pub(super) const PINNED_MAPS: [&str; 16] = [
+pub(super) const PINNED_MAPS: [&str; 23] = [
     map::PEERS,
     map::VTEPS,
     map::ENDPOINTS,
@@ -26,6 +27,13 @@ pub(super) const PINNED_MAPS: [&str; 16] = [
     map::PEER_TRAFFIC,
     map::ENDPOINT_TRAFFIC,
     map::SIGHTINGS,
+    map::V6_PEERS,
+    map::V6_VTEPS,
+    map::V6_ENDPOINTS,
+    map::V6_FLOWS,
+    map::V6_PEER_TRAFFIC,
+    map::V6_ENDPOINT_TRAFFIC,
+    map::V6_SIGHTINGS,
     map::TRACING,
     map::TRACERS,
     map::TRACE_TALLY,
@@ -113,27 +121,25 @@ impl Pins {
 
     /// The pin of a program that was loaded for this subnet.
     #[must_use]
-    pub(super) fn program(&self, subnet: Ipv4Net, program: Program) -> PathBuf {
+    pub(super) fn program(&self, subnet: IpNet, program: Program) -> PathBuf {
         self.programs_for(subnet).join(program.name())
     }
 
     /// The directory of the programs that were loaded for this subnet.
     #[must_use]
-    pub(super) fn programs_for(&self, subnet: Ipv4Net) -> PathBuf {
-        let subnet = format!("{}_{}", subnet.network().to_string().replace('.', "-"), subnet.prefix_len());
-        self.programs().join(subnet)
+    pub(super) fn programs_for(&self, subnet: IpNet) -> PathBuf {
+        self.programs().join(subnet_name(subnet))
     }
 
     /// The subnets for which programs are pinned: one, but for the moment of a change.
     #[must_use]
-    pub(super) fn program_subnets(&self) -> Vec<Ipv4Net> {
+    pub(super) fn program_subnets(&self) -> Vec<IpNet> {
         let Ok(entries) = fs::read_dir(self.programs()) else { return Vec::new() };
-        let subnet = |name: &str| name.replace('-', ".").replace('_', "/").parse().ok();
-        entries.flatten().filter_map(|entry| subnet(entry.file_name().to_str()?)).collect()
+        entries.flatten().filter_map(|entry| subnet_of(entry.file_name().to_str()?)).collect()
     }
 
     /// Removes the programs that are pinned for a subnet.
-    pub(super) fn remove_programs(&self, subnet: Ipv4Net) -> Vec<DataplaneError> {
+    pub(super) fn remove_programs(&self, subnet: IpNet) -> Vec<DataplaneError> {
         remove_pins(&self.programs_for(subnet))
     }
 
@@ -223,6 +229,19 @@ impl Pins {
     }
 }
 
+/// A subnet as the name of a directory.
+fn subnet_name(subnet: IpNet) -> String {
+    format!("{}_{}", subnet.network().to_string().replace(['.', ':'], "-"), subnet.prefix_len())
+}
+
+/// The subnet that a directory is named after.
+fn subnet_of(name: &str) -> Option<IpNet> {
+    let (address, len) = name.split_once('_')?;
+    let v4 = address.replace('-', ".").parse().map(IpAddr::V4);
+    let address = v4.or_else(|_| address.replace('-', ":").parse().map(IpAddr::V6)).ok()?;
+    IpNet::new(address, len.parse().ok()?).ok()
+}
+
 fn hooks_in(directory: &Path) -> Vec<Hook> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     entries.flatten().filter_map(|entry| Hook::from_pin(entry.file_name().to_str()?)).collect()
@@ -279,6 +298,16 @@ pub fn detach_all(bpffs_dir: &Path) -> Vec<DataplaneError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_is_named_after_a_subnet_of_either_family() {
+        for (subnet, name) in [("10.5.1.0/24", "10-5-1-0_24"), ("fc00:0:0:22::/64", "fc00-0-0-22--_64")] {
+            let subnet = subnet.parse().unwrap();
+            assert_eq!(subnet_name(subnet), name);
+            assert_eq!(subnet_of(name), Some(subnet));
+        }
+        assert_eq!(subnet_of("10-5-1-0_24-new"), None);
+    }
 
     #[test]
     fn a_version_is_v_and_a_number() {

@@ -3,23 +3,20 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
-use loden_ebpf::{
-    abi::{Endpoint, Flow, FlowKey, Peer, map},
-    grid,
-};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType};
+use loden_ebpf::abi::{Endpoint, Flow, FlowKey, Peer, map};
 
-use super::{Pins, Settings};
+use super::{FamilySettings, Mapped, Pins, tables::slots_of};
 
-/// The maps that say where a packet goes.
-pub struct PinnedMaps {
-    peers: Array<MapData, Peer>,
-    endpoints: Array<MapData, Endpoint>,
-    flows: HashMap<MapData, FlowKey, Flow>,
+/// One family's maps that say where a packet goes.
+pub struct PinnedMaps<F: Mapped> {
+    peers: Array<MapData, Peer<F::Octets>>,
+    endpoints: F::Endpoints,
+    flows: HashMap<MapData, FlowKey<F::Octets>, Flow>,
     epoch: Array<MapData, u32>,
 }
 
-impl PinnedMaps {
+impl<F: Mapped> PinnedMaps<F> {
     /// Opens the maps below a directory.
     ///
     /// # Errors
@@ -27,38 +24,54 @@ impl PinnedMaps {
     /// Where one is missing, or of another shape than this program's.
     pub fn open(bpffs_dir: &Path) -> Result<Self> {
         let pins = Pins::below(bpffs_dir);
+        let word = size_of::<u32>();
+        let (names, (kind, key)) = (F::NAMES, F::ENDPOINTS);
+        let endpoints = data(&pins, names.endpoints, key as usize, size_of::<Endpoint<F::Octets>>())?;
+        let endpoints = if kind == MapType::Array { Map::Array(endpoints) } else { Map::HashMap(endpoints) };
+        let peers = data(&pins, names.peers, word, size_of::<Peer<F::Octets>>())?;
+        let flows = data(&pins, names.flows, size_of::<FlowKey<F::Octets>>(), size_of::<Flow>())?;
         Ok(Self {
-            peers: Array::try_from(Map::Array(data::<u32, Peer>(&pins, map::PEERS)?))?,
-            endpoints: Array::try_from(Map::Array(data::<u32, Endpoint>(&pins, map::ENDPOINTS)?))?,
-            flows: HashMap::try_from(Map::LruHashMap(data::<FlowKey, Flow>(&pins, map::FLOWS)?))?,
-            epoch: Array::try_from(Map::Array(data::<u32, u32>(&pins, map::EPOCH)?))?,
+            peers: Array::try_from(Map::Array(peers))?,
+            endpoints: F::open_endpoints(endpoints)?,
+            flows: HashMap::try_from(Map::LruHashMap(flows))?,
+            epoch: Array::try_from(Map::Array(data(&pins, map::EPOCH, word, word)?))?,
         })
     }
 
-    /// The slot of an address among the peers, and the peer; `None` outside the network or where no lease covers it.
+    /// The slot of an address among the peers, and the peer; `None` outside the grid or where no lease covers it.
     ///
     /// # Errors
     ///
     /// Where the map cannot be read.
-    pub fn peer(&self, settings: &Settings, address: u32) -> Result<Option<(u32, Peer)>> {
-        let (network, mask) = (u32::from(settings.network.network()), u32::from(settings.network.netmask()));
-        let Some(slot) = grid::slot(address, network, mask, u32::from(32 - settings.subnet_len)) else {
+    pub fn peer(
+        &self,
+        settings: &FamilySettings<F>,
+        address: F::Addr,
+    ) -> Result<Option<(u32, Peer<F::Octets>)>> {
+        let grid = F::grid(settings)?;
+        let subnet = F::net(address, settings.subnet_len).map(F::trunc).unwrap_or_default();
+        let slots = slots_of::<F>(subnet, grid, settings.subnet_len);
+        if slots.is_empty() {
             return Ok(None);
-        };
-        let peer = self.peers.get(&slot, 0).context(map::PEERS)?;
-        Ok((!peer.is_empty()).then_some((slot, peer)))
+        }
+        let peer = self.peers.get(&slots.start, 0).context(F::NAMES.peers)?;
+        Ok((!peer.is_empty()).then_some((slots.start, peer)))
     }
 
-    /// The offset of an address in the own subnet, and the endpoint there, if any.
+    /// The endpoint at an address of the own subnet, if any.
     ///
     /// # Errors
     ///
     /// Where the map cannot be read.
-    pub fn endpoint(&self, settings: &Settings, address: u32) -> Result<Option<(u32, Endpoint)>> {
-        let (subnet, mask) = (u32::from(settings.subnet.network()), u32::from(settings.subnet.netmask()));
-        let Some(offset) = grid::offset(address, subnet, mask) else { return Ok(None) };
-        let endpoint = self.endpoints.get(&offset, 0).context(map::ENDPOINTS)?;
-        Ok((endpoint.ifindex != 0).then_some((offset, endpoint)))
+    pub fn endpoint(
+        &self,
+        settings: &FamilySettings<F>,
+        address: F::Addr,
+    ) -> Result<Option<Endpoint<F::Octets>>> {
+        if !F::contains(settings.subnet, address) {
+            return Ok(None);
+        }
+        F::endpoint(&self.endpoints, settings.subnet, address).context(F::NAMES.endpoints)
     }
 
     /// The flows that `wanted` picks.
@@ -66,14 +79,17 @@ impl PinnedMaps {
     /// # Errors
     ///
     /// Where the map cannot be read.
-    pub fn flows(&self, wanted: impl Fn(&FlowKey) -> bool) -> Result<Vec<(FlowKey, Flow)>> {
+    pub fn flows(
+        &self,
+        wanted: impl Fn(&FlowKey<F::Octets>) -> bool,
+    ) -> Result<Vec<(FlowKey<F::Octets>, Flow)>> {
         let mut found = Vec::new();
         for key in self.flows.keys() {
             let key = match key {
                 Ok(key) => key,
                 // A full table makes room while it is read.
                 Err(MapError::KeyNotFound) => continue,
-                Err(error) => return Err(error).context(map::FLOWS),
+                Err(error) => return Err(error).context(F::NAMES.flows),
             };
             if wanted(&key)
                 && let Ok(flow) = self.flows.get(&key, 0)
@@ -95,12 +111,12 @@ impl PinnedMaps {
 }
 
 /// aya adopts whatever is pinned there, so its shape is looked at first.
-pub(super) fn data<K, V>(pins: &Pins, name: &str) -> Result<MapData> {
+pub(super) fn data(pins: &Pins, name: &str, key: usize, value: usize) -> Result<MapData> {
     let path = pins.map(name);
     let info = MapInfo::from_pin(&path).with_context(|| format!("there is no map {}", path.display()))?;
     let found = (info.key_size() as usize, info.value_size() as usize);
     ensure!(
-        found == (size_of::<K>(), size_of::<V>()),
+        found == (key, value),
         "{} has keys and values of {found:?} bytes: it belongs to another version",
         path.display()
     );

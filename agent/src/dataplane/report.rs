@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 
 use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
-use ipnet::Ipv4Net;
-use loden_ebpf::abi::{FLOWS_MAX, VTEPS_MAX, map};
+use loden_ebpf::abi::{FLOWS_MAX, VTEPS_MAX};
 
-use super::{Dataplane, Direction, Program, traffic};
+use super::{Dataplane, Direction, Mapped, Program, mapped::subnet, tables::Tables};
 
 /// A program that the kernel has loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,31 +40,43 @@ impl Dataplane {
         Program::ALL.iter().filter_map(loaded).collect()
     }
 
-    /// The subnets of direct peers.
-    #[must_use]
-    pub fn direct_peers(&self) -> BTreeSet<Ipv4Net> {
-        self.peers_held.values().filter(|peer| peer.direct == 1).map(traffic::subnet).collect()
-    }
-
-    /// Entries in use and at most, by map. Flows are counted one by one: a hundred thousand take tens of milliseconds.
+    /// Entries in use and at most, by map; without those of a family that the network has not. Flows are counted one by
+    /// one: a hundred thousand take tens of milliseconds.
     #[must_use]
     pub fn fill(&self) -> Vec<(&'static str, u64, u64)> {
-        let vteps: BTreeSet<[u8; 4]> = self.peers_held.values().map(|peer| peer.vtep).collect();
+        let mut fill = self.v4.fill();
+        fill.extend(self.v6.fill());
+        fill
+    }
+}
+
+impl<F: Mapped> Tables<F> {
+    /// The subnets of direct peers.
+    #[must_use]
+    pub fn direct_peers(&self) -> BTreeSet<F::Net> {
+        self.peers_held.values().filter(|peer| peer.direct == 1).map(subnet::<F>).collect()
+    }
+
+    fn fill(&self) -> Vec<(&'static str, u64, u64)> {
+        let Some(settings) = &self.settings else { return Vec::new() };
+        let vteps: BTreeSet<F::Octets> = self.peers_held.values().map(|peer| peer.vtep).collect();
         let (peers, endpoints) = (self.peers_held.len(), self.endpoints_held.len());
+        let endpoints_max = F::endpoint_slots(settings).map_or(0, |(slots, _)| slots);
         let counted = |slots: &mut dyn Iterator<Item = u16>| slots.collect::<BTreeSet<_>>().len();
         let own = |slot: &u16| *slot != 0;
+        let names = F::NAMES;
         vec![
-            (map::PEERS, peers as u64, u64::from(self.peers.len())),
-            (map::VTEPS, vteps.len() as u64, VTEPS_MAX as u64),
-            (map::ENDPOINTS, endpoints as u64, u64::from(self.endpoints.len())),
-            (map::FLOWS, self.flows.keys().filter(Result::is_ok).count() as u64, FLOWS_MAX as u64),
+            (names.peers, peers as u64, u64::from(self.peers.len())),
+            (names.vteps, vteps.len() as u64, VTEPS_MAX as u64),
+            (names.endpoints, endpoints as u64, u64::from(endpoints_max)),
+            (names.flows, self.flows.keys().filter(Result::is_ok).count() as u64, FLOWS_MAX as u64),
             (
-                map::PEER_TRAFFIC,
+                names.peer_traffic,
                 counted(&mut self.peers_held.values().map(|peer| peer.traffic).filter(own)) as u64,
                 u64::from(self.peer_traffic.len()),
             ),
             (
-                map::ENDPOINT_TRAFFIC,
+                names.endpoint_traffic,
                 counted(&mut self.endpoints_held.values().map(|endpoint| endpoint.traffic).filter(own))
                     as u64,
                 u64::from(self.endpoint_traffic.len()),

@@ -3,42 +3,79 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::Ipv4Addr,
+    ops::Range,
 };
 
-use aya::maps::{MapData, MapError, RingBuf};
-use ipnet::Ipv4Net;
+use anyhow::Context as _;
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+};
 use loden_ebpf::{
-    abi::{Counter, Endpoint, Peer, Sighting, SightingKey, TRANSLATED, UNPROVEN, map},
+    abi::{
+        Counter, Endpoint, EndpointTraffic, Flow, FlowKey, Peer, Sighting, TRANSLATED, Traffic, UNPROVEN, map,
+    },
     reason::Reason,
 };
 use tokio::io::unix::AsyncFd;
 
-use super::{Changes, Counters, Dataplane, DataplaneError, PeerPath};
+use super::{Changes, Counters, Dataplane, DataplaneError, FamilySettings, Mapped, PeerPath, Settings};
 
-impl Dataplane {
+/// One family's maps, and what they hold.
+pub struct Tables<F: Mapped> {
+    pub(super) settings: Option<FamilySettings<F>>,
+    pub(super) peers: Array<MapData, Peer<F::Octets>>,
+    vteps: HashMap<MapData, F::AddressKey, u32>,
+    pub(super) endpoints: F::Endpoints,
+    pub(super) flows: HashMap<MapData, FlowKey<F::Octets>, Flow>,
+    pub(super) peer_traffic: PerCpuArray<MapData, Traffic>,
+    pub(super) endpoint_traffic: PerCpuArray<MapData, EndpointTraffic>,
+    sightings: HashMap<MapData, F::SightingKey, Sighting>,
+    /// What the peers' map holds, by slot; read back from the map at start and on each tick.
+    pub(super) peers_held: BTreeMap<u32, Peer<F::Octets>>,
+    /// What the VTEPs' map holds.
+    vteps_held: BTreeMap<F::AddressKey, u32>,
+    /// What the endpoints' map holds, by address, without the programs' own field.
+    pub(super) endpoints_held: BTreeMap<F::Addr, Endpoint<F::Octets>>,
+}
+
+impl<F: Mapped> Tables<F> {
+    /// Takes the maps out of a loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf, settings: &Settings) -> Result<Self, DataplaneError> {
+        let mut take = |name: &'static str| {
+            ebpf.take_map(name)
+                .with_context(|| format!("the object has no map {name}"))
+                .map_err(DataplaneError::Load)
+        };
+        let names = F::NAMES;
+        Ok(Self {
+            settings: F::of(settings).cloned(),
+            peers: Array::try_from(take(names.peers)?).map_err(at(names.peers))?,
+            vteps: HashMap::try_from(take(names.vteps)?).map_err(at(names.vteps))?,
+            endpoints: F::open_endpoints(take(names.endpoints)?).map_err(at(names.endpoints))?,
+            flows: HashMap::try_from(take(names.flows)?).map_err(at(names.flows))?,
+            peer_traffic: PerCpuArray::try_from(take(names.peer_traffic)?).map_err(at(names.peer_traffic))?,
+            endpoint_traffic: PerCpuArray::try_from(take(names.endpoint_traffic)?)
+                .map_err(at(names.endpoint_traffic))?,
+            sightings: HashMap::try_from(take(names.sightings)?).map_err(at(names.sightings))?,
+            peers_held: BTreeMap::new(),
+            vteps_held: BTreeMap::new(),
+            endpoints_held: BTreeMap::new(),
+        })
+    }
+
     /// Reads the maps back: at start what an earlier agent left, later what somebody may have changed.
-    ///
-    /// # Errors
-    ///
-    /// Where a map cannot be read.
-    pub fn read_back(&mut self) -> Result<(), DataplaneError> {
+    pub(super) fn read_back(&mut self) -> Result<(), DataplaneError> {
         self.peers_held = BTreeMap::new();
         for (slot, peer) in self.peers.iter().enumerate() {
-            let peer = peer.map_err(at(map::PEERS))?;
+            let peer = peer.map_err(at(F::NAMES.peers))?;
             if peer != Peer::default() {
                 self.peers_held.insert(slot as u32, peer);
             }
         }
-        self.vteps_held = self.vteps.iter().collect::<Result<_, MapError>>().map_err(at(map::VTEPS))?;
-        self.endpoints_held = BTreeMap::new();
-        let first = u32::from(self.settings.subnet.network());
-        for (offset, endpoint) in self.endpoints.iter().enumerate() {
-            let endpoint = endpoint.map_err(at(map::ENDPOINTS))?;
-            if endpoint != Endpoint::default() {
-                self.endpoints_held.insert(Ipv4Addr::from(first + offset as u32), ungated(endpoint));
-            }
-        }
+        self.vteps_held = self.vteps.iter().collect::<Result<_, MapError>>().map_err(at(F::NAMES.vteps))?;
+        let endpoints = F::list(&self.endpoints).map_err(at(F::NAMES.endpoints))?;
+        self.endpoints_held = endpoints.into_iter().map(|e| (F::of_octets(e.address), ungated(e))).collect();
         Ok(())
     }
 
@@ -47,13 +84,11 @@ impl Dataplane {
     /// # Errors
     ///
     /// Where the map cannot be written; what was written stays.
-    pub fn retain_peers(&mut self, paths: &[PeerPath]) -> Result<usize, DataplaneError> {
-        let (network, subnet_len) = (self.settings.network, self.settings.subnet_len);
-        let wanted: BTreeSet<u32> =
-            paths.iter().flat_map(|path| slots_of(path.subnet, network, subnet_len)).collect();
+    pub fn retain_peers(&mut self, paths: &[PeerPath<F>]) -> Result<usize, DataplaneError> {
+        let wanted: BTreeSet<u32> = paths.iter().flat_map(|path| self.slots_of(path.subnet)).collect();
         let gone: Vec<u32> = self.peers_held.keys().filter(|slot| !wanted.contains(slot)).copied().collect();
         for slot in &gone {
-            self.peers.set(*slot, Peer::default(), 0).map_err(at(map::PEERS))?;
+            self.peers.set(*slot, Peer::default(), 0).map_err(at(F::NAMES.peers))?;
             self.peers_held.remove(slot);
         }
         Ok(gone.len())
@@ -64,14 +99,14 @@ impl Dataplane {
     /// # Errors
     ///
     /// Where a map cannot be written; what was written stays.
-    pub fn set_peers(&mut self, paths: &[PeerPath]) -> Result<Changes, DataplaneError> {
+    pub fn set_peers(&mut self, paths: &[PeerPath<F>]) -> Result<Changes, DataplaneError> {
         let mut wanted = BTreeMap::new();
-        let mut vteps: BTreeMap<[u8; 4], u32> = BTreeMap::new();
+        let mut vteps: BTreeMap<F::AddressKey, u32> = BTreeMap::new();
         let mut free = self.free_peer_slots();
         for path in paths {
-            *vteps.entry(path.vtep.octets()).or_default() += 1;
+            *vteps.entry(F::key(path.vtep)).or_default() += 1;
             let mut peer = peer(path);
-            let slots = slots_of(path.subnet, self.settings.network, self.settings.subnet_len);
+            let slots = self.slots_of(path.subnet);
             let held = self.peers_held.get(&slots.start).filter(|held| is_same_node(held, &peer));
             peer.traffic = match held.map_or(0, |held| held.traffic) {
                 0 if slots.is_empty() => 0,
@@ -86,7 +121,7 @@ impl Dataplane {
         let gone: Vec<u32> =
             self.peers_held.keys().filter(|slot| !wanted.contains_key(slot)).copied().collect();
         for slot in gone {
-            self.peers.set(slot, Peer::default(), 0).map_err(at(map::PEERS))?;
+            self.peers.set(slot, Peer::default(), 0).map_err(at(F::NAMES.peers))?;
             self.peers_held.remove(&slot);
             changes.removed += 1;
         }
@@ -96,27 +131,27 @@ impl Dataplane {
                 Some(_) => changes.changed += 1,
                 None => changes.added += 1,
             }
-            self.peers.set(slot, peer, 0).map_err(at(map::PEERS))?;
+            self.peers.set(slot, peer, 0).map_err(at(F::NAMES.peers))?;
             self.peers_held.insert(slot, peer);
         }
         self.set_vteps(&vteps, true)?;
         Ok(changes)
     }
 
-    fn set_vteps(&mut self, wanted: &BTreeMap<[u8; 4], u32>, remove: bool) -> Result<(), DataplaneError> {
+    fn set_vteps(
+        &mut self,
+        wanted: &BTreeMap<F::AddressKey, u32>,
+        remove: bool,
+    ) -> Result<(), DataplaneError> {
         for (vtep, subnets) in wanted {
             if self.vteps_held.get(vtep) != Some(subnets) {
-                self.vteps.insert(vtep, subnets, 0).map_err(at(map::VTEPS))?;
+                self.vteps.insert(vtep, subnets, 0).map_err(at(F::NAMES.vteps))?;
                 self.vteps_held.insert(*vtep, *subnets);
             }
         }
         let stale = self.vteps_held.keys().filter(|vtep| remove && !wanted.contains_key(*vtep));
         for vtep in stale.copied().collect::<Vec<_>>() {
-            match self.vteps.remove(&vtep) {
-                // Somebody was quicker.
-                Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {}
-                removed => removed.map_err(at(map::VTEPS))?,
-            }
+            gone_is_fine(self.vteps.remove(&vtep)).map_err(at(F::NAMES.vteps))?;
             self.vteps_held.remove(&vtep);
         }
         Ok(())
@@ -130,19 +165,19 @@ impl Dataplane {
     /// Where the map cannot be written; what was written stays.
     pub fn set_endpoints(
         &mut self,
-        wanted: &BTreeMap<Ipv4Addr, Endpoint>,
+        wanted: &BTreeMap<F::Addr, Endpoint<F::Octets>>,
     ) -> Result<Changes, DataplaneError> {
         let mut changes = Changes::default();
         let mut free = self.free_endpoint_slots();
-        let gone: Vec<Ipv4Addr> =
+        let gone: Vec<F::Addr> =
             self.endpoints_held.keys().filter(|address| !wanted.contains_key(address)).copied().collect();
         for address in gone {
-            self.write_endpoint(address, Endpoint::default())?;
+            self.write_endpoint(address, None)?;
             self.endpoints_held.remove(&address);
             changes.removed += 1;
         }
         for (address, endpoint) in wanted {
-            if !self.settings.subnet.contains(address) {
+            if !self.subnet().is_some_and(|subnet| F::contains(subnet, *address)) {
                 continue;
             }
             let held = self.endpoints_held.get(address).copied();
@@ -158,18 +193,38 @@ impl Dataplane {
                 None => changes.added += 1,
             }
             endpoint.gated = if same_pod.is_some() { self.gated(*address)? } else { UNPROVEN };
-            self.write_endpoint(*address, endpoint)?;
+            self.write_endpoint(*address, Some(endpoint))?;
             self.endpoints_held.insert(*address, ungated(endpoint));
         }
         Ok(changes)
     }
 
-    fn write_endpoint(&mut self, address: Ipv4Addr, endpoint: Endpoint) -> Result<(), DataplaneError> {
-        self.endpoints.set(self.offset(address), endpoint, 0).map_err(at(map::ENDPOINTS))
+    fn write_endpoint(
+        &mut self,
+        address: F::Addr,
+        endpoint: Option<Endpoint<F::Octets>>,
+    ) -> Result<(), DataplaneError> {
+        let Some(subnet) = self.subnet() else { return Ok(()) };
+        F::set_endpoint(&mut self.endpoints, subnet, address, endpoint).map_err(at(F::NAMES.endpoints))
     }
 
-    fn gated(&self, address: Ipv4Addr) -> Result<u16, DataplaneError> {
-        Ok(self.endpoints.get(&self.offset(address), 0).map_err(at(map::ENDPOINTS))?.gated)
+    fn read_endpoint(&self, address: F::Addr) -> Result<Option<Endpoint<F::Octets>>, DataplaneError> {
+        let Some(subnet) = self.subnet() else { return Ok(None) };
+        F::endpoint(&self.endpoints, subnet, address).map_err(at(F::NAMES.endpoints))
+    }
+
+    fn gated(&self, address: F::Addr) -> Result<u16, DataplaneError> {
+        Ok(self.read_endpoint(address)?.map_or(0, |endpoint| endpoint.gated))
+    }
+
+    fn subnet(&self) -> Option<F::Net> {
+        self.settings.as_ref().map(|settings| settings.subnet)
+    }
+
+    /// The slots that a subnet covers; none where the network has no such half.
+    fn slots_of(&self, subnet: F::Net) -> Range<u32> {
+        let Some(settings) = &self.settings else { return 0..0 };
+        F::grid(settings).map_or(0..0, |grid| slots_of::<F>(subnet, grid, settings.subnet_len))
     }
 
     /// The endpoints of which it is not known yet whether the host translates flows of them.
@@ -177,7 +232,7 @@ impl Dataplane {
     /// # Errors
     ///
     /// Where the map cannot be read.
-    pub fn unproven_endpoints(&self) -> Result<Vec<Ipv4Addr>, DataplaneError> {
+    pub fn unproven_endpoints(&self) -> Result<Vec<F::Addr>, DataplaneError> {
         let mut unproven = Vec::new();
         for address in self.endpoints_held.keys() {
             if self.gated(*address)? == UNPROVEN {
@@ -192,19 +247,15 @@ impl Dataplane {
     /// # Errors
     ///
     /// Where the map cannot be written.
-    pub fn prove_endpoint(&mut self, address: Ipv4Addr, translated: bool) -> Result<(), DataplaneError> {
+    pub fn prove_endpoint(&mut self, address: F::Addr, translated: bool) -> Result<(), DataplaneError> {
         let Some(held) = self.endpoints_held.get(&address) else { return Ok(()) };
         let gated = if translated { TRANSLATED } else { 0 };
         // What the programs have noted since stands: only what is not known is decided here.
         let now = self.gated(address)?;
         if now == UNPROVEN || (now == 0 && translated) {
-            self.write_endpoint(address, Endpoint { gated, ..*held })?;
+            self.write_endpoint(address, Some(Endpoint { gated, ..*held }))?;
         }
         Ok(())
-    }
-
-    fn offset(&self, address: Ipv4Addr) -> u32 {
-        u32::from(address) - u32::from(self.settings.subnet.network())
     }
 
     /// The endpoints as the programs see them now.
@@ -212,17 +263,34 @@ impl Dataplane {
     /// # Errors
     ///
     /// Where the map cannot be read.
-    pub fn endpoints(&self) -> Result<Vec<Endpoint>, DataplaneError> {
-        let offsets = self.endpoints_held.keys().map(|address| self.offset(*address));
-        offsets.map(|offset| self.endpoints.get(&offset, 0).map_err(at(map::ENDPOINTS))).collect()
+    pub fn endpoints(&self) -> Result<Vec<Endpoint<F::Octets>>, DataplaneError> {
+        let found = self.endpoints_held.keys().map(|address| self.read_endpoint(*address));
+        found.filter_map(Result::transpose).collect()
     }
 
     /// What the endpoint map held when it was last read, without what the programs found out.
     #[must_use]
-    pub fn endpoints_held(&self) -> &BTreeMap<Ipv4Addr, Endpoint> {
+    pub fn endpoints_held(&self) -> &BTreeMap<F::Addr, Endpoint<F::Octets>> {
         &self.endpoints_held
     }
 
+    /// What pods were seen to send from without being endpoints. Read ones are forgotten, so that the programs
+    /// tell of them again if they go on.
+    ///
+    /// # Errors
+    ///
+    /// Where the map cannot be read.
+    pub fn take_sightings(&mut self) -> Result<Vec<(F::SightingKey, Sighting)>, DataplaneError> {
+        let seen: Vec<_> = self.sightings.iter().collect::<Result<_, _>>().map_err(at(F::NAMES.sightings))?;
+        for (key, _) in &seen {
+            // The program may have evicted it meanwhile.
+            let _ = self.sightings.remove(key);
+        }
+        Ok(seen)
+    }
+}
+
+impl Dataplane {
     /// Starts a new epoch: no flow is fast until it has qualified again.
     ///
     /// # Errors
@@ -251,21 +319,6 @@ impl Dataplane {
         Ok(counters)
     }
 
-    /// What pods were seen to send from without being endpoints. Read ones are forgotten, so that the programs
-    /// tell of them again if they go on.
-    ///
-    /// # Errors
-    ///
-    /// Where the map cannot be read.
-    pub fn take_sightings(&mut self) -> Result<Vec<(SightingKey, Sighting)>, DataplaneError> {
-        let seen: Vec<_> = self.sightings.iter().collect::<Result<_, _>>().map_err(at(map::SIGHTINGS))?;
-        for (key, _) in &seen {
-            // The program may have evicted it meanwhile.
-            let _ = self.sightings.remove(key);
-        }
-        Ok(seen)
-    }
-
     /// The ring buffer that tells of new sightings; once. Must be called inside a tokio runtime.
     ///
     /// # Errors
@@ -283,22 +336,31 @@ pub(super) fn at(map: &'static str) -> impl FnOnce(MapError) -> DataplaneError {
     move |source| DataplaneError::Map { map, source }
 }
 
-fn ungated(endpoint: Endpoint) -> Endpoint {
+/// That somebody was quicker is no failure.
+pub(super) fn gone_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        removed => removed,
+    }
+}
+
+fn ungated<A>(endpoint: Endpoint<A>) -> Endpoint<A> {
     Endpoint { gated: 0, ..endpoint }
 }
 
-fn peer(path: &PeerPath) -> Peer {
+fn peer<F: Mapped>(path: &PeerPath<F>) -> Peer<F::Octets> {
     let mut peer = Peer {
-        vtep: path.vtep.octets(),
+        vtep: F::octets(path.vtep),
         vtep_mac: path.vtep_mac,
-        subnet: path.subnet.network().octets(),
-        prefix_len: path.subnet.prefix_len(),
+        subnet: F::octets(F::base(path.subnet)),
+        prefix_len: F::prefix_len(path.subnet),
         direct: u8::from(path.direct),
         ..Peer::default()
     };
     if let Some(underlay) = path.underlay {
-        peer.source = underlay.source.octets();
-        peer.next_hop = underlay.next_hop.octets();
+        peer.source = F::octets(underlay.source);
+        peer.next_hop = F::octets(underlay.next_hop);
         peer.uplink = underlay.uplink;
         peer.mtu = underlay.mtu;
     }
@@ -306,32 +368,42 @@ fn peer(path: &PeerPath) -> Peer {
 }
 
 /// Whether the same node has the same subnet as before, so that its counters go on.
-fn is_same_node(held: &Peer, peer: &Peer) -> bool {
-    (held.subnet, held.prefix_len, held.vtep) == (peer.subnet, peer.prefix_len, peer.vtep)
+fn is_same_node<A: PartialEq>(held: &Peer<A>, peer: &Peer<A>) -> bool {
+    (&held.subnet, held.prefix_len, &held.vtep) == (&peer.subnet, peer.prefix_len, &peer.vtep)
 }
 
 /// The slots of the grid that a subnet covers: one, several for a larger subnet, none for a smaller one or one
-/// outside the network.
-fn slots_of(subnet: Ipv4Net, network: Ipv4Net, subnet_len: u8) -> std::ops::Range<u32> {
-    if subnet.prefix_len() > subnet_len || !network.contains(&subnet) {
+/// outside the grid.
+pub(super) fn slots_of<F: Mapped>(subnet: F::Net, grid: F::Net, subnet_len: u8) -> Range<u32> {
+    let len = F::prefix_len(subnet);
+    if len > subnet_len || !F::covers(grid, subnet) {
         return 0..0;
     }
-    let shift = 32 - subnet_len;
-    let first = (u32::from(subnet.network()) - u32::from(network.network())) >> shift;
-    first..first + (1u32 << (subnet_len - subnet.prefix_len()))
+    let offset = F::number(F::base(subnet)) - F::number(F::base(grid));
+    // The grid is no longer than the slots' numbers.
+    let first = (offset >> (F::BITS - subnet_len)) as u32;
+    first..first + (1u32 << (subnet_len - len))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family::{V4, V6};
 
     #[test]
     fn a_subnet_covers_the_slots_of_its_size() {
-        let slots = |subnet: &str| slots_of(subnet.parse().unwrap(), "10.5.0.0/16".parse().unwrap(), 24);
+        let slots =
+            |subnet: &str| slots_of::<V4>(subnet.parse().unwrap(), "10.5.0.0/16".parse().unwrap(), 24);
         assert_eq!(slots("10.5.34.0/24"), 34..35);
         assert_eq!(slots("10.5.32.0/22"), 32..36);
         assert_eq!(slots("10.5.34.0/26"), 0..0, "smaller than a slot");
         assert_eq!(slots("10.6.34.0/24"), 0..0, "outside");
         assert_eq!(slots("10.5.0.0/16"), 0..256);
+        let slots =
+            |subnet: &str| slots_of::<V6>(subnet.parse().unwrap(), "fc00:0:0:100::/56".parse().unwrap(), 64);
+        assert_eq!(slots("fc00:0:0:122::/64"), 0x22..0x23);
+        assert_eq!(slots("fc00:0:0:120::/62"), 0x20..0x24);
+        assert_eq!(slots("fc00:0:0:122::/65"), 0..0, "smaller than a slot");
+        assert_eq!(slots("fc00:0:0:222::/64"), 0..0, "outside");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
     ops::AddAssign,
 };
 
@@ -11,13 +10,12 @@ use aya::{
     maps::{MapData, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
-use ipnet::Ipv4Net;
 use loden_ebpf::{
-    abi::{Endpoint, EndpointTraffic, Peer, TRAFFIC_BYTES_MAX, TRAFFIC_SLOTS_MAX, Traffic, map},
+    abi::{Endpoint, EndpointTraffic, TRAFFIC_BYTES_MAX, TRAFFIC_SLOTS_MAX, Traffic},
     reason::Reason,
 };
 
-use super::{Dataplane, DataplaneError};
+use super::{DataplaneError, Mapped, mapped::subnet, tables::Tables};
 
 /// What the programs counted, summed over the CPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,15 +68,15 @@ impl Free {
     }
 }
 
-impl Dataplane {
+impl<F: Mapped> Tables<F> {
     /// The slot for a peer that has none yet, set to zero; 0 where all are taken.
     pub(super) fn new_peer_slot(&mut self, free: &mut Free) -> Result<u16, DataplaneError> {
-        give(&mut self.peer_traffic, free, map::PEER_TRAFFIC)
+        give(&mut self.peer_traffic, free, F::NAMES.peer_traffic)
     }
 
     /// The same for an endpoint.
     pub(super) fn new_endpoint_slot(&mut self, free: &mut Free) -> Result<u16, DataplaneError> {
-        give(&mut self.endpoint_traffic, free, map::ENDPOINT_TRAFFIC)
+        give(&mut self.endpoint_traffic, free, F::NAMES.endpoint_traffic)
     }
 
     pub(super) fn free_peer_slots(&self) -> Free {
@@ -94,11 +92,11 @@ impl Dataplane {
     /// # Errors
     ///
     /// Where the map cannot be read.
-    pub fn peer_traffic(&self) -> Result<Counted<Ipv4Net, Traffic>, DataplaneError> {
+    pub fn peer_traffic(&self) -> Result<Counted<F::Net, Traffic>, DataplaneError> {
         // A subnet of several grid slots has one slot here.
-        let peers: BTreeMap<Ipv4Net, u16> =
-            self.peers_held.values().map(|peer| (subnet(peer), peer.traffic)).collect();
-        read(&self.peer_traffic, peers.into_iter(), map::PEER_TRAFFIC)
+        let peers: BTreeMap<F::Net, u16> =
+            self.peers_held.values().map(|peer| (subnet::<F>(peer), peer.traffic)).collect();
+        read(&self.peer_traffic, peers.into_iter(), F::NAMES.peer_traffic)
     }
 
     /// Traffic by endpoint, since each came.
@@ -106,15 +104,10 @@ impl Dataplane {
     /// # Errors
     ///
     /// Where the map cannot be read.
-    pub fn endpoint_traffic(&self) -> Result<Counted<Ipv4Addr, EndpointTraffic>, DataplaneError> {
-        let slot = |(address, endpoint): (&Ipv4Addr, &Endpoint)| (*address, endpoint.traffic);
-        read(&self.endpoint_traffic, self.endpoints_held.iter().map(slot), map::ENDPOINT_TRAFFIC)
+    pub fn endpoint_traffic(&self) -> Result<Counted<F::Addr, EndpointTraffic>, DataplaneError> {
+        let slot = |(address, endpoint): (&F::Addr, &Endpoint<F::Octets>)| (*address, endpoint.traffic);
+        read(&self.endpoint_traffic, self.endpoints_held.iter().map(slot), F::NAMES.endpoint_traffic)
     }
-}
-
-pub(super) fn subnet(peer: &Peer) -> Ipv4Net {
-    // The agent wrote the length; what somebody else made of it is not worth a failure here.
-    Ipv4Net::new(peer.subnet.into(), peer.prefix_len.min(32)).unwrap_or_default()
 }
 
 fn give<T: Pod + Default>(

@@ -12,7 +12,7 @@ use loden_ebpf::{
     reason::Reason,
 };
 
-use super::{DataplaneError, Program, Settings, load};
+use super::{DataplaneError, Mapped, Program, Settings, load};
 
 /// Loaded programs with maps of their own, empty at first and attached nowhere.
 pub struct Trial {
@@ -34,21 +34,31 @@ impl Trial {
     /// # Errors
     ///
     /// Where the map cannot be written.
-    pub fn set_peer(&mut self, slot: u32, peer: Peer) -> Result<()> {
-        let map = self.ebpf.map_mut(map::VTEPS).context(map::VTEPS)?;
-        HashMap::<_, [u8; 4], u32>::try_from(map)?.insert(&peer.vtep, &1, 0)?;
-        let map = self.ebpf.map_mut(map::PEERS).context(map::PEERS)?;
-        Ok(Array::<_, Peer>::try_from(map)?.set(slot, peer, 0)?)
+    pub fn set_peer<F: Mapped>(&mut self, slot: u32, peer: Peer<F::Octets>) -> Result<()> {
+        let names = F::NAMES;
+        let map = self.ebpf.map_mut(names.vteps).context(names.vteps)?;
+        let vtep = F::key(F::of_octets(peer.vtep));
+        HashMap::<_, F::AddressKey, u32>::try_from(map)?.insert(vtep, 1, 0)?;
+        let map = self.ebpf.map_mut(names.peers).context(names.peers)?;
+        Ok(Array::<_, Peer<F::Octets>>::try_from(map)?.set(slot, peer, 0)?)
     }
 
-    /// Puts an endpoint at its offset in the own subnet.
+    /// Puts endpoints of the own subnet at their addresses; once.
     ///
     /// # Errors
     ///
     /// Where the map cannot be written.
-    pub fn set_endpoint(&mut self, offset: u32, endpoint: Endpoint) -> Result<()> {
-        let map = self.ebpf.map_mut(map::ENDPOINTS).context(map::ENDPOINTS)?;
-        Ok(Array::<_, Endpoint>::try_from(map)?.set(offset, endpoint, 0)?)
+    pub fn set_endpoints<F: Mapped>(
+        &mut self,
+        subnet: F::Net,
+        endpoints: impl IntoIterator<Item = Endpoint<F::Octets>>,
+    ) -> Result<()> {
+        let name = F::NAMES.endpoints;
+        let mut map = F::open_endpoints(self.ebpf.take_map(name).context(name)?)?;
+        for endpoint in endpoints {
+            F::set_endpoint(&mut map, subnet, F::of_octets(endpoint.address), Some(endpoint))?;
+        }
+        Ok(())
     }
 
     /// Sets the epoch, and what is known of a flow.
@@ -56,12 +66,16 @@ impl Trial {
     /// # Errors
     ///
     /// Where a map cannot be written.
-    pub fn set_flow(&mut self, epoch: u32, flow: Option<(FlowKey, Flow)>) -> Result<()> {
+    pub fn set_flow<F: Mapped>(
+        &mut self,
+        epoch: u32,
+        flow: Option<(FlowKey<F::Octets>, Flow)>,
+    ) -> Result<()> {
         let map = self.ebpf.map_mut(map::EPOCH).context(map::EPOCH)?;
         Array::<_, u32>::try_from(map)?.set(0, epoch, 0)?;
         let Some((key, flow)) = flow else { return Ok(()) };
-        let map = self.ebpf.map_mut(map::FLOWS).context(map::FLOWS)?;
-        Ok(HashMap::<_, FlowKey, Flow>::try_from(map)?.insert(&key, &flow, 0)?)
+        let map = self.ebpf.map_mut(F::NAMES.flows).context(F::NAMES.flows)?;
+        Ok(HashMap::<_, FlowKey<F::Octets>, Flow>::try_from(map)?.insert(&key, &flow, 0)?)
     }
 
     /// Runs a program on a frame that it might have got at this interface: the reason of its verdict, `None` where the

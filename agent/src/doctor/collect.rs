@@ -16,7 +16,7 @@ use crate::{
     control::{self, Request},
     dataplane::{Hook, Pins, Program, Settings, Trial},
     facts::{self, Facts, Source, Tunnel},
-    family::{Family, V4},
+    family::{Family, V4, V6},
     firewall,
     kernel::{Kernel, Link, LinkKind, WireguardSocket, offload, sysctl},
     overlay::OverlayPeer,
@@ -54,7 +54,7 @@ pub(super) async fn collect(args: &DoctorArgs) -> Result<Snapshot> {
     let programs = facts
         .programs
         .as_ref()
-        .map(|settings| programs(&facts, v4.as_ref(), settings, &args.bpffs_dir, &links));
+        .map(|settings| programs(&facts, (v4.as_ref(), v6.as_ref()), settings, &args.bpffs_dir, &links));
     Ok(Snapshot {
         source,
         not_ready,
@@ -138,14 +138,14 @@ fn targets<F: Family>(facts: &Facts, half: Option<&Half<F>>) -> Vec<Target> {
 
 fn programs(
     facts: &Facts,
-    v4: Option<&Half<V4>>,
+    halves: (Option<&Half<V4>>, Option<&Half<V6>>),
     settings: &Settings,
     bpffs_dir: &Path,
     links: &[Link],
 ) -> Programs {
     let pins = Pins::below(bpffs_dir);
     let trial = Trial::load(settings).map_err(anyhow::Error::from);
-    let hooks = expected_hooks(facts, v4, &pins, links);
+    let hooks = expected_hooks(facts, halves, &pins, links);
     Programs {
         loadable: trial.and_then(|trial| trial.tags()).map_err(|error| format!("{error:#}")),
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
@@ -158,13 +158,13 @@ fn programs(
 }
 
 /// The hooks that any agent would fill, and those that have a pin: what else it attaches, only it knows.
-fn expected_hooks(facts: &Facts, v4: Option<&Half<V4>>, pins: &Pins, links: &[Link]) -> Vec<(Hook, String)> {
-    let in_subnet = |index: u32| {
-        v4.is_some_and(|half| {
-            let mut of_link = half.addresses.iter().filter(|address| address.ifindex == index);
-            of_link.any(|address| half.facts.subnet.contains(&address.address))
-        })
-    };
+fn expected_hooks(
+    facts: &Facts,
+    (v4, v6): (Option<&Half<V4>>, Option<&Half<V6>>),
+    pins: &Pins,
+    links: &[Link],
+) -> Vec<(Hook, String)> {
+    let in_subnet = |index: u32| has_pods_address(v4, index) || has_pods_address(v6, index);
     let bridges = links.iter().filter(|link| link.kind == LinkKind::Bridge && in_subnet(link.index));
     let bridges: Vec<u32> = bridges.map(|link| link.index).collect();
     let is_pod = |link: &&Link| {
@@ -183,16 +183,30 @@ fn expected_hooks(facts: &Facts, v4: Option<&Half<V4>>, pins: &Pins, links: &[Li
         add(Program::ToPod, link.index);
     }
     add(Program::FromWire, facts.uplink.ifindex);
-    if let Some(device) = v4.and_then(|half| half.facts.device.as_ref()) {
+    let devices =
+        [v4.and_then(|half| half.facts.device.as_ref()), v6.and_then(|half| half.facts.device.as_ref())];
+    for device in devices.into_iter().flatten() {
         add(Program::FromOverlay, device.index);
         add(Program::ToOverlay, device.index);
     }
-    let overlay = v4.and_then(|half| half.facts.overlay.as_ref());
-    if overlay.iter().flat_map(|overlay| overlay.peers.values()).any(|peer| peer.direct) {
+    if has_direct_peers(v4) || has_direct_peers(v6) {
         add(Program::ToWire, facts.uplink.ifindex);
     }
     for hook in pins.pinned_hooks() {
         add(hook.program, hook.ifindex);
     }
     hooks.into_iter().collect()
+}
+
+/// Whether a link has an address in the subnet.
+fn has_pods_address<F: Family>(half: Option<&Half<F>>, index: u32) -> bool {
+    half.is_some_and(|half| {
+        let mut of_link = half.addresses.iter().filter(|address| address.ifindex == index);
+        of_link.any(|address| F::contains(half.facts.subnet, address.address))
+    })
+}
+
+fn has_direct_peers<F: Family>(half: Option<&Half<F>>) -> bool {
+    let overlay = half.and_then(|half| half.facts.overlay.as_ref());
+    overlay.iter().flat_map(|overlay| overlay.peers.values()).any(|peer| peer.direct)
 }

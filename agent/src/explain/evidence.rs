@@ -1,40 +1,40 @@
 //! What the maps say of a flow, in words and with the arithmetic.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::time::Duration;
 
 use loden_ebpf::{
     abi::{Endpoint, Flow, FlowKey, Peer, TRANSLATED, UNPROVEN},
     flow::{self, Direction},
-    vxlan::ENCAP_LEN,
+    vxlan::{ENCAP_LEN, ENCAP_LEN_V6},
 };
 use nix::time::{ClockId, clock_gettime};
 
 use super::{View, packet::Packet};
-use crate::kernel::mac_text;
+use crate::{dataplane::Mapped, kernel::mac_text};
 
 /// What the maps hold of a packet's flow.
-pub(super) struct Known {
+pub(super) struct Known<F: Mapped> {
     /// The peer at the far end, and its slot.
-    pub(super) peer: Option<(u32, Peer)>,
-    /// The local pod that sends, and its offset.
-    pub(super) sender: Option<(u32, Endpoint)>,
+    pub(super) peer: Option<(u32, Peer<F::Octets>)>,
+    /// The local pod that sends.
+    pub(super) sender: Option<Endpoint<F::Octets>>,
     /// The local pod that receives.
-    pub(super) receiver: Option<(u32, Endpoint)>,
+    pub(super) receiver: Option<Endpoint<F::Octets>>,
     /// The gate's entry.
-    pub(super) flow: Option<(FlowKey, Flow)>,
+    pub(super) flow: Option<(FlowKey<F::Octets>, Flow)>,
     /// The epoch of entries that count.
     pub(super) epoch: u32,
 }
 
 /// Lines of name and value.
-pub(super) fn tell(
-    known: &Known,
-    view: &View<'_>,
-    packet: &Packet,
+pub(super) fn tell<F: Mapped>(
+    known: &Known<F>,
+    view: &View<'_, F>,
+    packet: &Packet<F>,
     direction: Direction,
     size: u16,
 ) -> Vec<(&'static str, String)> {
-    let own = |address: Ipv4Addr| view.settings.subnet.contains(&address);
+    let own = |address: F::Addr| F::contains(view.half.subnet, address);
     let mut lines = Vec::new();
     for (name, (address, _), found) in
         [("sender", packet.source, known.sender), ("receiver", packet.destination, known.receiver)]
@@ -47,9 +47,12 @@ pub(super) fn tell(
     if !own(far) {
         lines.push(("peer", peer(view, far, known.peer)));
         if let Some((_, peer)) = known.peer.filter(|_| direction == Direction::Outbound) {
-            lines.push(("size", arithmetic(&peer, size, view.facts.pod_mtu)));
+            lines.push(("size", arithmetic::<F>(&peer, size, view.facts.pod_mtu)));
         }
-        if known.peer.is_some_and(|(_, peer)| peer.direct == 0) && direction == Direction::Inbound {
+        if F::BITS == 32
+            && known.peer.is_some_and(|(_, peer)| peer.direct == 0)
+            && direction == Direction::Inbound
+        {
             let outer = "as the peer's fast path sends it, without a checksum; one of its kernel's, with one, is verified \
                          by this node's kernel";
             lines.push(("outer", outer.to_owned()));
@@ -59,17 +62,17 @@ pub(super) fn tell(
         Direction::Outbound => known.sender,
         Direction::Inbound => known.receiver,
     };
-    lines.push(("gate", gate(view, local.map(|(_, endpoint)| endpoint))));
+    lines.push(("gate", gate(view, local)));
     lines.push(("flow", entry(known, direction, now())));
     lines
 }
 
-fn endpoint(view: &View<'_>, address: Ipv4Addr, found: Option<(u32, Endpoint)>) -> String {
-    let Some((_, endpoint)) = found else {
+fn endpoint<F: Mapped>(view: &View<'_, F>, address: F::Addr, found: Option<Endpoint<F::Octets>>) -> String {
+    let Some(endpoint) = found else {
         return format!(
             "{address} is no endpoint: no veth on a bridge of {} is known to have it (it has not spoken yet, or is \
              not there)",
-            view.settings.subnet
+            view.half.subnet
         );
     };
     format!(
@@ -80,19 +83,19 @@ fn endpoint(view: &View<'_>, address: Ipv4Addr, found: Option<(u32, Endpoint)>) 
     )
 }
 
-fn peer(view: &View<'_>, address: Ipv4Addr, found: Option<(u32, Peer)>) -> String {
+fn peer<F: Mapped>(view: &View<'_, F>, address: F::Addr, found: Option<(u32, Peer<F::Octets>)>) -> String {
     let Some((_, peer)) = found else {
-        return if view.settings.network.contains(&address) {
+        return if F::contains(view.half.network, address) {
             format!("no lease covers {address}")
         } else {
             format!(
                 "{address} is outside the network {}: the host routes or translates it",
-                view.settings.network
+                view.half.network
             )
         };
     };
-    let subnet = format!("{}/{}", Ipv4Addr::from(peer.subnet), peer.prefix_len);
-    let vtep = Ipv4Addr::from(peer.vtep);
+    let subnet = format!("{}/{}", F::of_octets(peer.subnet), peer.prefix_len);
+    let vtep = F::of_octets(peer.vtep);
     if peer.uplink == 0 {
         return format!(
             "{subnet} at {vtep}, to which the fast path has no way: several next hops, or another uplink"
@@ -100,14 +103,15 @@ fn peer(view: &View<'_>, address: Ipv4Addr, found: Option<(u32, Peer)>) -> Strin
     }
     format!(
         "{subnet} at {vtep}, by {} on {}, {}",
-        Ipv4Addr::from(peer.next_hop),
+        F::of_octets(peer.next_hop),
         view.interface(peer.uplink),
         if peer.direct == 1 { "routed without encapsulation" } else { "encapsulated" }
     )
 }
 
-fn arithmetic(peer: &Peer, size: u16, pod_mtu: u32) -> String {
-    let added = if peer.direct == 1 { 0 } else { ENCAP_LEN as u32 };
+fn arithmetic<F: Mapped>(peer: &Peer<F::Octets>, size: u16, pod_mtu: u32) -> String {
+    let headers = if F::BITS == 32 { ENCAP_LEN } else { ENCAP_LEN_V6 };
+    let added = if peer.direct == 1 { 0 } else { headers as u32 };
     let sum = |inner: u32| {
         let outer = inner + added;
         let answer = if outer > u32::from(peer.mtu) { "too big" } else { "fits" };
@@ -116,7 +120,7 @@ fn arithmetic(peer: &Peer, size: u16, pod_mtu: u32) -> String {
     format!("{}; the pods' largest {}", sum(size.into()), sum(pod_mtu))
 }
 
-fn gate(view: &View<'_>, local: Option<Endpoint>) -> String {
+fn gate<F: Mapped>(view: &View<'_, F>, local: Option<Endpoint<F::Octets>>) -> String {
     match local.map_or(0, |endpoint| endpoint.gated) {
         _ if view.settings.strict => {
             "strict: every flow must qualify, and SYN, FIN and RST take the host's way".to_owned()
@@ -131,7 +135,7 @@ fn gate(view: &View<'_>, local: Option<Endpoint>) -> String {
 }
 
 /// Times are CLOCK_MONOTONIC, in nanoseconds.
-fn entry(known: &Known, direction: Direction, now: u64) -> String {
+fn entry<F: Mapped>(known: &Known<F>, direction: Direction, now: u64) -> String {
     let Some((_, flow)) = known.flow else {
         return "not in the table: no packet of it has gone into the host's stack lately".to_owned();
     };
@@ -175,10 +179,11 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family::{V4, V6};
 
     const NOW: u64 = 100_000_000_000;
 
-    fn known(flow: Flow, epoch: u32) -> Known {
+    fn known(flow: Flow, epoch: u32) -> Known<V4> {
         Known { peer: None, sender: None, receiver: None, flow: Some((FlowKey::default(), flow)), epoch }
     }
 
@@ -199,10 +204,14 @@ mod tests {
     fn the_arithmetic_adds_what_encapsulation_adds() {
         let peer = Peer { mtu: 1500, ..Peer::default() };
         assert_eq!(
-            arithmetic(&peer, 100, 1450),
+            arithmetic::<V4>(&peer, 100, 1450),
             "100 + 50 = 150 bytes of 1500: fits; the pods' largest 1450 + 50 = 1500 bytes of 1500: fits"
         );
-        assert!(arithmetic(&peer, 1451, 1450).starts_with("1451 + 50 = 1501 bytes of 1500: too big"));
-        assert!(arithmetic(&Peer { direct: 1, ..peer }, 1500, 1500).starts_with("1500 + 0 = 1500 bytes"));
+        assert!(arithmetic::<V4>(&peer, 1451, 1450).starts_with("1451 + 50 = 1501 bytes of 1500: too big"));
+        assert!(
+            arithmetic::<V4>(&Peer { direct: 1, ..peer }, 1500, 1500).starts_with("1500 + 0 = 1500 bytes")
+        );
+        let peer = Peer { mtu: 1500, ..Peer::default() };
+        assert!(arithmetic::<V6>(&peer, 100, 1430).starts_with("100 + 70 = 170 bytes of 1500: fits"));
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::Ipv4Addr,
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
@@ -16,6 +15,7 @@ use nix::sys::{
 };
 
 use super::sysctl;
+use crate::family::Family;
 
 /// `IPS_SRC_NAT` and `IPS_DST_NAT` of linux/netfilter/nf_conntrack_common.h.
 const TRANSLATED: [u32; 2] = [1 << 4, 1 << 5];
@@ -36,25 +36,27 @@ const STATUS_MASK: u16 = 26;
 const TUPLE_IP: u16 = 1;
 const IP_SOURCE: u16 = 1;
 const IP_DESTINATION: u16 = 2;
+const IPV6_SOURCE: u16 = 3;
+const IPV6_DESTINATION: u16 = 4;
 /// Flags beside an attribute's type.
 const TYPE: u16 = 0x3fff;
 
 /// Source and destination of a packet before the host translates it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Path {
+pub struct Path<F: Family> {
     /// Who sends.
-    pub source: Ipv4Addr,
+    pub source: F::Addr,
     /// To whom, as far as the sender knows.
-    pub destination: Ipv4Addr,
+    pub destination: F::Addr,
 }
 
-/// The packets that the host translates now, of both directions of each IPv4 connection, in the network namespace
+/// The packets that the host translates now, of both directions of each connection of the family, in the network namespace
 /// of the calling thread. Empty where no connection is tracked.
 ///
 /// # Errors
 ///
 /// Where the kernel has a connection table and does not show it.
-pub fn translated() -> io::Result<BTreeSet<Path>> {
+pub fn translated<F: Family>() -> io::Result<BTreeSet<Path<F>>> {
     let mut paths = BTreeSet::new();
     if sysctl::get("net.netfilter.nf_conntrack_count").is_err() {
         return Ok(paths);
@@ -64,13 +66,13 @@ pub fn translated() -> io::Result<BTreeSet<Path>> {
     setsockopt(&fd, ReceiveTimeout, &TimeVal::seconds(5))?;
     // The kernel compares all bits of a mask (since Linux 5.15; before, it tells of every connection): one by one.
     for status in TRANSLATED {
-        send(fd.as_raw_fd(), &request(status), MsgFlags::empty())?;
+        send(fd.as_raw_fd(), &request::<F>(status), MsgFlags::empty())?;
         receive(&fd, &mut paths)?;
     }
     Ok(paths)
 }
 
-fn request(status: u32) -> Vec<u8> {
+fn request<F: Family>(status: u32) -> Vec<u8> {
     let mut message = Vec::new();
     let attributes = [(STATUS, status), (STATUS_MASK, status)];
     let length = HEADER + GENERIC + attributes.len() * 8;
@@ -78,7 +80,8 @@ fn request(status: u32) -> Vec<u8> {
     message.extend(GET.to_ne_bytes());
     message.extend(DUMP.to_ne_bytes());
     message.extend([0; 8]);
-    message.extend([nix::libc::AF_INET as u8, 0, 0, 0]);
+    let family = if F::BITS == 32 { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
+    message.extend([family as u8, 0, 0, 0]);
     for (kind, value) in attributes {
         message.extend(8_u16.to_ne_bytes());
         message.extend(kind.to_ne_bytes());
@@ -87,7 +90,7 @@ fn request(status: u32) -> Vec<u8> {
     message
 }
 
-fn receive(fd: &OwnedFd, paths: &mut BTreeSet<Path>) -> io::Result<()> {
+fn receive<F: Family>(fd: &OwnedFd, paths: &mut BTreeSet<Path<F>>) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 16];
     loop {
         let length = match recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
@@ -118,7 +121,7 @@ fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 }
 
 /// Both directions of a translated connection; `None` for one that is not, and for what cannot be read.
-fn connection(body: &[u8]) -> Option<[Path; 2]> {
+fn connection<F: Family>(body: &[u8]) -> Option<[Path<F>; 2]> {
     let attributes = body.get(GENERIC..)?;
     let status = u32::from_be_bytes(*attribute(attributes, STATUS)?.first_chunk()?);
     if TRANSLATED.iter().all(|bit| status & bit == 0) {
@@ -126,8 +129,13 @@ fn connection(body: &[u8]) -> Option<[Path; 2]> {
     }
     let path = |kind| {
         let addresses = attribute(attribute(attributes, kind)?, TUPLE_IP)?;
-        let address = |kind| Some(Ipv4Addr::from(*attribute(addresses, kind)?.first_chunk::<4>()?));
-        Some(Path { source: address(IP_SOURCE)?, destination: address(IP_DESTINATION)? })
+        let (source, destination) =
+            if F::BITS == 32 { (IP_SOURCE, IP_DESTINATION) } else { (IPV6_SOURCE, IPV6_DESTINATION) };
+        let address = |kind| {
+            let bytes = attribute(addresses, kind)?.get(..usize::from(F::BITS / 8))?;
+            F::of_number(bytes.iter().fold(0, |number, byte| number << 8 | u128::from(*byte)))
+        };
+        Some(Path { source: address(source)?, destination: address(destination)? })
     };
     Some([path(TUPLE_ORIG)?, path(TUPLE_REPLY)?])
 }
@@ -148,6 +156,7 @@ fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family::{V4, V6};
 
     fn attribute_of(kind: u16, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -157,17 +166,19 @@ mod tests {
         bytes
     }
 
-    fn tuple(kind: u16, source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+    fn tuple(kind: u16, source: &[u8], destination: &[u8]) -> Vec<u8> {
+        let family = if source.len() == 4 { 0 } else { 2 };
         let addresses =
-            [attribute_of(IP_SOURCE, &source), attribute_of(IP_DESTINATION, &destination)].concat();
+            [attribute_of(family + IP_SOURCE, source), attribute_of(family + IP_DESTINATION, destination)]
+                .concat();
         attribute_of(kind | 0x8000, &attribute_of(TUPLE_IP | 0x8000, &addresses))
     }
 
     fn body(status: u32) -> Vec<u8> {
         [
             vec![2, 0, 0, 0],
-            tuple(TUPLE_ORIG, [10, 5, 1, 2], [10, 96, 0, 1]),
-            tuple(TUPLE_REPLY, [10, 5, 2, 2], [10, 5, 1, 2]),
+            tuple(TUPLE_ORIG, &[10, 5, 1, 2], &[10, 96, 0, 1]),
+            tuple(TUPLE_REPLY, &[10, 5, 2, 2], &[10, 5, 1, 2]),
             attribute_of(STATUS, &status.to_be_bytes()),
         ]
         .concat()
@@ -177,17 +188,33 @@ mod tests {
     fn a_translated_connection_is_read_and_another_is_not() {
         let expected = [([10, 5, 1, 2], [10, 96, 0, 1]), ([10, 5, 2, 2], [10, 5, 1, 2])]
             .map(|(source, destination)| Path { source: source.into(), destination: destination.into() });
-        assert_eq!(connection(&body(0x1 << 5 | 0xe)), Some(expected));
-        assert_eq!(connection(&body(0xe)), None, "confirmed and answered, not translated");
+        assert_eq!(connection::<V4>(&body(0x1 << 5 | 0xe)), Some(expected));
+        assert_eq!(connection::<V4>(&body(0xe)), None, "confirmed and answered, not translated");
     }
 
     #[test]
     fn what_is_cut_short_is_no_connection() {
         let whole = body(1 << 4);
         for length in 0..whole.len() {
-            assert_eq!(connection(&whole[..length]), None, "{length} bytes");
+            assert_eq!(connection::<V4>(&whole[..length]), None, "{length} bytes");
         }
         assert_eq!(message(&[1, 0, 0]), None);
         assert_eq!(message(&[200, 0, 0, 0, 1, 1, 0, 0]), None);
+    }
+
+    #[test]
+    fn addresses_of_ipv6_are_read_whole() {
+        let address = |last: u8| std::net::Ipv6Addr::new(0xfc00, 0, 0, last.into(), 1, 2, 3, 4);
+        let [a, b] = [address(1), address(2)];
+        let body = [
+            vec![10, 0, 0, 0],
+            tuple(TUPLE_ORIG, &a.octets(), &b.octets()),
+            tuple(TUPLE_REPLY, &b.octets(), &a.octets()),
+            attribute_of(STATUS, &(1_u32 << 5).to_be_bytes()),
+        ]
+        .concat();
+        let path = |source, destination| Path { source, destination };
+        assert_eq!(connection::<V6>(&body), Some([path(a, b), path(b, a)]));
+        assert_eq!(connection::<V4>(&body), None, "the other family's attributes");
     }
 }

@@ -1,14 +1,12 @@
 //! The containers: reads the bridges, finds the endpoints, keeps hooks and map in step with them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use ipnet::IpNet;
+use loden_ebpf::abi::Sighting;
 
-use super::{Reconciler, Work};
+use super::{Reconciler, Work, half::Side};
 use crate::{
     bridges::{self, AddressedBridge, Half, Lease},
     config::Xdp,
@@ -23,7 +21,8 @@ impl Reconciler {
     pub(super) async fn containers(&mut self) -> Result<bool> {
         let links = self.kernel.links().await?;
         let addresses = self.kernel.addresses().await?;
-        self.bridges = self.read_bridges(&links, &addresses).await?;
+        self.v4.bridges = self.read_bridges::<V4>(&links).await?;
+        self.v6.bridges = self.read_bridges::<V6>(&links).await?;
         self.advise(&links, &addresses).await?;
         self.endpoints_and_hooks(&links).await
     }
@@ -39,34 +38,40 @@ impl Reconciler {
         self.mend_routes::<V4>(links, &routed).await?;
         self.mend_routes::<V6>(links, &routed).await?;
         routed.retain(|pod| is_free(pod.port));
-        let Some(subnet) = self.node.v4.as_ref().map(|v4| v4.subnet) else { return Ok(false) };
-        let Some(dataplane) = self.dataplane() else { return Ok(false) };
-        let seen: Vec<Seen> = dataplane
-            .take_sightings()?
-            .iter()
-            .map(|(key, sighting)| Seen {
-                port: key.ifindex,
-                address: Ipv4Addr::from(key.address),
-                mac: sighting.mac,
-            })
-            .collect();
-        self.endpoints = endpoints::discover(subnet, &self.bridges, &routed, &seen, &self.endpoints);
-        self.endpoints.retain(|_, endpoint| is_free(endpoint.ifindex));
-        let wanted = self.endpoints.clone();
-        let Some(dataplane) = self.dataplane() else { return Ok(false) };
-        let changes = dataplane.set_endpoints(&wanted)?;
-        if changes.invalidates() {
-            dataplane.bump_epoch()?;
-        }
-        if !self.maps_know_peers {
-            return Ok(!changes.is_empty());
+        let mut changed = self.endpoints::<V4>(&routed, &is_free)?;
+        changed |= self.endpoints::<V6>(&routed, &is_free)?;
+        if !self.maps_know_peers() {
+            return Ok(changed);
         }
         // After the maps, so that programs with new maps go on where those before them are. What a new endpoint may
         // skip is found out when its hooks see what it does.
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
         let errors = dataplane.set_hooks(&hooks);
-        self.prove_endpoints()?;
+        self.prove_endpoints::<V4>()?;
+        self.prove_endpoints::<V6>()?;
         self.fail(Work::Containers, errors.iter().map(|error| format!("hooks: {error}")));
+        Ok(changed)
+    }
+
+    /// Finds the endpoints of a family and puts them into its map; says whether that changed anything.
+    fn endpoints<F: Side>(&mut self, routed: &[Routed], is_free: &impl Fn(u32) -> bool) -> Result<bool> {
+        let Some(subnet) = F::half(&self.node).map(|half| half.subnet) else { return Ok(false) };
+        let Some(dataplane) = self.dataplane() else { return Ok(false) };
+        let sightings = dataplane.half_mut::<F>().take_sightings()?;
+        let seen = |(key, sighting): &(F::SightingKey, Sighting)| {
+            let (port, address) = F::sighted(key);
+            Seen { port, address, mac: sighting.mac }
+        };
+        let seen: Vec<Seen<F>> = sightings.iter().map(seen).collect();
+        let kept = F::kept_mut(self);
+        kept.endpoints = endpoints::discover(subnet, &kept.bridges, routed, &seen, &kept.endpoints);
+        kept.endpoints.retain(|_, endpoint| is_free(endpoint.ifindex));
+        let wanted = kept.endpoints.clone();
+        let Some(dataplane) = self.dataplane() else { return Ok(false) };
+        let changes = dataplane.half_mut::<F>().set_endpoints(&wanted)?;
+        if changes.invalidates() {
+            dataplane.bump_epoch()?;
+        }
         Ok(!changes.is_empty())
     }
 
@@ -108,19 +113,20 @@ impl Reconciler {
         Ok(())
     }
 
-    async fn read_bridges(&self, links: &[Link], addresses: &[Address]) -> Result<Vec<Bridge>> {
-        let Some(subnet) = self.node.v4.as_ref().map(|v4| v4.subnet) else { return Ok(Vec::new()) };
+    async fn read_bridges<F: Side>(&self, links: &[Link]) -> Result<Vec<Bridge<F>>> {
+        let Some(subnet) = F::half(&self.node).map(|half| half.subnet) else { return Ok(Vec::new()) };
+        let addresses = self.kernel.addresses_of::<F>().await?;
         let mut bridges = Vec::new();
         for link in links.iter().filter(|link| link.kind == LinkKind::Bridge) {
-            let own: Vec<Ipv4Addr> =
+            let own: BTreeSet<F::Addr> =
                 addresses.iter().filter(|a| a.ifindex == link.index).map(|a| a.address).collect();
-            if !own.iter().any(|address| subnet.contains(address)) {
+            if !own.iter().any(|address| F::contains(subnet, *address)) {
                 continue;
             }
             let Some(mac) = link.mac else { continue };
             let neighbours: BTreeMap<_, _> = self
                 .kernel
-                .neighbours(link.index)
+                .neighbours_of::<F>(link.index)
                 .await?
                 .into_iter()
                 .map(|n| (n.address, n.mac.filter(|_| n.state.is_valid())))
@@ -129,7 +135,7 @@ impl Reconciler {
             bridges.push(Bridge {
                 index: link.index,
                 mac,
-                addresses: own.into_iter().collect(),
+                addresses: own,
                 ports: ports(links, link.index).map(|port| port.index).collect(),
                 neighbours,
                 // Permanent entries are the ports' own MACs.
@@ -170,39 +176,45 @@ impl Reconciler {
         let pods: Vec<&Link> = links
             .iter()
             .filter(|link| {
-                self.bridges.iter().any(|bridge| bridge.ports.contains(&link.index))
+                self.v4.has_port(link.index)
+                    || self.v6.has_port(link.index)
                     || routed.iter().any(|pod| pod.port == link.index)
             })
             .collect();
         let find = |index: u32| links.iter().find(move |link| link.index == index);
         let uplink = find(self.node.uplink.ifindex);
-        // A WireGuard device has packets without an Ethernet header, and peers that the programs do not know.
-        let device = self.node.overlay().and_then(|overlay| find(overlay.device.index));
+        // Not the WireGuard devices: their packets have no Ethernet header, and their peers are none of the programs'.
+        let overlays = [self.node.overlay(), self.node.overlay_v6()];
+        let devices: Vec<&Link> =
+            overlays.iter().flatten().filter_map(|overlay| find(overlay.device.index)).collect();
         // What comes back from a peer may come where its way begins.
-        let ways: BTreeSet<u32> = self.ways.values().flatten().map(|way| way.uplink).collect();
+        let ways: BTreeSet<u32> = self.v4.ways_begin().chain(self.v6.ways_begin()).collect();
         let is_wire = |link: &&Link| link.index == self.node.uplink.ifindex || ways.contains(&link.index);
         let wires = links.iter().filter(is_wire);
         let others = links
             .iter()
             .filter(|link| self.may_receive(links, link) && !is_wire(link) && !pods.contains(link));
         let mut hooks = Vec::new();
-        hooks.extend(device.map(|link| on(Program::FromOverlay, link)));
+        hooks.extend(devices.iter().map(|link| on(Program::FromOverlay, link)));
         hooks.extend(wires.map(|link| on(Program::FromWire, link)));
         hooks.extend(others.map(|link| on(Program::FromOther, link)));
         hooks.extend(pods.iter().map(|link| on(Program::FromPod, link)));
         hooks.extend(pods.iter().map(|link| on(Program::ToPod, link)));
-        hooks.extend(device.map(|link| on(Program::ToOverlay, link)));
+        hooks.extend(devices.iter().map(|link| on(Program::ToOverlay, link)));
         // It sees every packet that leaves the node, so it runs only where it is needed.
         hooks.extend(uplink.filter(|link| self.wants_guard(link)).map(|link| on(Program::Guard, link)));
-        hooks.extend(uplink.filter(|_| self.has_direct_peers).map(|link| on(Program::ToWire, link)));
+        let has_direct_peers = self.v4.has_direct_peers || self.v6.has_direct_peers;
+        hooks.extend(uplink.filter(|_| has_direct_peers).map(|link| on(Program::ToWire, link)));
         hooks
     }
 
     /// Whether VXLAN for this node may come by this interface, besides the host's own. Ports of a bridge and the like
     /// hand all that is for the host to that.
     fn may_receive(&self, links: &[Link], link: &Link) -> bool {
-        let devices = self.node.overlay().into_iter().chain(self.node.overlay_v6());
-        let is_ours = devices.map(|overlay| overlay.device.index).any(|index| index == link.index);
+        let overlays = [self.node.overlay(), self.node.overlay_v6()];
+        let mut devices = overlays.iter().flatten().map(|overlay| overlay.device.index).peekable();
+        let has_overlay = devices.peek().is_some();
+        let is_ours = devices.any(|index| index == link.index);
         let is_bond = |kind: &str| ["bond", "team"].contains(&kind);
         let hands_over = |master: &Link| match &master.kind {
             LinkKind::Bridge => true,
@@ -210,15 +222,16 @@ impl Reconciler {
             LinkKind::Veth | LinkKind::Vxlan(_) | LinkKind::Physical => false,
         };
         let is_port = links.iter().any(|master| link.master == Some(master.index) && hands_over(master));
-        self.node.overlay().is_some() && !link.loopback && !is_ours && !is_port
+        has_overlay && !link.loopback && !is_ours && !is_port
     }
 
     /// Whether the guard should run on this uplink. Never by itself on a veth: XDP there takes TSO from its peer.
     fn wants_guard(&self, uplink: &Link) -> bool {
+        let has_overlay = self.node.overlay().or(self.node.overlay_v6()).is_some();
         match self.node.config.xdp {
             Xdp::Off => false,
-            Xdp::Auto => self.node.overlay().is_some() && uplink.kind != LinkKind::Veth,
-            Xdp::Native | Xdp::Generic => self.node.overlay().is_some(),
+            Xdp::Auto => has_overlay && uplink.kind != LinkKind::Veth,
+            Xdp::Native | Xdp::Generic => has_overlay,
         }
     }
 }

@@ -1,12 +1,17 @@
 //! One family's half of the node: its VXLAN device, rules and peers in the kernel. Both halves are one source; each is
 //! there only where the network has the family, and nothing of a half touches the other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use anyhow::{Context as _, Result};
 
-use super::{Node, Overlay, Reconciler, Work};
+use super::{Node, Overlay, Path, Reconciler, Work};
 use crate::{
+    dataplane::{Mapped, PeerPath, Underlay},
+    endpoints::{Bridge, Endpoints},
     family::{Family, V4, V6},
     firewall::{Firewall, FirewallSpec},
     host::Prefixes,
@@ -39,7 +44,7 @@ impl<F: Family> Half<F> {
 }
 
 /// What the loop keeps of a half.
-pub(super) struct Kept<F: Family> {
+pub(super) struct Kept<F: Mapped> {
     firewall: Option<Firewall>,
     /// What the last plan was for: the echo of its own changes is no work.
     pub(super) expected: Option<Expected<F>>,
@@ -49,9 +54,43 @@ pub(super) struct Kept<F: Family> {
     pub(super) prefixes: Prefixes<F>,
     /// Peers that the kernel cannot be given, and why.
     pub(super) refused: BTreeSet<String>,
+    /// Ways to VTEPs; forgotten when a route, an address or a link changes.
+    pub(super) ways: HashMap<F::Addr, Option<Underlay<F>>>,
+    pub(super) has_direct_peers: bool,
+    /// Whether the programs' maps hold the peers: without, they would take every peer for a stranger.
+    pub(super) maps_know_peers: bool,
+    pub(super) bridges: Vec<Bridge<F>>,
+    pub(super) endpoints: Endpoints<F>,
 }
 
-impl<F: Family> Default for Kept<F> {
+impl<F: Mapped> Kept<F> {
+    /// Begins with the endpoints that an earlier agent found; the bridge may have forgotten those that had nothing to say
+    /// since.
+    pub(super) fn of(path: &Path) -> Self {
+        let mut kept = Self::default();
+        if let Path::Ebpf(dataplane) = path {
+            kept.endpoints = dataplane.half::<F>().endpoints_held().clone();
+        }
+        kept
+    }
+
+    /// Whether a link is a port of a bridge that carries the subnet.
+    pub(super) fn has_port(&self, link: u32) -> bool {
+        self.bridges.iter().any(|bridge| bridge.ports.contains(&link))
+    }
+
+    /// Interface indices of the links at which ways to VTEPs begin.
+    pub(super) fn ways_begin(&self) -> impl Iterator<Item = u32> {
+        self.ways.values().flatten().map(|way| way.uplink)
+    }
+
+    /// Whether the way to a VTEP leads over a link.
+    pub(super) fn leads_over(&self, link: u32) -> bool {
+        self.ways.values().flatten().any(|way| way.uplink == link)
+    }
+}
+
+impl<F: Mapped> Default for Kept<F> {
     fn default() -> Self {
         Self {
             firewall: None,
@@ -59,16 +98,27 @@ impl<F: Family> Default for Kept<F> {
             programmed: false,
             prefixes: Prefixes::default(),
             refused: BTreeSet::new(),
+            ways: HashMap::new(),
+            has_direct_peers: false,
+            maps_know_peers: false,
+            bridges: Vec::new(),
+            endpoints: Endpoints::<F>::new(),
         }
     }
 }
 
 /// Where the loop has the half of a family.
-pub(super) trait Side: Family {
+pub(super) trait Side: Mapped {
     fn half(node: &Node) -> Option<&Half<Self>>;
     fn half_mut(node: &mut Node) -> Option<&mut Half<Self>>;
     fn kept(of: &Reconciler) -> &Kept<Self>;
     fn kept_mut(of: &mut Reconciler) -> &mut Kept<Self>;
+    /// The address at which an uplink receives VXLAN.
+    fn address(uplink: &Uplink) -> Option<Self::Addr>;
+    /// A lease's VTEP address.
+    fn vtep(lease: &Lease) -> Option<Self::Addr>;
+    /// MAC of the VXLAN device behind it.
+    fn vtep_mac(lease: &Lease) -> Result<[u8; 6]>;
 }
 
 impl Side for V4 {
@@ -87,6 +137,18 @@ impl Side for V4 {
     fn kept_mut(of: &mut Reconciler) -> &mut Kept<Self> {
         &mut of.v4
     }
+
+    fn address(uplink: &Uplink) -> Option<Ipv4Addr> {
+        uplink.public_ip
+    }
+
+    fn vtep(lease: &Lease) -> Option<Ipv4Addr> {
+        lease.attrs.public_ip
+    }
+
+    fn vtep_mac(lease: &Lease) -> Result<[u8; 6]> {
+        Ok(lease.attrs.vtep()?.vtep_mac)
+    }
 }
 
 impl Side for V6 {
@@ -104,6 +166,18 @@ impl Side for V6 {
 
     fn kept_mut(of: &mut Reconciler) -> &mut Kept<Self> {
         &mut of.v6
+    }
+
+    fn address(uplink: &Uplink) -> Option<Ipv6Addr> {
+        uplink.public_ipv6
+    }
+
+    fn vtep(lease: &Lease) -> Option<Ipv6Addr> {
+        lease.attrs.public_ipv6
+    }
+
+    fn vtep_mac(lease: &Lease) -> Result<[u8; 6]> {
+        Ok(lease.attrs.vtep_v6()?.vtep_mac)
     }
 }
 
@@ -195,6 +269,47 @@ impl Reconciler {
         }
         let (uplink, whole) = (self.node.uplink.ifindex, self.node.wireguard.is_some());
         Some(Desired { network, own, device, uplink, whole, peers })
+    }
+
+    /// The peers: first off the fast path, then in the kernel, then on the fast path, so that the fast path never knows a
+    /// peer that the kernel does not.
+    pub(super) async fn peers<F: Side>(&mut self, cluster: &Cluster, work: Work) -> Result<bool> {
+        if self.node.network.backend == Backend::Alloc {
+            // It leaves the routes to somebody else, and nothing comes from a peer.
+            F::kept_mut(self).maps_know_peers = true;
+            return Ok(false);
+        }
+        let of_family = cluster.peers.values().filter(|lease| lease.key.half::<F>().is_some());
+        self.find_ways::<F>(of_family.filter_map(F::vtep)).await;
+        let mut paths: Vec<PeerPath<F>> = Vec::new();
+        let mut refused = BTreeSet::new();
+        let peer = async |this: &mut Self, lease: &Lease, subnet| {
+            let (peer, path) = this.paths::<F>(lease, subnet)?;
+            paths.push(path);
+            Ok(peer)
+        };
+        let Some(desired) = self.desired::<F>(cluster, peer, &mut refused).await else { return Ok(false) };
+        F::kept_mut(self).has_direct_peers = paths.iter().any(|path| path.direct);
+        let gone = match self.dataplane() {
+            Some(dataplane) => dataplane.half_mut::<F>().retain_peers(&paths)?,
+            None => 0,
+        };
+        let mut changed = self.program(desired, work, refused).await? || gone > 0;
+        if let Some(dataplane) = self.dataplane() {
+            let changes = dataplane.half_mut::<F>().set_peers(&paths)?;
+            if gone > 0 || changes.invalidates() {
+                dataplane.bump_epoch()?;
+            }
+            changed |= !changes.is_empty();
+            F::kept_mut(self).maps_know_peers = true;
+        }
+        Ok(changed)
+    }
+
+    /// Whether the programs' maps hold the peers of every family that the network has.
+    pub(super) fn maps_know_peers(&self) -> bool {
+        (self.node.v4.is_none() || self.v4.maps_know_peers)
+            && (self.node.v6.is_none() || self.v6.maps_know_peers)
     }
 
     /// Makes the kernel's part of the overlay so; says whether anything had to be done.

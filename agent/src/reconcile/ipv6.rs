@@ -1,17 +1,11 @@
-//! What is IPv6's alone: its sysctls, its peers, which the kernel's path carries, and its events.
+//! What is IPv6's alone: its sysctls and its events.
 
-use std::{collections::BTreeSet, net::Ipv6Addr};
-
-use anyhow::{Context as _, Result};
-use ipnet::Ipv6Net;
+use anyhow::Result;
 
 use super::{Reconciler, Work};
 use crate::{
     family::V6,
-    kernel::{Ipv6Event, KernelEvent, ROUTE_PROTOCOL, sysctl},
-    lease::Lease,
-    overlay::OverlayPeer,
-    registry::Cluster,
+    kernel::{Ipv6Event, KernelEvent, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, sysctl},
 };
 
 impl Reconciler {
@@ -39,61 +33,44 @@ impl Reconciler {
         Ok(changed)
     }
 
-    /// The peers' IPv6 halves, in the kernel.
-    pub(super) async fn peers_v6(&mut self, cluster: &Cluster, work: Work) -> Result<bool> {
-        if self.node.wireguard.is_some() {
-            // Its peers have both halves.
-            return Ok(false);
-        }
-        let mut refused = BTreeSet::new();
-        let peer = async |this: &mut Self, lease: &Lease, subnet| this.peer_v6(lease, subnet).await;
-        let Some(desired) = self.desired(cluster, peer, &mut refused).await else { return Ok(false) };
-        self.program(desired, work, refused).await
-    }
-
-    async fn peer_v6(&self, lease: &Lease, subnet: Ipv6Net) -> Result<OverlayPeer<V6>> {
-        let vtep = lease.attrs.public_ipv6.context("its lease has no PublicIPv6")?;
-        let overlay = self.node.v6.as_ref().and_then(|v6| v6.overlay.as_ref());
-        let vtep_mac = match overlay {
-            Some(_) => lease.attrs.vtep_v6()?.vtep_mac,
-            None => [0; 6],
-        };
-        let direct = match overlay {
-            None => true,
-            Some(overlay) => overlay.vxlan.direct_routing && self.is_on_link(vtep).await,
-        };
-        Ok(OverlayPeer { subnet, vtep, vtep_mac, direct })
-    }
-
-    async fn is_on_link(&self, vtep: Ipv6Addr) -> bool {
-        let way = self.kernel.route_to::<V6>(vtep).await;
-        way.is_ok_and(|way| {
-            let through = way.gateway.is_some() || way.multipath || way.local;
-            !through && way.ifindex == self.node.uplink.ifindex
-        })
-    }
-
     /// What an event of IPv6 asks for.
-    pub(super) fn work_of_ipv6(&self, event: &KernelEvent) -> Option<Work> {
-        let v6 = self.node.v6.as_ref()?;
+    pub(super) fn work_of_ipv6(&mut self, event: &KernelEvent) -> Option<Work> {
+        let device = self.node.v6.as_ref()?.device();
         let KernelEvent::Ipv6(of_ipv6) = event else { return None };
         if self.v6.expected.as_ref().is_some_and(|expected| expected.is_contradicted_by(event)) {
             return Some(Work::Overlay);
         }
         match of_ipv6 {
             Ipv6Event::Address(_, address) => {
-                let is_ours = [v6.device(), self.node.uplink.ifindex].contains(&address.ifindex);
+                let is_ours = [device, self.node.uplink.ifindex].contains(&address.ifindex);
                 // Every link gives itself one, each container's too, and no subnet or way has to do with it.
-                (is_ours || !address.address.is_unicast_link_local()).then_some(Work::Everything)
+                let counts = is_ours || !address.address.is_unicast_link_local();
+                if counts && address.ifindex != device {
+                    self.forget_ways(event);
+                }
+                counts.then_some(Work::Everything)
             }
+            // To a pod of this node; its veth tells the rest.
+            Ipv6Event::Route(_, route) if route.protocol == POD_ROUTE_PROTOCOL => Some(Work::Containers),
             // Another default route may mean another uplink.
-            Ipv6Event::Route(_, route) if route.dst.prefix_len() == 0 => Some(Work::Everything),
-            Ipv6Event::Route(_, route) => {
-                let ours = route.protocol == ROUTE_PROTOCOL || route.ifindex == Some(v6.device());
-                // Another route may lead to a VTEP now, or make it a neighbour.
-                (!ours && route.table == crate::kernel::TABLE_MAIN).then_some(Work::Overlay)
+            Ipv6Event::Route(_, route) if route.dst.prefix_len() == 0 => {
+                self.forget_ways(event);
+                Some(Work::Everything)
             }
-            Ipv6Event::Neighbour(..) | Ipv6Event::Fdb(..) => None,
+            Ipv6Event::Route(_, route) => {
+                let ours = route.protocol == ROUTE_PROTOCOL || route.ifindex == Some(device);
+                // Another route may lead to a VTEP now, or make it a neighbour.
+                (!ours && route.table == crate::kernel::TABLE_MAIN).then(|| {
+                    self.forget_ways(event);
+                    Work::Overlay
+                })
+            }
+            Ipv6Event::Neighbour(_, neighbour) => {
+                let in_subnet =
+                    self.node.v6.as_ref().is_some_and(|v6| v6.subnet.contains(&neighbour.address));
+                (neighbour.ifindex != device && in_subnet).then_some(Work::Containers)
+            }
+            Ipv6Event::Fdb(..) => None,
         }
     }
 }

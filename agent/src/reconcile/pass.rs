@@ -1,18 +1,13 @@
 //! One pass: read what is, change what differs, note what failed and go on.
 
-use std::collections::BTreeSet;
-
 use anyhow::Result;
 use tokio::time::Instant;
 
 use super::{FACTS_SETTLE, Path, Reconciler, Work, settings};
 use crate::{
-    dataplane::PeerPath,
     family::{V4, V6},
     host,
     kernel::sysctl,
-    lease::Lease,
-    network::Backend,
     registry::{Cluster, Own},
     run,
     subnet_file::SubnetFile,
@@ -34,15 +29,14 @@ impl Reconciler {
             changed |= self.substep(Work::Everything, "WireGuard", Self::wireguard_devices).await;
             changed |= self.substep(Work::Everything, "IPv4", Self::node_v4).await;
             changed |= self.substep(Work::Everything, "IPv6", Self::node_v6).await;
+            let programs = async |this: &mut Self| this.programs();
+            changed |= self.substep(Work::Everything, "programs", programs).await;
             changed |= self.substep(Work::Everything, "withdrawal", Self::withdraw::<V4>).await;
             changed |= self.substep(Work::Everything, "withdrawal", Self::withdraw::<V6>).await;
             changed |= self.substep(Work::Everything, "node", Self::tell).await;
         }
         if work >= Work::Peers {
-            let peers = async |this: &mut Self| this.peers(&cluster, work).await;
-            changed |= self.step(Work::Overlay, "peers", peers).await;
-            let peers = async |this: &mut Self| this.peers_v6(&cluster, work).await;
-            changed |= self.substep(Work::Overlay, "IPv6 peers", peers).await;
+            changed |= self.all_peers(&cluster, work).await;
         }
         changed |= self.step(Work::Containers, "containers", Self::containers).await;
         self.tally.ran(start.elapsed(), !self.failures.is_empty());
@@ -63,6 +57,18 @@ impl Reconciler {
             }
             Work::Containers => {}
         }
+    }
+
+    async fn all_peers(&mut self, cluster: &Cluster, work: Work) -> bool {
+        if self.node.wireguard.is_some() {
+            // They have both halves.
+            let peers = async |this: &mut Self| this.wireguard_peers(cluster, work).await;
+            return self.step(Work::Overlay, "peers", peers).await;
+        }
+        let peers = async |this: &mut Self| this.peers::<V4>(cluster, work).await;
+        let changed = self.step(Work::Overlay, "peers", peers).await;
+        let peers = async |this: &mut Self| this.peers::<V6>(cluster, work).await;
+        self.substep(Work::Overlay, "IPv6 peers", peers).await | changed
     }
 
     fn say_what_is_ready(&self, cluster: &Cluster) {
@@ -119,21 +125,25 @@ impl Reconciler {
         }
     }
 
-    /// Sysctls, device, address, rules of the IPv4 half, and the programs, which are IPv4's.
+    /// Sysctls, device, address and rules of the IPv4 half.
     async fn node_v4(&mut self) -> Result<bool> {
         if self.node.v4.is_none() {
             return Ok(false);
         }
-        let mut changed = self.set_sysctls()?;
+        let mut changed = self.set_sysctl("net.ipv4.ip_forward", "1")?;
         changed |= self.device::<V4>().await?;
-        let rules = self.rules::<V4>().await;
-        changed |= self.reload()?;
+        // Last, because pods reach one another without rules of ours on most hosts.
+        changed |= self.rules::<V4>().await?;
+        Ok(changed)
+    }
+
+    /// The programs, their maps and hooks, and tolerance of connections whose middle the host stack has not seen.
+    fn programs(&mut self) -> Result<bool> {
+        let mut changed = self.tolerate()? | self.reload()?;
         if let Some(dataplane) = self.dataplane() {
             dataplane.read_back()?;
             changed |= dataplane.check_hooks() > 0;
         }
-        // Last, because pods reach one another without rules of ours on most hosts.
-        changed |= rules?;
         Ok(changed)
     }
 
@@ -190,7 +200,8 @@ impl Reconciler {
         let addresses = |uplink: &Uplink| (uplink.public_ip, uplink.public_ipv6);
         let new_address = addresses(&uplink) != addresses(&self.node.uplink);
         self.node.uplink = uplink;
-        self.ways.clear();
+        self.v4.ways.clear();
+        self.v6.ways.clear();
         if new_address {
             self.publish();
         }
@@ -259,16 +270,18 @@ impl Reconciler {
             return Ok(false);
         }
         let wanted = settings(&self.node)?;
+        let maps_know_peers = self.maps_know_peers();
         let Path::Ebpf(dataplane) = &mut self.path else { return Ok(false) };
         if *dataplane.settings() == wanted {
             return Ok(false);
         }
-        if self.maps_know_peers && wanted.fits_maps_of(dataplane.settings()) {
+        if maps_know_peers && wanted.fits_maps_of(dataplane.settings()) {
             let errors = dataplane.exchange(&wanted)?;
             self.fail(Work::Everything, errors.iter().map(|error| format!("hooks: {error}")));
         } else {
             self.path = Path::Ebpf(Box::new(super::load(&self.node, &wanted)?));
-            self.maps_know_peers = false;
+            self.v4.maps_know_peers = false;
+            self.v6.maps_know_peers = false;
         }
         self.listen_for_sightings()?;
         Ok(true)
@@ -285,47 +298,9 @@ impl Reconciler {
         Ok(())
     }
 
-    /// The peers' IPv4 halves: first off the fast path, then in the kernel, then on the fast path, so that the fast path
-    /// never knows a peer that the kernel does not.
-    async fn peers(&mut self, cluster: &Cluster, work: Work) -> Result<bool> {
-        if self.node.network.backend == Backend::Alloc {
-            // It leaves the routes to somebody else, and nothing comes from a peer.
-            self.maps_know_peers = true;
-            return Ok(false);
-        }
-        if self.node.wireguard.is_some() {
-            return self.wireguard_peers(cluster, work).await;
-        }
-        let with_v4 = cluster.peers.values().filter(|lease| lease.key.subnet.is_some());
-        self.find_ways(with_v4.filter_map(|lease| lease.attrs.public_ip)).await;
-        let mut paths: Vec<PeerPath> = Vec::new();
-        let mut refused = BTreeSet::new();
-        let peer = async |this: &mut Self, lease: &Lease, subnet| {
-            let (peer, path) = this.paths(lease, subnet)?;
-            paths.push(path);
-            Ok(peer)
-        };
-        let Some(desired) = self.desired::<V4>(cluster, peer, &mut refused).await else { return Ok(false) };
-        self.has_direct_peers = paths.iter().any(|path| path.direct);
-        let gone = match self.dataplane() {
-            Some(dataplane) => dataplane.retain_peers(&paths)?,
-            None => 0,
-        };
-        let mut changed = self.program(desired, work, refused).await? || gone > 0;
-        if let Some(dataplane) = self.dataplane() {
-            let changes = dataplane.set_peers(&paths)?;
-            if gone > 0 || changes.invalidates() {
-                dataplane.bump_epoch()?;
-            }
-            changed |= !changes.is_empty();
-            self.maps_know_peers = true;
-        }
-        Ok(changed)
-    }
-
-    /// Forwarding for pods at all, and tolerance of connections whose middle the host stack has not seen.
-    fn set_sysctls(&mut self) -> Result<bool> {
-        let mut changed = self.set_sysctl("net.ipv4.ip_forward", "1")?;
+    /// Of connections whose middle the host stack has not seen.
+    fn tolerate(&mut self) -> Result<bool> {
+        let mut changed = false;
         // Missing where no connection is tracked: then nothing can be out of window either. The second (Linux 5.14)
         // is about a RST more than 2^31 bytes behind what the host stack saw last, which liberal does not forgive.
         for tolerance in ["nf_conntrack_tcp_be_liberal", "nf_conntrack_tcp_ignore_invalid_rst"] {

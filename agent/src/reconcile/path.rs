@@ -1,11 +1,12 @@
 //! How packets travel: by the programs in front of the kernel, or by the kernel alone.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use super::Node;
+use super::{Node, half::Side};
 use crate::{
     config::{Datapath, Gate, SourceCheck, Xdp},
-    dataplane::{self, Dataplane, GuardMode, Settings, VxlanSettings},
+    dataplane::{self, Dataplane, FamilySettings, GuardMode, Settings, VxlanSettings},
+    family::{V4, V6},
     kernel::sysctl,
 };
 
@@ -44,13 +45,6 @@ pub(super) fn open_path(node: &Node) -> Result<Path> {
     if node.config.datapath == Datapath::Kernel {
         return Ok(kernel_alone(node, "--datapath=kernel".into()));
     }
-    if node.v4.is_none() {
-        const REASON: &str = "the fast path is IPv4's, and this network has IPv6 alone";
-        if node.config.datapath == Datapath::Ebpf {
-            bail!("--datapath=ebpf cannot be had: {REASON}; run with --datapath=auto");
-        }
-        return Ok(kernel_alone(node, REASON.into()));
-    }
     match load(node, &settings(node)?) {
         Ok(dataplane) => Ok(Path::Ebpf(Box::new(dataplane))),
         Err(error) if node.config.datapath == Datapath::Auto => {
@@ -74,22 +68,36 @@ pub(super) fn settings(node: &Node) -> Result<Settings> {
     let range = sysctl::get("net.ipv4.ip_local_port_range")?;
     let mut ports = range.split_whitespace().filter_map(|word| word.parse().ok());
     let source_ports = ports.next().zip(ports.next()).filter(|(min, max)| min <= max);
-    let v4 = node.v4.as_ref().context("the programs are IPv4's")?;
+    let ttl = || Ok(sysctl::get("net.ipv4.ip_default_ttl")?.trim().parse().unwrap_or(64));
+    let hops = || {
+        let name = format!("net/ipv6/conf/{}/hop_limit", node.uplink.name);
+        Ok(sysctl::get(&name)?.trim().parse().unwrap_or(64))
+    };
     Ok(Settings {
-        network: v4.pool.network,
-        subnet_len: v4.pool.subnet_len,
-        subnet: v4.subnet,
-        vtep: node.uplink.public_ip.context("the uplink has no IPv4 address")?,
-        vxlan: v4.overlay.as_ref().map(|overlay| VxlanSettings {
-            mac: overlay.device.mac,
-            vni: overlay.vxlan.vni,
-            port: overlay.vxlan.port,
-        }),
+        v4: half::<V4>(node, ttl)?,
+        v6: half::<V6>(node, hops)?,
         // Linux's own default, should the sysctl ever read otherwise than two ports.
         source_ports: source_ports.unwrap_or((32768, 60999)),
-        outer_ttl: sysctl::get("net.ipv4.ip_default_ttl")?.trim().parse().unwrap_or(64),
         strict: node.config.gate == Gate::Strict,
         drop_forged: node.config.source_check == SourceCheck::Drop,
         log_packets: node.config.bpf_log,
     })
+}
+
+fn half<F: Side>(node: &Node, hops: impl FnOnce() -> Result<u8>) -> Result<Option<FamilySettings<F>>> {
+    let Some(half) = F::half(node) else { return Ok(None) };
+    let vtep = F::address(&node.uplink);
+    Ok(Some(FamilySettings {
+        network: half.pool.network,
+        subnet_len: half.pool.subnet_len,
+        subnet: half.subnet,
+        vtep: vtep.with_context(|| format!("the uplink has no {} address", F::NAME))?,
+        vxlan: half.overlay.as_ref().map(|overlay| VxlanSettings {
+            ifindex: overlay.device.index,
+            mac: overlay.device.mac,
+            vni: overlay.vxlan.vni,
+            port: overlay.vxlan.port,
+        }),
+        outer_ttl: hops()?,
+    }))
 }

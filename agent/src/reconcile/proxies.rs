@@ -19,7 +19,7 @@ impl Reconciler {
             return;
         }
         let bridges =
-            links.iter().filter(|link| self.bridges.iter().any(|bridge| bridge.index == link.index));
+            links.iter().filter(|link| self.v4.bridges.iter().any(|bridge| bridge.index == link.index));
         let answer = |link: &Link| sysctl::set(&format!("net/ipv4/conf/{}/proxy_arp", link.name), "1");
         let errors: Vec<String> =
             bridges.filter_map(|link| answer(link).err()).map(|error| error.to_string()).collect();

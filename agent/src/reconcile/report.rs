@@ -2,18 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, Instant, SystemTime},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use loden_ebpf::abi;
 use serde_json::Value;
 
 use super::{Overlay, Path, Reconciler, Wireguard};
 use crate::{
     control::Request,
-    dataplane::{Counted, Dataplane, slow_reasons},
+    dataplane::{Counted, Dataplane, Mapped, slow_reasons},
     family::{V4, V6},
     lease::LeaseKey,
     registry::{Cluster, Own},
@@ -40,19 +40,27 @@ impl Reconciler {
     /// Looks who was heard of since the last look.
     pub(super) fn note_activity(&mut self, now: Instant) {
         let cluster = self.cluster();
-        let traffic =
-            self.dataplane().and_then(|dataplane| dataplane.peer_traffic().ok()).unwrap_or_default();
-        let received = |traffic: &abi::Traffic| traffic.received_fast.packets + traffic.received_slow.packets;
-        let counted = |key: &LeaseKey| key.subnet.and_then(|subnet| traffic.each.get(&subnet));
-        let peers = cluster.peers.keys().map(|key| (*key, counted(key).map_or(0, received)));
+        let (v4, v6) = (self.peer_traffic::<V4>(), self.peer_traffic::<V6>());
+        let received = |traffic: abi::Traffic| traffic.received_fast.packets + traffic.received_slow.packets;
+        let peers = cluster.peers.keys().map(|key| (*key, both(key, &v4, &v6).map_or(0, received)));
         self.peer_activity.note(peers, now);
-        let traffic =
-            self.dataplane().and_then(|dataplane| dataplane.endpoint_traffic().ok()).unwrap_or_default();
         let sent = |traffic: &abi::EndpointTraffic| {
             traffic.traffic.sent_fast.packets + traffic.traffic.sent_slow.packets
         };
-        let endpoints = traffic.each.iter().map(|(address, traffic)| (*address, sent(traffic)));
-        self.endpoint_activity.note(endpoints, now);
+        let (v4, v6) = (self.endpoint_traffic::<V4>(), self.endpoint_traffic::<V6>());
+        let v4 = v4.each.iter().map(|(address, traffic)| (IpAddr::V4(*address), sent(traffic)));
+        let v6 = v6.each.iter().map(|(address, traffic)| (IpAddr::V6(*address), sent(traffic)));
+        self.endpoint_activity.note(v4.chain(v6), now);
+    }
+
+    fn peer_traffic<F: Mapped>(&self) -> Counted<F::Net, abi::Traffic> {
+        let Path::Ebpf(dataplane) = &self.path else { return Counted::default() };
+        dataplane.half::<F>().peer_traffic().unwrap_or_default()
+    }
+
+    fn endpoint_traffic<F: Mapped>(&self) -> Counted<F::Addr, abi::EndpointTraffic> {
+        let Path::Ebpf(dataplane) = &self.path else { return Counted::default() };
+        dataplane.half::<F>().endpoint_traffic().unwrap_or_default()
     }
 
     fn status(&self, now: Instant) -> Status {
@@ -101,7 +109,8 @@ impl Reconciler {
             }
             Path::Ebpf(dataplane) => {
                 self.report_peers(&mut status, &cluster, Some(dataplane), now);
-                self.report_endpoints(&mut status, dataplane, now);
+                self.report_endpoints::<V4>(&mut status, dataplane, now);
+                self.report_endpoints::<V6>(&mut status, dataplane, now);
                 count(&mut status, dataplane);
             }
         }
@@ -158,16 +167,23 @@ impl Reconciler {
         dataplane: Option<&Dataplane>,
         now: Instant,
     ) {
-        let counted = dataplane.and_then(|dataplane| dataplane.peer_traffic().ok()).unwrap_or_default();
-        let Counted { each, others } = counted;
+        let (v4, v6) = (self.peer_traffic::<V4>(), self.peer_traffic::<V6>());
+        let mut others = v4.others;
+        others += v6.others;
         status.other_peers = traffic(&others);
-        let direct = dataplane.map(Dataplane::direct_peers);
+        let direct = dataplane
+            .map(|dataplane| (dataplane.half::<V4>().direct_peers(), dataplane.half::<V6>().direct_peers()));
         let seconds = |duration: Duration| duration.as_secs_f64();
         let wireguard = self.node.wireguard.as_ref().map(Wireguard::report_peers).unwrap_or_default();
         let peer = |lease: &crate::lease::Lease| {
             let (key, attrs) = (lease.key, &lease.attrs);
-            let traffic = key.subnet.and_then(|subnet| each.get(&subnet)).map(traffic);
-            let is_direct = |direct: &BTreeSet<Ipv4Net>| key.subnet.is_some_and(|it| direct.contains(&it));
+            let traffic = both(&key, &v4, &v6).as_ref().map(traffic);
+            let is_direct = |(v4, v6): &(BTreeSet<Ipv4Net>, BTreeSet<Ipv6Net>)| {
+                key.subnet.map_or_else(
+                    || key.subnet_v6.is_some_and(|subnet| v6.contains(&subnet)),
+                    |subnet| v4.contains(&subnet),
+                )
+            };
             let (public_ip, public_ipv6) = (
                 attrs.public_ip.filter(|_| key.subnet.is_some()),
                 attrs.public_ipv6.filter(|_| key.subnet_v6.is_some()),
@@ -190,19 +206,20 @@ impl Reconciler {
         status.peers = cluster.peers.values().map(peer).collect();
     }
 
-    fn report_endpoints(&self, status: &mut Status, dataplane: &Dataplane, now: Instant) {
-        let Counted { each, others } = dataplane.endpoint_traffic().unwrap_or_default();
-        status.other_endpoints = traffic(&others.traffic);
-        let endpoint = |endpoint: &abi::Endpoint| {
-            let address = Ipv4Addr::from(endpoint.address);
+    fn report_endpoints<F: Mapped>(&self, status: &mut Status, dataplane: &Dataplane, now: Instant) {
+        let Counted { each, others } = self.endpoint_traffic::<F>();
+        status.other_endpoints += traffic(&others.traffic);
+        let endpoint = |endpoint: &abi::Endpoint<F::Octets>| {
+            let address = F::of_octets(endpoint.address);
             let counted = each.get(&address);
             let traffic = counted.map(|counted| traffic(&counted.traffic));
+            let last_seen = self.endpoint_activity.last_seen(&address.into(), now);
             Endpoint {
                 address: address.to_string(),
                 ifindex: endpoint.ifindex,
                 mac: mac(endpoint.mac),
                 gated: endpoint.gated == abi::TRANSLATED,
-                last_seen_seconds: self.endpoint_activity.last_seen(&address, now).map(|d| d.as_secs_f64()),
+                last_seen_seconds: last_seen.map(|duration| duration.as_secs_f64()),
                 fast_share: traffic.as_ref().and_then(Traffic::fast_share),
                 traffic,
                 slow: counted
@@ -213,8 +230,24 @@ impl Reconciler {
                 ..Endpoint::default()
             }
         };
-        status.endpoints = dataplane.endpoints().unwrap_or_default().iter().map(endpoint).collect();
+        let endpoints = dataplane.half::<F>().endpoints().unwrap_or_default();
+        status.endpoints.extend(endpoints.iter().map(endpoint));
     }
+}
+
+/// What was counted of a peer, in both families together; `None` where neither is counted by itself.
+fn both(
+    key: &LeaseKey,
+    v4: &Counted<Ipv4Net, abi::Traffic>,
+    v6: &Counted<Ipv6Net, abi::Traffic>,
+) -> Option<abi::Traffic> {
+    let v4 = key.subnet.and_then(|subnet| v4.each.get(&subnet));
+    let v6 = key.subnet_v6.and_then(|subnet| v6.each.get(&subnet));
+    let counted = v4.into_iter().chain(v6).copied();
+    counted.reduce(|mut sum, traffic| {
+        sum += traffic;
+        sum
+    })
 }
 
 /// What the programs and maps say of themselves. What cannot be read is left out: the status is for finding out why.

@@ -4,38 +4,42 @@
 //! begin with a service before the agent knows it, and a connection may be older than the programs. So a new
 //! endpoint is gated until the host's connection table has been read.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::collections::BTreeSet;
 
 use anyhow::Result;
-use ipnet::Ipv4Net;
 
-use super::Reconciler;
-use crate::kernel::conntrack::{self, Path};
+use super::{Reconciler, half::Side};
+use crate::{
+    family::Family,
+    kernel::conntrack::{self, Path},
+};
 
 impl Reconciler {
     /// Looks the endpoints up of which it is not known yet.
-    pub(super) fn prove_endpoints(&mut self) -> Result<()> {
-        let Some((network, own)) = self.node.v4.as_ref().map(|v4| (v4.pool.network, v4.subnet)) else {
+    pub(super) fn prove_endpoints<F: Side>(&mut self) -> Result<()> {
+        let Some((network, own)) = F::half(&self.node).map(|half| (half.pool.network, half.subnet)) else {
             return Ok(());
         };
-        let hosts: Vec<Ipv4Addr> =
-            self.bridges.iter().flat_map(|b| b.addresses.iter().copied()).chain([own.network()]).collect();
+        let bridges = F::kept(self).bridges.iter();
+        let hosts: Vec<F::Addr> =
+            bridges.flat_map(|bridge| bridge.addresses.iter().copied()).chain([F::base(own)]).collect();
         let Some(dataplane) = self.dataplane() else { return Ok(()) };
-        let unproven = dataplane.unproven_endpoints()?;
+        let half = dataplane.half_mut::<F>();
+        let unproven = half.unproven_endpoints()?;
         if unproven.is_empty() {
             return Ok(());
         }
         // Twice: what began before the gate opened may have come too late for the first look.
         for _ in 0..2 {
-            let translated = match conntrack::translated() {
-                Ok(paths) => translated_pods(&paths, network, own, &hosts),
+            let translated = match conntrack::translated::<F>() {
+                Ok(paths) => translated_pods::<F>(&paths, network, own, &hosts),
                 Err(error) => {
                     tracing::warn!("new pods stay gated: the connection table cannot be read: {error}");
                     return Ok(());
                 }
             };
             for &address in &unproven {
-                dataplane.prove_endpoint(address, translated.contains(&address))?;
+                half.prove_endpoint(address, translated.contains(&address))?;
             }
         }
         Ok(())
@@ -44,27 +48,28 @@ impl Reconciler {
 
 /// The pods of our own subnet that send such packets to a pod, or get them from one. `hosts` are the addresses of
 /// the subnet that are the host's own.
-fn translated_pods(
-    paths: &BTreeSet<Path>,
-    network: Ipv4Net,
-    own: Ipv4Net,
-    hosts: &[Ipv4Addr],
-) -> BTreeSet<Ipv4Addr> {
-    let is_pod = |address: &Ipv4Addr| network.contains(address) && !hosts.contains(address);
+fn translated_pods<F: Family>(
+    paths: &BTreeSet<Path<F>>,
+    network: F::Net,
+    own: F::Net,
+    hosts: &[F::Addr],
+) -> BTreeSet<F::Addr> {
+    let is_pod = |address: &F::Addr| F::contains(network, *address) && !hosts.contains(address);
     let between_pods = paths.iter().filter(|path| is_pod(&path.source) && is_pod(&path.destination));
     between_pods
         .flat_map(|path| [path.source, path.destination])
-        .filter(|address| own.contains(address))
+        .filter(|address| F::contains(own, *address))
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family::V4;
 
     #[test]
     fn only_packets_between_pods_count() {
-        let paths = |list: &[(&str, &str)]| -> BTreeSet<Path> {
+        let paths = |list: &[(&str, &str)]| -> BTreeSet<Path<V4>> {
             let parse = |(source, destination): &(&str, &str)| Path {
                 source: source.parse().unwrap(),
                 destination: destination.parse().unwrap(),
@@ -74,7 +79,10 @@ mod tests {
         let pods = |list: &[(&str, &str)]| -> Vec<String> {
             let (network, own) = ("10.5.0.0/16".parse().unwrap(), "10.5.1.0/24".parse().unwrap());
             let hosts = ["10.5.1.0", "10.5.1.1"].map(|host| host.parse().unwrap());
-            translated_pods(&paths(list), network, own, &hosts).iter().map(ToString::to_string).collect()
+            translated_pods::<V4>(&paths(list), network, own, &hosts)
+                .iter()
+                .map(ToString::to_string)
+                .collect()
         };
         assert_eq!(pods(&[("10.5.1.2", "10.96.0.1"), ("10.5.2.2", "10.5.1.2")]), ["10.5.1.2"], "a service");
         assert_eq!(pods(&[("10.5.2.2", "192.0.2.1"), ("10.5.1.3", "10.5.2.2")]), ["10.5.1.3"], "a hostPort");

@@ -301,7 +301,9 @@ impl Reconciler {
     /// encrypt every packet anyway.
     pub(super) async fn wireguard_peers(&mut self, cluster: &Cluster, work: Work) -> Result<bool> {
         let gone = match self.dataplane() {
-            Some(dataplane) => dataplane.retain_peers(&[])?,
+            Some(dataplane) => {
+                dataplane.half_mut::<V4>().retain_peers(&[])? + dataplane.half_mut::<V6>().retain_peers(&[])?
+            }
             None => 0,
         };
         if gone > 0
@@ -309,7 +311,7 @@ impl Reconciler {
         {
             dataplane.bump_epoch()?;
         }
-        self.maps_know_peers = true;
+        (self.v4.maps_know_peers, self.v6.maps_know_peers) = (true, true);
         let (mut refused, mut refused_v6) = (BTreeSet::new(), BTreeSet::new());
         let v4 =
             self.desired::<V4>(cluster, async |_, lease, subnet| peer(lease, subnet), &mut refused).await;

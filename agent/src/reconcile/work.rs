@@ -18,9 +18,11 @@ pub(super) enum Work {
 
 impl Reconciler {
     /// Another link, address or route may mean another way to a VTEP.
-    fn forget_ways(&mut self, event: &KernelEvent) {
-        tracing::debug!(?event, ways = self.ways.len(), "the ways to the peers are looked up again");
-        self.ways.clear();
+    pub(super) fn forget_ways(&mut self, event: &KernelEvent) {
+        let ways = self.v4.ways.len() + self.v6.ways.len();
+        tracing::debug!(?event, ways, "the ways to the peers are looked up again");
+        self.v4.ways.clear();
+        self.v6.ways.clear();
     }
 
     /// What an event asks for; `None` for what does not concern us.
@@ -37,8 +39,8 @@ impl Reconciler {
                     return Some(Work::Everything);
                 }
                 // The kernel does not tell of the routes that end with their link.
-                if self.ways.values().flatten().any(|way| way.uplink == link.index) {
-                    self.ways.clear();
+                if self.v4.leads_over(link.index) || self.v6.leads_over(link.index) {
+                    self.forget_ways(event);
                     return Some(Work::Overlay);
                 }
                 Some(Work::Containers)

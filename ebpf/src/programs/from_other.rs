@@ -1,101 +1,198 @@
 //! VXLAN that comes by another way than the uplink's: the kernel's socket takes it at every interface and for every
 //! address of the host, so every interface has this check. It only drops: the host decides on the rest.
 //!
-//! What is looked at stands where the network header does, so an interface without Ethernet is no exception.
+//! What is looked at stands where the network header does, so an interface without Ethernet is no exception. Each check is
+//! a function of its own, called when the body of a family has returned its part of the stack.
 
-use loden_ebpf::{ethernet, ipv4, reason::Reason, vxlan};
+use aya_ebpf::bindings::__sk_buff;
+use loden_ebpf::{
+    ethernet,
+    family::{V4, V6},
+    ipv4, ipv6,
+    reason::Reason,
+    transport, vxlan,
+};
 
-use super::{Verdict, from_wire, globals, lookup, skb::Skb};
+use super::{Verdict, from_wire, globals, half::Half, skb::Skb};
 
 /// Priority tags (VLAN 0) that are looked behind. The kernel takes off any number of them; honest frames have one.
 const TAGS: usize = 4;
-/// The inner frame as far as the source of an IPv4 packet.
-const INNER: usize = ethernet::LEN + 16;
+/// Extension headers that are looked behind. Nobody sends as many before VXLAN.
+const EXTENSIONS: usize = 6;
 
-/// Behind more tags than we look behind.
+/// Behind more tags or extension headers than we look behind.
 struct Hidden;
 
+/// Where the UDP header stands, counted from the network header, and whether the packet is a fragment.
+struct Udp {
+    at: usize,
+    is_fragment: bool,
+}
+
+/// A family that is looked for.
+trait Search: Half {
+    /// The UDP header behind this IP header, which stands at `at`. `None` where there is none, or none to be read: of a
+    /// fragment the first one has it.
+    fn udp(skb: &Skb, ip: &Self::Header, at: usize) -> Result<Option<Udp>, Hidden>;
+    /// Whether hosts take packets to this address without having it.
+    fn is_for_many(address: Self::Addr) -> bool;
+}
+
+impl Search for V4 {
+    #[inline(always)]
+    fn udp(_: &Skb, ip: &ipv4::Header, at: usize) -> Result<Option<Udp>, Hidden> {
+        if ipv4::protocol(ip) != transport::UDP || ipv4::is_later_fragment(ip) {
+            return Ok(None);
+        }
+        Ok(Some(Udp { at: at + ipv4::header_len(ip), is_fragment: ipv4::is_fragment(ip) }))
+    }
+
+    #[inline(always)]
+    fn is_for_many(address: u32) -> bool {
+        ipv4::is_for_many(address)
+    }
+}
+
+impl Search for V6 {
+    #[inline(always)]
+    fn udp(skb: &Skb, ip: &ipv6::Header, at: usize) -> Result<Option<Udp>, Hidden> {
+        let (mut number, mut at, mut is_fragment) = (ipv6::next_header(ip), at + ipv6::LEN, false);
+        for _ in 0..EXTENSIONS {
+            if number == transport::UDP {
+                return Ok(Some(Udp { at, is_fragment }));
+            }
+            if !ipv6::is_extension(number) {
+                return Ok(None);
+            }
+            let extension = skb.load::<[u8; 8]>(at).and_then(|header| ipv6::extension(number, &header));
+            let Some(extension) = extension else {
+                // A fragment that ends before UDP hides it (RFC 7112: nobody may send that).
+                return if is_fragment { Err(Hidden) } else { Ok(None) };
+            };
+            if extension.is_later_fragment {
+                return Ok(None);
+            }
+            is_fragment |= number == ipv6::FRAGMENT;
+            number = extension.next;
+            at += extension.len;
+        }
+        Err(Hidden)
+    }
+
+    #[inline(always)]
+    fn is_for_many(address: ipv6::Address) -> bool {
+        ipv6::is_for_many(address)
+    }
+}
+
 /// VXLAN of this overlay.
-struct Arrival {
-    sender: [u8; 4],
-    /// Host order.
-    destination: u32,
+struct Arrival<F: Half> {
+    sender: F::Addr,
+    destination: F::Addr,
     /// Where the VXLAN header ends, counted from the network header.
     end: usize,
 }
 
 /// At an interface that is neither a pod's nor the VXLAN device, and at an uplink for what `from_wire` ignores.
 #[inline(always)]
-pub(super) fn run(skb: &Skb) -> Verdict {
-    if skb.is_for_another_host() {
-        return Verdict::Ignore;
+pub(super) fn of_wire(skb: &Skb, verdict: u64) -> u64 {
+    #[inline(never)]
+    fn check(raw: *mut __sk_buff) -> u64 {
+        wire(&Skb::of(raw)).into()
     }
-    match arrival(skb) {
+    if verdict == 0 && !skb.is_for_another_host() { check(skb.raw()) } else { verdict }
+}
+
+/// At a pod's veth, for what it sends to nobody's subnet: nodes have addresses there.
+#[inline(always)]
+pub(super) fn of_pod(skb: &Skb, verdict: u64) -> u64 {
+    #[inline(never)]
+    fn check(raw: *mut __sk_buff, verdict: u64) -> u64 {
+        if is_to_a_vtep(&Skb::of(raw)) { Verdict::Drop(Reason::DropPodVxlan).into() } else { verdict }
+    }
+    let to_nobody = [Reason::PassPodNoPeer, Reason::PassPodNotIp, Reason::PassPodMalformed];
+    let is = |reason: &Reason| verdict == u64::from(Verdict::Pass(*reason));
+    if to_nobody.iter().any(is) { check(skb.raw(), verdict) } else { verdict }
+}
+
+#[inline(always)]
+fn wire(skb: &Skb) -> Verdict {
+    match ip_header(skb) {
+        Ok(Some((ethernet::IPV6, at))) if globals::HAS_V6.load() == 1 => wire_of::<V6>(skb, at),
+        Ok(Some((ethernet::IPV4, at))) => wire_of::<V4>(skb, at),
+        Ok(_) => Verdict::Ignore,
+        Err(Hidden) => Verdict::Drop(Reason::DropUnknownVtep),
+    }
+}
+
+#[inline(always)]
+fn wire_of<F: Search>(skb: &Skb, at: usize) -> Verdict {
+    match arrival::<F>(skb, at) {
         Err(Hidden) => Verdict::Drop(Reason::DropUnknownVtep),
         Ok(Some(arrival)) => refused(skb, &arrival).map_or(Verdict::Ignore, Verdict::Drop),
         Ok(None) => Verdict::Ignore,
     }
 }
 
-/// At a pod's veth, for what it sends to nobody's subnet: nodes have addresses there.
 #[inline(always)]
-pub(super) fn of_pod(skb: &Skb, reason: Reason) -> Verdict {
-    match arrival(skb) {
-        Err(Hidden) => Verdict::Drop(Reason::DropPodVxlan),
-        Ok(Some(arrival)) if is_for_a_vtep(skb, &arrival) => Verdict::Drop(Reason::DropPodVxlan),
-        Ok(_) => reason.into(),
+fn is_to_a_vtep(skb: &Skb) -> bool {
+    #[inline(always)]
+    fn of<F: Search>(skb: &Skb, at: usize) -> bool {
+        match arrival::<F>(skb, at) {
+            Err(Hidden) => true,
+            Ok(Some(arrival)) => is_for_a_vtep(skb, &arrival),
+            Ok(None) => false,
+        }
+    }
+    match ip_header(skb) {
+        Ok(Some((ethernet::IPV6, at))) if globals::HAS_V6.load() == 1 => of::<V6>(skb, at),
+        Ok(Some((ethernet::IPV4, at))) => of::<V4>(skb, at),
+        Ok(_) => false,
+        Err(Hidden) => true,
     }
 }
 
 /// Why the packet may not reach the kernel's socket, here or at a peer, if there is a reason.
 #[inline(always)]
-fn refused(skb: &Skb, arrival: &Arrival) -> Option<Reason> {
-    let is_known = lookup::is_vtep(arrival.sender);
+fn refused<F: Search>(skb: &Skb, arrival: &Arrival<F>) -> Option<Reason> {
+    let is_known = F::is_vtep(arrival.sender);
     let reason = if is_known { forged(skb, arrival)? } else { Reason::DropUnknownVtep };
     is_for_a_vtep(skb, arrival).then_some(reason)
 }
 
-/// Reads the headers as far as the VNI. `None` where they are not of this overlay, or cut.
+/// Reads the headers from the IP header on, as far as the VNI. `None` where they are not of this overlay, or cut.
 #[inline(always)]
-fn arrival(skb: &Skb) -> Result<Option<Arrival>, Hidden> {
-    Ok(ip_header(skb)?.and_then(|at| vxlan_of_ours(skb, at)))
-}
-
-/// The same from the IP header on.
-#[inline(always)]
-fn vxlan_of_ours(skb: &Skb, at: usize) -> Option<Arrival> {
-    let ip: ipv4::Header = skb.load(at)?;
-    if ipv4::protocol(&ip) != ipv4::UDP || ipv4::is_later_fragment(&ip) {
-        return None;
+fn arrival<F: Search>(skb: &Skb, at: usize) -> Result<Option<Arrival<F>>, Hidden> {
+    if F::port() == 0 {
+        // The family has no VXLAN here.
+        return Ok(None);
     }
-    let udp = at + ipv4::header_len(&ip);
-    if vxlan::port(&skb.load(udp)?) != globals::PORT.load() {
-        return None;
+    let Some(ip) = skb.load::<F::Header>(at) else { return Ok(None) };
+    let Some(udp) = F::udp(skb, &ip, at)? else { return Ok(None) };
+    if skb.load(udp.at).is_none_or(|header| vxlan::port(&header) != F::port()) {
+        return Ok(None);
     }
-    let sender = ipv4::source(&ip).to_be_bytes();
-    let arrival = Arrival { sender, destination: ipv4::destination(&ip), end: udp + 16 };
-    match skb.load(udp) {
-        Some(headers) => (vxlan::vni_field(&headers) == globals::VNI.load()).then_some(arrival),
+    let arrival = Arrival { sender: F::source(&ip), destination: F::destination(&ip), end: udp.at + 16 };
+    Ok(match skb.load(udp.at) {
+        Some(headers) => (vxlan::vni_field(&headers) == F::vni()).then_some(arrival),
         // A fragment that ends before the VNI hides it.
-        None => ipv4::is_fragment(&ip).then_some(arrival),
-    }
+        None => udp.is_fragment.then_some(arrival),
+    })
 }
 
-/// Where the IPv4 header stands, counted from the network header, behind the tags that the kernel would take off.
+/// The EtherType of what stands behind the tags that the kernel would take off, and where, counted from the network header.
 #[inline(always)]
-fn ip_header(skb: &Skb) -> Result<Option<usize>, Hidden> {
+fn ip_header(skb: &Skb) -> Result<Option<(u16, usize)>, Hidden> {
     let mut ether_type = skb.ether_type();
     // A VLAN's own device has the check, too.
     if skb.vlan_id() != 0 {
         return Ok(None);
     }
     for tag in 0..=TAGS {
-        match ether_type {
-            ethernet::IPV4 => return Ok(Some(tag * 4)),
-            ethernet::VLAN | ethernet::SERVICE_VLAN => {}
-            _ => return Ok(None),
+        if !matches!(ether_type, ethernet::VLAN | ethernet::SERVICE_VLAN) {
+            return Ok(Some((ether_type, tag * 4)));
         }
-        let Some([high, low, next @ ..]) = skb.load::<4>(tag * 4) else { return Ok(None) };
+        let Some([high, low, next @ ..]) = skb.load::<[u8; 4]>(tag * 4) else { return Ok(None) };
         if u16::from_be_bytes([high & 0xf, low]) != 0 {
             return Ok(None);
         }
@@ -106,13 +203,15 @@ fn ip_header(skb: &Skb) -> Result<Option<usize>, Hidden> {
 
 /// As at the uplink: a peer sends only from its own subnet, and shows it.
 #[inline(always)]
-fn forged(skb: &Skb, arrival: &Arrival) -> Option<Reason> {
+fn forged<F: Half>(skb: &Skb, arrival: &Arrival<F>) -> Option<Reason> {
     let hidden = (globals::DROP_FORGED.load() == 1).then_some(Reason::DropForgedPeerSource);
-    let Some(inner) = skb.load::<INNER>(arrival.end) else { return hidden };
-    match u16::from_be_bytes([inner[12], inner[13]]) {
-        ethernet::IPV4 => {
-            let source = u32::from_be_bytes([inner[26], inner[27], inner[28], inner[29]]);
-            match from_wire::check_source(source, arrival.sender) {
+    let Some(frame) = skb.load::<ethernet::Header>(arrival.end) else { return hidden };
+    match ethernet::ether_type(&frame) {
+        family if family == F::ETHER_TYPE => {
+            let Some(source) = skb.load::<F::Octets>(arrival.end + ethernet::LEN + F::SOURCE_AT) else {
+                return hidden;
+            };
+            match from_wire::check_source::<F>(F::addr(&source), arrival.sender) {
                 Err(Verdict::Drop(reason)) => Some(reason),
                 _ => None,
             }
@@ -125,10 +224,10 @@ fn forged(skb: &Skb, arrival: &Arrival) -> Option<Reason> {
 /// Whether the destination is this host, in whatever way, or another node. What the host only passes on to others is
 /// none of our business.
 #[inline(always)]
-fn is_for_a_vtep(skb: &Skb, arrival: &Arrival) -> bool {
+fn is_for_a_vtep<F: Search>(skb: &Skb, arrival: &Arrival<F>) -> bool {
     let destination = arrival.destination;
-    destination == globals::VTEP.load()
-        || ipv4::is_for_many(destination)
-        || lookup::is_vtep(destination.to_be_bytes())
-        || skb.is_for_this_host(arrival.sender, destination.to_be_bytes())
+    F::is_same(destination, F::vtep())
+        || F::is_for_many(destination)
+        || F::is_vtep(destination)
+        || skb.is_for_this_host::<F>(arrival.sender, destination)
 }

@@ -8,10 +8,10 @@ use loden_ebpf::{
     abi::{Endpoint, Flow, FlowKey},
     flow::{self, Direction, Left},
     flow_cache::{self, Note},
-    ipv4,
+    transport,
 };
 
-use super::{globals, maps, skb::Skb};
+use super::{globals, half::Half, maps, skb::Skb};
 
 /// What the gate says of a packet.
 pub(super) enum Answer {
@@ -23,18 +23,18 @@ pub(super) enum Answer {
 
 /// Whether flows of this endpoint must qualify. One that need not has nothing to look up: the open gate's gain.
 #[inline(always)]
-pub(super) fn is_gated(endpoint: &Endpoint) -> bool {
+pub(super) fn is_gated<A>(endpoint: &Endpoint<A>) -> bool {
     globals::STRICT.load() != 0 || endpoint.gated != 0
 }
 
 /// Asks whether a packet of a gated endpoint may be fast. `tcp_flags` is 0 for other protocols.
 #[inline(always)]
-pub(super) fn ask(key: &FlowKey, direction: Direction, tcp_flags: u8) -> Answer {
-    if ipv4::is_tcp_control(tcp_flags) {
+pub(super) fn ask<F: Half>(key: &FlowKey<F::Octets>, direction: Direction, tcp_flags: u8) -> Answer {
+    if transport::is_tcp_control(tcp_flags) {
         return Answer::Control;
     }
     let state = maps::state();
-    let Some(note) = maps::FLOW_CACHE.get_ptr_mut(flow_cache::slot(key, direction)) else {
+    let Some(note) = F::note(flow_cache::slot(key, direction)) else {
         return Answer::NotQualified;
     };
     // SAFETY: the slot is this CPU's own, and TC programs of one CPU do not interrupt one another.
@@ -42,9 +42,7 @@ pub(super) fn ask(key: &FlowKey, direction: Direction, tcp_flags: u8) -> Answer 
     if note.holds(key, state) {
         return Answer::Fast;
     }
-    // SAFETY: the entry may be reused for another flow while we read it; a wrong time then lets packets of a few ticks
-    // take the other path, and both deliver them.
-    match unsafe { maps::FLOWS.get(key) } {
+    match F::flow(key) {
         Some(entry) if flow::is_fast(entry, direction, now(), state.epoch) => {
             *note = Note::new(key, state);
             Answer::Fast
@@ -55,9 +53,9 @@ pub(super) fn ask(key: &FlowKey, direction: Direction, tcp_flags: u8) -> Answer 
 
 /// Point 1: the packet, whose IP header is at `at`, goes into the host stack.
 #[inline(always)]
-pub(super) fn enter(skb: &Skb, at: usize, key: &FlowKey, direction: Direction) {
-    let (mark, now) = (mark(skb, at), now());
-    if let Some(entry) = maps::FLOWS.get_ptr_mut(key) {
+pub(super) fn enter<F: Half>(skb: &Skb, at: usize, key: &FlowKey<F::Octets>, direction: Direction) {
+    let (mark, now) = (mark::<F>(skb, at), now());
+    if let Some(entry) = F::flow_mut(key) {
         // SAFETY: the pointer is valid until the program ends; two CPUs that write the same field both write
         // the present time.
         flow::enter(unsafe { &mut *entry }, direction, mark, now);
@@ -65,15 +63,14 @@ pub(super) fn enter(skb: &Skb, at: usize, key: &FlowKey, direction: Direction) {
     }
     let mut entry = Flow::default();
     flow::enter(&mut entry, direction, mark, now);
-    // A full table makes room by itself; if another CPU was first, its entry says the same.
-    let _ = maps::FLOWS.insert(key, &entry, u64::from(BPF_NOEXIST));
+    F::insert_flow(key, &entry, BPF_NOEXIST);
 }
 
 /// Point 2: the packet, whose IP header is at `at`, came out of the host stack.
 #[inline(always)]
-pub(super) fn leave(skb: &Skb, at: usize, key: &FlowKey, direction: Direction) -> Left {
-    let Some(entry) = maps::FLOWS.get_ptr_mut(key) else { return Left::Translated };
-    let mark = mark(skb, at);
+pub(super) fn leave<F: Half>(skb: &Skb, at: usize, key: &FlowKey<F::Octets>, direction: Direction) -> Left {
+    let Some(entry) = F::flow_mut(key) else { return Left::Translated };
+    let mark = mark::<F>(skb, at);
     // SAFETY: calls a helper that takes nothing.
     let random = unsafe { bpf_get_prandom_u32() };
     // SAFETY: as in `enter`.
@@ -82,19 +79,22 @@ pub(super) fn leave(skb: &Skb, at: usize, key: &FlowKey, direction: Direction) -
 
 /// 0 for a packet that cannot be read: the same at both points.
 #[inline(always)]
-fn mark(skb: &Skb, at: usize) -> u64 {
-    let Some(ip) = skb.bytes::<{ ipv4::LEN }>(at) else { return 0 };
-    let next = at + ipv4::header_len(ip);
+fn mark<F: Half>(skb: &Skb, at: usize) -> u64 {
+    let Some(ip) = skb.read::<F::Header>(at) else { return 0 };
+    let next = at + F::header_len(ip);
+    let further = || skb.bytes(next + 12).copied().unwrap_or_default();
     match skb.bytes(next) {
-        Some(header) => flow::mark(ip, header, skb.bytes(next + 8).copied().unwrap_or_default()),
+        Some(header) => {
+            flow::mark::<F>(ip, header, skb.bytes(next + 8).copied().unwrap_or_default(), further)
+        }
         None => 0,
     }
 }
 
 /// Remembers that the host translates this flow.
 #[inline(always)]
-pub(super) fn translated(key: &FlowKey) {
-    if let Some(entry) = maps::FLOWS.get_ptr_mut(key) {
+pub(super) fn translated<F: Half>(key: &FlowKey<F::Octets>) {
+    if let Some(entry) = F::flow_mut(key) {
         // SAFETY: as in `enter`. Most packets of a service's flow find it noted already.
         if flow::translate(unsafe { &mut *entry }) {
             maps::withdraw();
@@ -102,7 +102,7 @@ pub(super) fn translated(key: &FlowKey) {
         return;
     }
     let entry = Flow { translated: 1, ..Flow::default() };
-    let _ = maps::FLOWS.insert(key, &entry, u64::from(BPF_ANY));
+    F::insert_flow(key, &entry, BPF_ANY);
 }
 
 /// Both clocks are CLOCK_MONOTONIC; the coarse one, true to a timer tick, is the cheaper one to read. (Linux 5.11)

@@ -28,11 +28,16 @@ globals! {
     STRICT: u8 = 1;
     DROP_FORGED: u8 = 1;
     COARSE_CLOCK: u8 = 1;
-}
-
-/// The MAC of the VXLAN device. It is read in words, since a volatile read of bytes is a load for each of them.
-#[inline(always)]
-pub(super) fn vtep_mac() -> [u8; 6] {
-    let [a, b, c] = VTEP_MAC.load().map(u16::to_ne_bytes);
-    [a[0], a[1], b[0], b[1], c[0], c[1]]
+    HAS_V6: u8 = 1;
+    V6_GRID: [u64; 2] = [0; 2];
+    V6_GRID_MASK: [u64; 2] = [0; 2];
+    V6_SUBNET_LEN: u32 = 64;
+    V6_SUBNET: [u64; 2] = [0; 2];
+    V6_SUBNET_MASK: [u64; 2] = [0; 2];
+    V6_VTEP: [u64; 2] = [0; 2];
+    V6_VTEP_MAC: [u16; 3] = [0; 3];
+    V6_VNI: u32 = 0;
+    V6_PORT: u16 = 0;
+    V6_OUTER_HOPS: u8 = 64;
+    V6_DEVICE: u32 = 0;
 }

@@ -6,18 +6,22 @@ use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS},
     programs::XdpContext,
 };
-use loden_ebpf::{ethernet, ipv4, reason::Reason, vxlan};
+use loden_ebpf::{
+    ethernet,
+    family::{Bytes, Family as _, V4, V6},
+    reason::Reason,
+    transport, vxlan,
+};
 
-use super::{globals, lookup, maps, trace};
+use super::{globals, half::Half, maps, trace};
 
 const IP: usize = ethernet::LEN;
-const UDP: usize = IP + ipv4::LEN;
 
 #[inline(always)]
 pub(super) fn run(ctx: &XdpContext) -> u32 {
     if is_strangers_vxlan(ctx).unwrap_or(false) {
         let len = (ctx.data_end() - ctx.data()) as u32;
-        maps::count(Reason::DropGuard, len);
+        maps::count(Reason::DropGuard as u32, len);
         trace::tell_guard(ctx, Reason::DropGuard, len);
         return XDP_DROP;
     }
@@ -27,34 +31,39 @@ pub(super) fn run(ctx: &XdpContext) -> u32 {
 /// `None` where the frame ends before it is clear.
 #[inline(always)]
 fn is_strangers_vxlan(ctx: &XdpContext) -> Option<bool> {
-    let frame = bytes::<{ ethernet::LEN }>(ctx, 0)?;
-    if ethernet::ether_type(frame) != ethernet::IPV4 {
-        return Some(false);
+    match ethernet::ether_type(read(ctx, 0)?) {
+        V4::ETHER_TYPE => is_of::<V4>(ctx),
+        V6::ETHER_TYPE if globals::HAS_V6.load() == 1 => is_of::<V6>(ctx),
+        _ => Some(false),
     }
-    let ip = bytes::<{ ipv4::LEN }>(ctx, IP)?;
-    if !ipv4::is_plain(ip)
-        || ipv4::is_later_fragment(ip)
-        || ipv4::protocol(ip) != ipv4::UDP
-        || ipv4::destination(ip) != globals::VTEP.load()
-    {
-        return Some(false);
-    }
-    let udp = bytes::<8>(ctx, UDP)?;
-    if vxlan::port(udp) != globals::PORT.load() {
-        return Some(false);
-    }
-    // Another overlay on the same port has VTEPs of its own.
-    let is_ours = vxlan::vni_field(bytes::<16>(ctx, UDP)?) == globals::VNI.load();
-    Some(is_ours && !lookup::is_vtep(ipv4::source(ip).to_be_bytes()))
 }
 
 #[inline(always)]
-pub(super) fn bytes<const N: usize>(ctx: &XdpContext, offset: usize) -> Option<&[u8; N]> {
+fn is_of<F: Half>(ctx: &XdpContext) -> Option<bool> {
+    let ip = read::<F::Header>(ctx, IP)?;
+    if !F::is_plain(ip)
+        || F::is_later_fragment(ip)
+        || F::protocol(ip) != transport::UDP
+        || !F::is_same(F::destination(ip), F::vtep())
+    {
+        return Some(false);
+    }
+    let udp = read::<[u8; 8]>(ctx, IP + F::LEN)?;
+    if vxlan::port(udp) != F::port() {
+        return Some(false);
+    }
+    // Another overlay on the same port has VTEPs of its own.
+    let is_ours = vxlan::vni_field(read(ctx, IP + F::LEN)?) == F::vni();
+    Some(is_ours && !F::is_vtep(F::source(ip)))
+}
+
+#[inline(always)]
+pub(super) fn read<T: Bytes>(ctx: &XdpContext, offset: usize) -> Option<&T> {
     let start = ctx.data() + offset;
-    if start + N > ctx.data_end() {
+    if start + size_of::<T>() > ctx.data_end() {
         return None;
     }
-    // SAFETY: the comparison above keeps the range inside the frame (the verifier insists on it), and the guard
-    // never moves or changes it.
-    Some(unsafe { &*(start as *const [u8; N]) })
+    // SAFETY: the comparison above keeps the range inside the frame (the verifier insists on it), `T` may be any bytes,
+    // and the guard never moves or changes them.
+    Some(unsafe { &*(start as *const T) })
 }

@@ -7,11 +7,12 @@ use aya_ebpf::{
 };
 use loden_ebpf::{
     abi::{
-        Counter, ENDPOINTS_MAX, Endpoint, EndpointTraffic, FLOWS_MAX, Flow, FlowKey, PEERS_MAX, Peer,
-        SIGHTINGS_MAX, Sighting, SightingKey, TRAFFIC_SLOTS_MAX, Traffic, VTEPS_MAX,
+        Address, Counter, ENDPOINT_SLOTS_V6, ENDPOINTS_MAX, Endpoint, EndpointTraffic, FLOWS_MAX, Flow,
+        FlowKey, PEERS_MAX, PEERS_MAX_V6, Peer, SIGHTINGS_MAX, Sighting, SightingKey, SightingKeyV6,
+        TRAFFIC_SLOTS_MAX, Traffic, VTEPS_MAX,
     },
     flow_cache::{Note, SLOTS, State},
-    reason::{COUNT, Reason},
+    reason::COUNT,
     trace::{RING_BYTES, TRACERS_MAX, Tally, Traced, Tracer},
 };
 
@@ -56,6 +57,36 @@ pub(super) static SIGHTINGS: LruHashMap<SightingKey, Sighting, SIGHTINGS_MAX> = 
 pub(super) static NEW_SIGHTINGS: RingBuf<(), 65_536> = RingBuf::new();
 
 #[btf_map]
+pub(super) static V6_PEERS: Array<Peer<[u8; 16]>, { PEERS_MAX_V6 as usize }> = Array::new();
+
+#[btf_map]
+pub(super) static V6_VTEPS: HashMap<Address, u32, VTEPS_MAX, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub(super) static V6_ENDPOINTS: HashMap<
+    Address,
+    Endpoint<[u8; 16]>,
+    { ENDPOINTS_MAX as usize },
+    NO_PREALLOC,
+> = HashMap::new();
+
+#[btf_map]
+pub(super) static V6_FLOWS: LruHashMap<FlowKey<[u8; 16]>, Flow, FLOWS_MAX> = LruHashMap::new();
+
+#[btf_map]
+pub(super) static V6_FLOW_CACHE: PerCpuArray<Note<[u64; 5]>, { SLOTS as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static V6_PEER_TRAFFIC: PerCpuArray<Traffic, { TRAFFIC_SLOTS_MAX as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub(super) static V6_ENDPOINT_TRAFFIC: PerCpuArray<EndpointTraffic, { ENDPOINT_SLOTS_V6 as usize }> =
+    PerCpuArray::new();
+
+#[btf_map]
+pub(super) static V6_SIGHTINGS: LruHashMap<SightingKeyV6, Sighting, SIGHTINGS_MAX> = LruHashMap::new();
+
+#[btf_map]
 pub(super) static TRACING: Array<u32, 1> = Array::new();
 
 #[btf_map]
@@ -76,10 +107,10 @@ pub(super) static VERDICTS_2: RingBuf<(), RING_BYTES> = RingBuf::new();
 #[btf_map]
 pub(super) static VERDICTS_3: RingBuf<(), RING_BYTES> = RingBuf::new();
 
-/// Counts one packet of `len` bytes.
+/// Counts one packet of `len` bytes for the reason of this number.
 #[inline(always)]
-pub(super) fn count(reason: Reason, len: u32) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+pub(super) fn count(reason: u32, len: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason) {
         // SAFETY: the slot is this CPU's own, and TC programs of one CPU do not interrupt one another.
         unsafe {
             (*counter).packets += 1;

@@ -3,32 +3,35 @@
 //! Helpers that may move the packet take `&mut self`, so no reference into the packet survives them: what the
 //! verifier checks at load, the borrow checker says at compile time.
 
-use core::mem::{self, MaybeUninit};
+use core::{
+    arch::asm,
+    mem::{self, MaybeUninit},
+};
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_CSUM_LEVEL_QUERY, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
-        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-        BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NOT_FWDED,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
-        bpf_hdr_start_off::BPF_HDR_START_NET, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NOT_FWDED, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_fib_lookup as FibLookup, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_redir_neigh,
     },
     helpers::{
-        bpf_csum_level, bpf_get_hash_recalc, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-        bpf_skb_change_type, bpf_skb_pull_data,
+        bpf_csum_level, bpf_csum_update, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh,
+        bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_pull_data,
         generated::{bpf_fib_lookup, bpf_skb_load_bytes_relative},
     },
     programs::TcContext,
 };
-use loden_ebpf::{ethernet, vxlan};
+use loden_ebpf::{ethernet, family::Bytes, ipv6, vxlan};
+
+use super::half::Half;
 
 /// `BPF_F_ADJ_ROOM_ENCAP_L2(len)`: the length of the inner Ethernet header, in the flags' top byte.
 const ENCAP_L2_ETHERNET: u64 = (ethernet::LEN as u64) << 56;
 /// Grow for VXLAN. FIXED_GSO: segments keep their size (the MTU check has counted the headers). ENCAP_*: the
 /// kernel learns where the inner headers are, so that NICs and GSO can segment and checksum.
 const GROW: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
-    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
     | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
     | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64
     | ENCAP_L2_ETHERNET;
@@ -43,10 +46,8 @@ const EINVAL: i32 = 22;
 const PACKET_HOST: u32 = 0;
 /// Addressed to another host: `PACKET_OTHERHOST`, ibid.
 const PACKET_OTHERHOST: u32 = 3;
-/// TC index of packets that skipped the host stack on their way to a direct peer.
+/// TC index of packets that skipped the host stack on their way to an egress that has a program.
 const FAST: u32 = 0x10de;
-/// AF_INET.
-const AF_INET: u32 = 2;
 
 /// A packet at a TC hook.
 pub(super) struct Skb {
@@ -67,13 +68,13 @@ impl Skb {
         Self { raw: ctx.as_ptr().cast() }
     }
 
-    /// The context, for the log's macros.
+    /// The packet of a context that [`Self::raw`] gave.
     #[inline(always)]
-    pub(super) fn context(&self) -> TcContext {
-        TcContext::new(self.raw)
+    pub(super) fn of(raw: *mut __sk_buff) -> Self {
+        Self { raw }
     }
 
-    /// The context, for helpers that take nothing else.
+    /// The context, to pass it on to a function that is not inlined.
     #[inline(always)]
     pub(super) fn raw(&self) -> *mut __sk_buff {
         self.raw
@@ -133,16 +134,16 @@ impl Skb {
         field!(self.pkt_type) == PACKET_OTHERHOST
     }
 
-    /// A copy of `N` bytes from `offset` on, counted from the network header, wherever in the packet they are. Dearer
-    /// than [`Self::bytes`], and right for interfaces without Ethernet as well. (Linux 4.18)
+    /// A copy of bytes from `offset` on, counted from the network header, wherever in the packet they are. Dearer
+    /// than [`Self::read`], and right for interfaces without Ethernet as well. (Linux 4.18)
     #[inline(always)]
-    pub(super) fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: the context is valid, and the helper writes `N` bytes or says that it could not.
+    pub(super) fn load<T: Bytes>(&self, offset: usize) -> Option<T> {
+        let mut bytes = MaybeUninit::<T>::uninit();
+        // SAFETY: the context is valid; the helper writes all bytes of `T`, which may be any, or says that it could not.
         unsafe {
-            let to = bytes.as_mut_ptr().cast();
+            let (to, len) = (bytes.as_mut_ptr().cast(), size_of::<T>() as u32);
             let failed =
-                bpf_skb_load_bytes_relative(self.raw.cast(), offset as u32, to, N as u32, BPF_HDR_START_NET);
+                bpf_skb_load_bytes_relative(self.raw.cast(), offset as u32, to, len, BPF_HDR_START_NET);
             if failed == 0 { Some(bytes.assume_init()) } else { None }
         }
     }
@@ -150,42 +151,83 @@ impl Skb {
     /// Whether the host would take a packet of these addresses that came by this interface for its own, or for
     /// everybody: the routing table is asked. (Linux 4.18)
     #[inline(always)]
-    pub(super) fn is_for_this_host(&self, source: [u8; 4], destination: [u8; 4]) -> bool {
+    pub(super) fn is_for_this_host<F: Half>(&self, source: F::Addr, destination: F::Addr) -> bool {
         // SAFETY: all zeroes are valid fields; the parameters are on the stack for the length of the call; the context
         // is valid.
         let answer = unsafe {
             let mut asked: FibLookup = mem::zeroed();
-            asked.family = AF_INET as u8;
             asked.ifindex = self.ifindex();
-            asked.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
-            asked.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
+            F::set_addresses(&mut asked, source, destination);
             bpf_fib_lookup(self.raw.cast(), &raw mut asked, size_of::<FibLookup>() as i32, 0)
         };
         // Not to be forwarded: it ends here. Where the host does not forward, nothing else is let in.
         answer == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED) || answer == i64::from(BPF_FIB_LKUP_RET_FWD_DISABLED)
     }
 
-    /// `N` bytes of the packet from `offset`, where they are in its linear part.
+    /// Bytes of the packet from `offset`, where they are in its linear part.
     #[inline(always)]
-    pub(super) fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+    pub(super) fn read<T: Bytes>(&self, offset: usize) -> Option<&T> {
         let start = field!(self.data) as usize + offset;
-        if start + N > field!(self.data_end) as usize {
+        if start + size_of::<T>() > field!(self.data_end) as usize {
             return None;
         }
-        // SAFETY: the comparison above keeps the range inside the packet (the verifier insists on it), and
-        // the bytes stay there until a helper moves them, which needs `&mut self`.
-        Some(unsafe { &*(start as *const [u8; N]) })
+        // SAFETY: the comparison above keeps the range inside the packet (the verifier insists on it), `T` may be
+        // any bytes, and they stay there until a helper moves them, which needs `&mut self`.
+        Some(unsafe { &*(start as *const T) })
     }
 
-    /// As [`Self::bytes`], to write.
+    /// As [`Self::read`], to write.
     #[inline(always)]
-    pub(super) fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+    pub(super) fn write<T: Bytes>(&mut self, offset: usize) -> Option<&mut T> {
         let start = field!(self.data) as usize + offset;
-        if start + N > field!(self.data_end) as usize {
+        if start + size_of::<T>() > field!(self.data_end) as usize {
             return None;
         }
-        // SAFETY: as in `bytes`; `&mut self` makes the reference the only one.
-        Some(unsafe { &mut *(start as *mut [u8; N]) })
+        // SAFETY: as in `read`; `&mut self` makes the reference the only one.
+        Some(unsafe { &mut *(start as *mut T) })
+    }
+
+    /// [`Self::read`] of `N` bytes.
+    #[inline(always)]
+    pub(super) fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        self.read(offset)
+    }
+
+    /// [`Self::write`] of `N` bytes.
+    #[inline(always)]
+    pub(super) fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        self.write(offset)
+    }
+
+    /// Outer headers of VXLAN over IPv6, to write, and the inner IP header behind them.
+    #[inline(always)]
+    pub(super) fn split(&mut self, offset: usize) -> Option<(&mut [u8; vxlan::ENCAP_LEN_V6], &ipv6::Header)> {
+        let both = self.write::<[u8; vxlan::ENCAP_LEN_V6 + ipv6::LEN]>(offset)?;
+        let (headers, inner) = both.split_first_chunk_mut()?;
+        Some((headers, inner.first_chunk()?))
+    }
+
+    /// Sees to it that the first `least` bytes are in the linear part, and brings `len` bytes there where they are not.
+    #[inline(always)]
+    pub(super) fn reach(&mut self, least: usize, len: u32) {
+        self.forget_addresses();
+        if field!(self.data) as usize + least > field!(self.data_end) as usize {
+            self.make_linear(len);
+        }
+        self.forget_addresses();
+    }
+
+    /// Keeps the compiler from computing the address of one of the context's fields here for an access there: the verifier
+    /// wants each access at an offset from the context itself. A move, since without an instruction of its own it would share a
+    /// place in the line information with the next one, which the kernel refuses.
+    #[inline(always)]
+    #[expect(
+        clippy::pointers_in_nomem_asm_block,
+        reason = "the pointer is moved, and nothing read through it"
+    )]
+    fn forget_addresses(&mut self) {
+        // SAFETY: a register is moved into itself.
+        unsafe { asm!("{0} = {0}", inout(reg) self.raw, options(pure, nomem, nostack, preserves_flags)) };
     }
 
     /// Brings the first `len` bytes into the linear part. Some drivers leave only the Ethernet header there.
@@ -193,7 +235,7 @@ impl Skb {
     /// GSO packets are left alone: pulling into one that was built as a fragment list crashed kernels before
     /// 6.16, and where it matters their headers are linear anyway.
     #[inline(always)]
-    pub(super) fn make_linear(&mut self, len: u32) {
+    fn make_linear(&mut self, len: u32) {
         if self.gso_size() == 0 && self.len() >= len {
             // SAFETY: the context is valid; no reference into the packet is alive (`&mut self`). A failure
             // leaves the packet as it is, and the next look at its bytes says so.
@@ -210,10 +252,10 @@ impl Skb {
 
     /// Makes room for the outer headers in front of the inner packet. Failing, it has changed nothing.
     #[inline(always)]
-    pub(super) fn grow(&mut self) -> bool {
+    pub(super) fn grow<F: Half>(&mut self) -> bool {
         // SAFETY: the context is valid; no reference into the packet is alive.
         let grow = |flags| unsafe {
-            bpf_skb_adjust_room(self.raw, vxlan::ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, flags)
+            bpf_skb_adjust_room(self.raw, F::ENCAP_LEN as i32, BPF_ADJ_ROOM_MAC, flags | F::ENCAP_L3)
         };
         match grow(GROW_ETHERNET) {
             0 => true,
@@ -234,11 +276,10 @@ impl Skb {
 
     /// Takes the outer headers off. Failing, it has changed nothing.
     #[inline(always)]
-    pub(super) fn shrink(&mut self) -> bool {
+    pub(super) fn shrink<F: Half>(&mut self) -> bool {
         // SAFETY: as in `grow`. The UDP header that the NIC may have verified is gone with it: one level less.
         unsafe {
-            let done =
-                bpf_skb_adjust_room(self.raw, -(vxlan::ENCAP_LEN as i32), BPF_ADJ_ROOM_MAC, SHRINK) == 0;
+            let done = bpf_skb_adjust_room(self.raw, -(F::ENCAP_LEN as i32), BPF_ADJ_ROOM_MAC, SHRINK) == 0;
             if done {
                 bpf_csum_level(self.raw, BPF_CSUM_LEVEL_DEC as u64);
             }
@@ -248,15 +289,33 @@ impl Skb {
 
     /// Sends the packet to a neighbour on the underlay; the kernel resolves it and writes the outer MACs.
     #[inline(always)]
-    pub(super) fn redirect_neighbour(&mut self, ifindex: u32, next_hop: [u8; 4]) -> i32 {
-        // The union is written whole: the verifier wants every byte of the parameters to have a value.
-        let next_hop = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [u32::from_ne_bytes(next_hop), 0, 0, 0] };
-        let mut params = bpf_redir_neigh { nh_family: AF_INET, __bindgen_anon_1: next_hop };
-        // SAFETY: the parameters are on the stack for the length of the call, which copies them.
-        unsafe { bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+    pub(super) fn redirect_neighbour<F: Half>(&mut self, ifindex: u32, next_hop: &F::Octets) -> i32 {
+        let mut params = MaybeUninit::uninit();
+        F::set_neighbour(&mut params, next_hop);
+        // SAFETY: the parameters have been written, and are on the stack for the length of the call, which copies them.
+        unsafe {
+            bpf_redirect_neigh(ifindex, params.as_mut_ptr(), size_of::<bpf_redir_neigh>() as i32, 0) as i32
+        }
     }
 
-    /// Leaves a note on the packet for our program at the uplink's egress: it skipped the host stack. The note is the
+    /// Sends the packet out of an interface as it is.
+    #[inline(always)]
+    pub(super) fn redirect(&mut self, ifindex: u32) -> i32 {
+        // SAFETY: the helper takes two numbers.
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Says that words behind the Ethernet header which summed to `before` now sum to `after` (in memory order), where the
+    /// kernel has a sum of all of them from the NIC (`CHECKSUM_COMPLETE`) and no checksum in the packet makes up for it.
+    #[inline(always)]
+    pub(super) fn resummed(&mut self, before: u32, after: u32) {
+        let difference = u64::from(after) + u64::from(!before);
+        let difference = (difference >> 32) as u32 + difference as u32;
+        // SAFETY: the context is valid. Without such a sum the helper does nothing.
+        unsafe { bpf_csum_update(self.raw, difference) };
+    }
+
+    /// Leaves a note on the packet for our program at an egress: it skipped the host stack. The note is the
     /// TC index, which lives as long as the packet is on this host and which only TC programs and qdiscs read.
     #[inline(always)]
     pub(super) fn note_fast(&mut self) {

@@ -17,7 +17,7 @@ use loden_ebpf::{
     ethernet, ipv4,
     reason::Reason,
     trace::{IPV6_LEN, Program, TRACERS_MAX, Traced, Tracer},
-    vxlan,
+    transport, vxlan,
 };
 
 use super::{globals, guard, maps, skb::Skb};
@@ -28,13 +28,13 @@ const IP: u32 = ethernet::LEN as u32;
 const UDP_AND_VXLAN: u32 = 16;
 
 #[inline(always)]
-pub(super) fn tell(skb: &Skb, program: Program, reason: Reason, len: u32) {
+pub(super) fn tell(skb: &Skb, program: Program, reason: u32, len: u32) {
     if maps::is_traced() {
-        tell_skb(skb.raw(), program as u32, reason as u32, len);
+        tell_skb(skb.raw(), program as u32, reason, len);
     }
 }
 
-/// Tells of a frame that the guard drops: an IPv4 packet without options to our VXLAN port.
+/// Tells of a frame that the guard drops: a packet without options or extension headers to our VXLAN port.
 #[inline(always)]
 pub(super) fn tell_guard(ctx: &XdpContext, reason: Reason, len: u32) {
     if !maps::is_traced() {
@@ -44,10 +44,18 @@ pub(super) fn tell_guard(ctx: &XdpContext, reason: Reason, len: u32) {
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
     let mut verdict =
         Traced { ifindex, len, reason: reason as u32, program: Program::Guard as u32, ..Traced::default() };
-    if let Some(ip) = guard::bytes(ctx, IP as usize) {
-        verdict.set_ipv4(ip);
-    }
-    if let Some(ports) = guard::bytes(ctx, IP as usize + ipv4::LEN) {
+    let ether_type = guard::read(ctx, 0).map(ethernet::ether_type);
+    let len = match ether_type {
+        Some(ethernet::IPV6) => guard::read(ctx, IP as usize).and_then(|ip| verdict.set_ipv6(ip)),
+        _ => guard::read(ctx, IP as usize).and_then(|ip| verdict.set_ipv4(ip)),
+    };
+    // Without options it has one of two lengths, which the verifier would not know.
+    let ports = match len {
+        Some(len) if len == IPV6_LEN as u32 => guard::read(ctx, IP as usize + IPV6_LEN),
+        Some(_) => guard::read(ctx, IP as usize + ipv4::LEN),
+        None => None,
+    };
+    if let Some(ports) = ports {
         verdict.set_ports(*ports);
     }
     publish(&mut verdict);
@@ -59,6 +67,13 @@ pub(super) fn tell_guard(ctx: &XdpContext, reason: Reason, len: u32) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn tell_skb(raw: *mut __sk_buff, program: u32, reason: u32, len: u32) -> u32 {
+    publish(&mut read(raw, program, reason, len));
+    0
+}
+
+/// A verdict, with what the packet says of itself.
+#[inline(always)]
+pub(super) fn read(raw: *mut __sk_buff, program: u32, reason: u32, len: u32) -> Traced {
     // SAFETY: the kernel passes a valid context for as long as the program runs. Volatile, because the verifier wants
     // each field read by itself.
     let (ifindex, protocol) = unsafe {
@@ -76,8 +91,7 @@ pub(crate) extern "C" fn tell_skb(raw: *mut __sk_buff, program: u32, reason: u32
             read_inner(raw, udp + UDP_AND_VXLAN, &mut verdict);
         }
     }
-    publish(&mut verdict);
-    0
+    verdict
 }
 
 /// Whether the packet is VXLAN, and the verdict is about what it carries.
@@ -95,8 +109,9 @@ fn is_carrier(verdict: &Traced) -> bool {
         from_underlay && !is(&of_outer) && !is(&[Reason::FastDecap])
     };
     of_interest
-        && verdict.protocol == u16::from(ipv4::UDP)
-        && verdict.destination_port == globals::PORT.load()
+        && verdict.protocol == u16::from(transport::UDP)
+        && verdict.destination_port
+            == if verdict.family == 6 { globals::V6_PORT.load() } else { globals::PORT.load() }
 }
 
 /// Puts the addresses of the packet in the frame at `frame` into the place of those of the packet around it.

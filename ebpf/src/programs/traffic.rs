@@ -6,12 +6,13 @@
 
 use loden_ebpf::{
     abi::{Counter, Endpoint, Peer, Traffic},
-    ethernet, ipv4,
+    ethernet,
     reason::Reason,
     segments::segments,
+    transport,
 };
 
-use super::{lookup, maps, skb::Skb};
+use super::{half::Half, skb::Skb};
 
 /// How a packet went.
 #[derive(Clone, Copy)]
@@ -31,49 +32,59 @@ impl Load {
     /// The pods' IP header stands at `ip`. To be asked before room is made or taken: after that the kernel no longer
     /// knows how many segments an aggregate has.
     #[inline(always)]
-    pub(super) fn of(skb: &Skb, ip: usize) -> Self {
+    pub(super) fn of<F: Half>(skb: &Skb, ip: usize) -> Self {
         let bytes = skb.len() - ip as u32;
         let gso_size = skb.gso_size();
         let packets =
-            if gso_size == 0 { 1 } else { segments(skb.gso_segs(), gso_size, payload(skb, ip, bytes)) };
+            if gso_size == 0 { 1 } else { segments(skb.gso_segs(), gso_size, payload::<F>(skb, ip, bytes)) };
         Self { packets, bytes }
     }
 }
 
 /// Bytes behind the transport header of an aggregate of `len` bytes.
 #[inline(always)]
-fn payload(skb: &Skb, ip: usize, len: u32) -> u32 {
-    let next = ip + ipv4::LEN;
-    let is_tcp = skb.bytes::<{ ipv4::LEN }>(ip).is_some_and(|header| ipv4::protocol(header) == ipv4::TCP);
+fn payload<F: Half>(skb: &Skb, ip: usize, len: u32) -> u32 {
+    let next = ip + F::LEN;
+    let is_tcp = skb.read::<F::Header>(ip).is_some_and(|header| F::protocol(header) == transport::TCP);
     // Byte 12 of a TCP header holds its length in its upper half, in words; a UDP header has 8 bytes.
     let header = if is_tcp { skb.bytes::<1>(next + 12).map_or(20, |b| u32::from(b[0] >> 4) * 4) } else { 8 };
-    len.saturating_sub(ipv4::LEN as u32 + header)
+    len.saturating_sub(F::LEN as u32 + header)
 }
 
 /// Counts a packet to a peer, or from an endpoint to another pod.
 #[inline(always)]
-pub(super) fn sent(peer: Option<&Peer>, endpoint: Option<&Endpoint>, way: Way, load: Load) {
+pub(super) fn sent<F: Half>(
+    peer: Option<&Peer<F::Octets>>,
+    endpoint: Option<&Endpoint<F::Octets>>,
+    way: Way,
+    load: Load,
+) {
     let counter = |traffic: &mut Traffic| match way {
         Way::Fast => add(&mut traffic.sent_fast, load),
         Way::Slow => add(&mut traffic.sent_slow, load),
     };
-    with(peer.map(|peer| peer.traffic), endpoint, counter);
+    with::<F>(peer.map(|peer| peer.traffic), endpoint, counter);
 }
 
 /// Counts a packet from a peer, or to an endpoint from another pod.
 #[inline(always)]
-pub(super) fn received(peer: Option<u16>, endpoint: Option<&Endpoint>, way: Way, load: Load) {
+pub(super) fn received<F: Half>(
+    peer: Option<u16>,
+    endpoint: Option<&Endpoint<F::Octets>>,
+    way: Way,
+    load: Load,
+) {
     let counter = |traffic: &mut Traffic| match way {
         Way::Fast => add(&mut traffic.received_fast, load),
         Way::Slow => add(&mut traffic.received_slow, load),
     };
-    with(peer, endpoint, counter);
+    with::<F>(peer, endpoint, counter);
 }
 
 /// Notes why a packet of an endpoint goes through the host stack.
 #[inline(always)]
-pub(super) fn because(endpoint: &Endpoint, reason: Reason, load: Load) {
-    if let Some(slot) = maps::ENDPOINT_TRAFFIC.get_ptr_mut(u32::from(endpoint.traffic)) {
+pub(super) fn because<F: Half>(endpoint: &Endpoint<F::Octets>, reason: Reason, load: Load) {
+    if let Some(slot) = F::endpoint_traffic(endpoint.traffic) {
         // SAFETY: the slot is this CPU's own, and TC programs of one CPU do not interrupt one another.
         unsafe { (*slot).slow[reason as usize] += u64::from(load.packets) };
     }
@@ -81,23 +92,20 @@ pub(super) fn because(endpoint: &Endpoint, reason: Reason, load: Load) {
 
 /// What the host stack itself sends to a peer: egress of the VXLAN device, or of an uplink with direct peers.
 #[inline(always)]
-pub(super) fn leaves_host(skb: &Skb) {
-    if skb.ether_type() != ethernet::IPV4 {
-        return;
-    }
-    let Some(ip) = skb.bytes::<{ ipv4::LEN }>(ethernet::LEN) else { return };
-    let Some(peer) = lookup::peer(ipv4::destination(ip)) else { return };
-    sent(Some(peer), lookup::endpoint(ipv4::source(ip)), Way::Slow, Load::of(skb, ethernet::LEN));
+pub(super) fn leaves_host<F: Half>(skb: &Skb) {
+    let Some(ip) = skb.read::<F::Header>(ethernet::LEN) else { return };
+    let Some(peer) = F::peer(F::destination(ip)) else { return };
+    let load = Load::of::<F>(skb, ethernet::LEN);
+    sent::<F>(Some(peer), F::endpoint(F::source(ip)), Way::Slow, load);
 }
 
 #[inline(always)]
-fn with(peer: Option<u16>, endpoint: Option<&Endpoint>, count: impl Fn(&mut Traffic)) {
-    if let Some(traffic) = peer.and_then(|slot| maps::PEER_TRAFFIC.get_ptr_mut(u32::from(slot))) {
+fn with<F: Half>(peer: Option<u16>, endpoint: Option<&Endpoint<F::Octets>>, count: impl Fn(&mut Traffic)) {
+    if let Some(traffic) = peer.and_then(F::peer_traffic) {
         // SAFETY: the slot is this CPU's own, and TC programs of one CPU do not interrupt one another.
         count(unsafe { &mut *traffic });
     }
-    let slot = endpoint.map(|endpoint| u32::from(endpoint.traffic));
-    if let Some(slot) = slot.and_then(|slot| maps::ENDPOINT_TRAFFIC.get_ptr_mut(slot)) {
+    if let Some(slot) = endpoint.and_then(|endpoint| F::endpoint_traffic(endpoint.traffic)) {
         // SAFETY: as above.
         count(unsafe { &mut (*slot).traffic });
     }

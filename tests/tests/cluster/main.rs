@@ -15,6 +15,7 @@ mod families;
 mod fast_path;
 mod guard;
 mod healing;
+mod ipv6_fast;
 mod ipv6_only;
 mod leaving;
 mod local;

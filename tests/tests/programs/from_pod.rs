@@ -1,6 +1,7 @@
 //! Rows for `from_pod`: what a pod sends.
 
 use loden_agent::dataplane::Program::FromPod;
+use loden_agent::family::V4;
 use loden_ebpf::{abi::SightingKey, reason::Reason::*};
 
 use crate::{case::Case, packet::*, rig::*, samples::*};
@@ -101,7 +102,7 @@ fn local() -> Vec<Case> {
         case("local: to a pod that nobody knows", &unknown).passes(PassPodNoPeer),
         case("local: neither end known", &unknown.clone().from([10, 5, 1, 78].into()))
             .passes(PassPodForeignSource)
-            .then(|rig| assert_eq!(rig.dataplane.take_sightings().unwrap().len(), 1)),
+            .then(|rig| assert_eq!(rig.dataplane.half_mut::<V4>().take_sightings().unwrap().len(), 1)),
     ]
 }
 
@@ -190,7 +191,9 @@ fn addresses() -> Vec<Case> {
     let foreign = foreign.into_iter().map(|(what, source)| {
         case(&format!("from an address of {what}"), &sent_udp().from(source))
             .passes(PassPodForeignSource)
-            .then(|rig| assert!(rig.dataplane.take_sightings().unwrap().is_empty(), "no sighting"))
+            .then(|rig| {
+                assert!(rig.dataplane.half_mut::<V4>().take_sightings().unwrap().is_empty(), "no sighting")
+            })
     });
     let other_macs = [
         ("another host on the bridge", OTHER_POD_MAC),
@@ -216,7 +219,7 @@ fn sightings() -> Vec<Case> {
         check(rig, OTHER_POD);
     }
     fn check(rig: &mut Rig, address: std::net::Ipv4Addr) {
-        let seen = rig.dataplane.take_sightings().unwrap();
+        let seen = rig.dataplane.half_mut::<V4>().take_sightings().unwrap();
         let key = SightingKey { ifindex: rig.lab.pod, address: address.octets() };
         assert_eq!(seen.len(), 1);
         assert_eq!((seen[0].0, seen[0].1.mac, seen[0].1.gateway_mac), (key, POD_MAC, GATEWAY_MAC));
@@ -250,11 +253,11 @@ fn not_plain() -> Vec<Case> {
         case(&format!("ICMP type {kind}"), &packet).passes(PassPodProtocol)
     });
     let rows = vec![
-        case("ARP", &Packet::ethernet([0xff; 6], POD_MAC).ether_type(ARP).payload(28)).passes(PassPodNotIpv4),
+        case("ARP", &Packet::ethernet([0xff; 6], POD_MAC).ether_type(ARP).payload(28)).passes(PassPodNotIp),
         case("IPv6", &Packet::ethernet(GATEWAY_MAC, POD_MAC).ether_type(IPV6).payload(60))
-            .passes(PassPodNotIpv4),
-        case("a VLAN tag", &sent_udp().vlan(5)).passes(PassPodNotIpv4),
-        case("a length instead of an EtherType", &sent_udp().ether_type(100)).passes(PassPodNotIpv4),
+            .passes(PassPodNotIp),
+        case("a VLAN tag", &sent_udp().vlan(5)).passes(PassPodNotIp),
+        case("a length instead of an EtherType", &sent_udp().ether_type(100)).passes(PassPodNotIp),
         case("IP options", &sent_udp().options(&ended)).passes(PassPodOptions),
         case("all the options there can be", &sent_udp().options(&[1; 40])).passes(PassPodOptions),
         case("version 6 behind IPv4's EtherType", &sent_udp().version(6)).passes(PassPodOptions),

@@ -28,3 +28,4 @@ mod scale;
 mod trace;
 mod traffic;
 mod truncated;
+mod v6;

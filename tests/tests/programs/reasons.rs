@@ -7,7 +7,9 @@ use loden_ebpf::reason::Reason;
 use crate::{case::Case, from_other, from_overlay, from_pod, from_wire, gate, observe};
 
 /// Reasons that no row produces, and why.
-const OUT_OF_REACH: [(Reason, &str); 2] = [
+const OUT_OF_REACH: [(Reason, &str); 4] = [
+    (Reason::FastOverlayOut, "of IPv6: see the module v6"),
+    (Reason::PassPodChecksum, "of IPv6: see the module v6"),
     (Reason::DropGuard, "an XDP program's: see the module guard"),
     (
         Reason::DropRedirect,

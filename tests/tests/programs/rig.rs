@@ -11,8 +11,9 @@ use aya::{
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use loden_agent::dataplane::{
-    Counters, Dataplane, PeerPath, Pins, Program, Settings, Underlay, VxlanSettings,
+    Counters, Dataplane, FamilySettings, PeerPath, Pins, Program, Settings, Underlay, VxlanSettings,
 };
+use loden_agent::family::V4;
 use loden_ebpf::{
     abi::{Endpoint, Flow, FlowKey, map},
     reason::Reason,
@@ -163,13 +164,16 @@ pub(crate) struct Rig<'a> {
 impl<'a> Rig<'a> {
     pub(crate) fn load(lab: &'a Lab, mode: Mode) -> Self {
         let settings = Settings {
-            network: "10.5.0.0/16".parse().unwrap(),
-            subnet_len: 24,
-            subnet: "10.5.1.0/24".parse().unwrap(),
-            vtep: VTEP,
-            vxlan: Some(VxlanSettings { mac: VTEP_MAC, vni: VNI, port: PORT }),
+            v4: Some(FamilySettings {
+                network: "10.5.0.0/16".parse().unwrap(),
+                subnet_len: 24,
+                subnet: "10.5.1.0/24".parse().unwrap(),
+                vtep: VTEP,
+                vxlan: Some(VxlanSettings { ifindex: lab.overlay, mac: VTEP_MAC, vni: VNI, port: PORT }),
+                outer_ttl: OUTER_TTL,
+            }),
+            v6: None,
             source_ports: SOURCE_PORTS,
-            outer_ttl: OUTER_TTL,
             strict: mode.strict,
             drop_forged: mode.drop_forged,
             log_packets: false,
@@ -193,15 +197,15 @@ impl<'a> Rig<'a> {
 
     /// Peers, endpoints and flows as they were at first.
     pub(crate) fn reset(&mut self) {
-        self.dataplane.set_peers(&peers(self.lab)).unwrap();
+        self.dataplane.half_mut::<V4>().set_peers(&peers(self.lab)).unwrap();
         // Anew, so that no endpoint stays gated.
-        self.dataplane.set_endpoints(&BTreeMap::new()).unwrap();
+        self.dataplane.half_mut::<V4>().set_endpoints(&BTreeMap::new()).unwrap();
         let endpoints = endpoints(self.lab);
-        self.dataplane.set_endpoints(&endpoints).unwrap();
+        self.dataplane.half_mut::<V4>().set_endpoints(&endpoints).unwrap();
         for address in endpoints.keys() {
-            self.dataplane.prove_endpoint(*address, false).unwrap();
+            self.dataplane.half_mut::<V4>().prove_endpoint(*address, false).unwrap();
         }
-        self.dataplane.take_sightings().unwrap();
+        self.dataplane.half_mut::<V4>().take_sightings().unwrap();
         for (key, _) in self.flows() {
             self.remove_flow(&key);
         }
@@ -275,18 +279,18 @@ impl<'a> Rig<'a> {
     pub(crate) fn unprove(&mut self, pod: Ipv4Addr) {
         let mut endpoints = endpoints(self.lab);
         let endpoint = endpoints.remove(&pod).unwrap();
-        self.dataplane.set_endpoints(&endpoints).unwrap();
+        self.dataplane.half_mut::<V4>().set_endpoints(&endpoints).unwrap();
         endpoints.insert(pod, endpoint);
-        self.dataplane.set_endpoints(&endpoints).unwrap();
+        self.dataplane.half_mut::<V4>().set_endpoints(&endpoints).unwrap();
     }
 
     pub(crate) fn is_gated(&self, pod: Ipv4Addr) -> bool {
-        let endpoints = self.dataplane.endpoints().unwrap();
+        let endpoints = self.dataplane.half::<V4>().endpoints().unwrap();
         endpoints.iter().find(|endpoint| endpoint.address == pod.octets()).unwrap().gated != 0
     }
 }
 
-fn test_run(classifier: &SchedClassifier, frame: &[u8], context: Context) -> Outcome {
+pub(crate) fn test_run(classifier: &SchedClassifier, frame: &[u8], context: Context) -> Outcome {
     let mut frame_out = vec![0; frame.len() + 256];
     let mut context_out = [0; Context::LEN];
     let context_in = context.bytes();

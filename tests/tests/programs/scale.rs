@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Instant};
 
 use ipnet::Ipv4Net;
-use loden_agent::dataplane::{Changes, Dataplane, PeerPath, Settings, Underlay, VxlanSettings};
+use loden_agent::dataplane::{
+    Changes, Dataplane, FamilySettings, PeerPath, Settings, Underlay, VxlanSettings,
+};
+use loden_agent::family::V4;
 use loden_ebpf::abi::Endpoint;
 
 use crate::rig::Lab;
@@ -11,13 +14,16 @@ use crate::rig::Lab;
 fn load(network: &str, subnet: &str, pins: &Path) -> Dataplane {
     let subnet: Ipv4Net = subnet.parse().unwrap();
     let settings = Settings {
-        network: network.parse().unwrap(),
-        subnet_len: subnet.prefix_len(),
-        subnet,
-        vtep: Ipv4Addr::new(192, 0, 2, 1),
-        vxlan: Some(VxlanSettings { mac: [2, 0, 0, 0, 0, 1], vni: 1, port: 8472 }),
+        v4: Some(FamilySettings {
+            network: network.parse().unwrap(),
+            subnet_len: subnet.prefix_len(),
+            subnet,
+            vtep: Ipv4Addr::new(192, 0, 2, 1),
+            vxlan: Some(VxlanSettings { ifindex: 2, mac: [2, 0, 0, 0, 0, 1], vni: 1, port: 8472 }),
+            outer_ttl: 64,
+        }),
+        v6: None,
         source_ports: (32768, 60999),
-        outer_ttl: 64,
         strict: true,
         drop_forged: true,
         log_packets: false,
@@ -49,14 +55,14 @@ fn sixty_five_thousand_peers_fit_and_the_next_agent_finds_them() {
             })
             .collect();
         let start = Instant::now();
-        assert_eq!(dataplane.set_peers(&peers).unwrap(), added(65_535));
+        assert_eq!(dataplane.half_mut::<V4>().set_peers(&peers).unwrap(), added(65_535));
         println!("65 535 peers written in {:?}", start.elapsed());
         drop(dataplane);
         let start = Instant::now();
         let mut next = load("10.0.0.0/8", "10.0.0.0/24", &pins);
         println!("read back by the next agent in {:?}", start.elapsed());
-        assert_eq!(next.set_peers(&peers).unwrap(), Changes::default());
-        let changes = next.set_peers(&peers[..10]).unwrap();
+        assert_eq!(next.half_mut::<V4>().set_peers(&peers).unwrap(), Changes::default());
+        let changes = next.half_mut::<V4>().set_peers(&peers[..10]).unwrap();
         assert_eq!(changes, Changes { removed: 65_525, ..Changes::default() });
     });
 }
@@ -75,10 +81,10 @@ fn a_thousand_endpoints_fit_and_the_next_agent_finds_them() {
                 (address, endpoint)
             })
             .collect();
-        assert_eq!(dataplane.set_endpoints(&endpoints).unwrap(), added(1000));
+        assert_eq!(dataplane.half_mut::<V4>().set_endpoints(&endpoints).unwrap(), added(1000));
         drop(dataplane);
         let mut next = load("10.0.0.0/12", "10.0.4.0/22", &pins);
-        assert_eq!(next.set_endpoints(&endpoints).unwrap(), Changes::default());
-        assert_eq!(next.endpoints().unwrap().len(), 1000);
+        assert_eq!(next.half_mut::<V4>().set_endpoints(&endpoints).unwrap(), Changes::default());
+        assert_eq!(next.half::<V4>().endpoints().unwrap().len(), 1000);
     });
 }

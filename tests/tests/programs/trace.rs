@@ -97,7 +97,7 @@ fn rows() -> Vec<(Program, Packet, Expected)> {
         (
             FromPod,
             Packet::ethernet([0xff; 6], POD_MAC).ether_type(ARP).payload(28),
-            (PassPodNotIpv4, (none, 0), (none, 0), none),
+            (PassPodNotIp, (none, 0), (none, 0), none),
         ),
         (FromWire, outer().then(inner_udp()), (FastDecap, remote, pod, none)),
         (

@@ -7,6 +7,7 @@ use loden_agent::dataplane::{
     Program::{FromOverlay, FromPod, FromWire, ToOverlay, ToWire},
     slow_reasons,
 };
+use loden_agent::family::V4;
 use loden_ebpf::{
     abi::{Counter, Endpoint, Traffic},
     reason::Reason::{self, *},
@@ -20,15 +21,15 @@ const STRICT: Mode = Mode { strict: true, drop_forged: true };
 const LEN: u64 = 20 + 8 + PAYLOAD as u64;
 
 fn of_peer(rig: &Rig, subnet: &str) -> Traffic {
-    rig.dataplane.peer_traffic().unwrap().each[&subnet.parse::<Ipv4Net>().unwrap()]
+    rig.dataplane.half::<V4>().peer_traffic().unwrap().each[&subnet.parse::<Ipv4Net>().unwrap()]
 }
 
 fn of_pod(rig: &Rig, pod: Ipv4Addr) -> Traffic {
-    rig.dataplane.endpoint_traffic().unwrap().each[&pod].traffic
+    rig.dataplane.half::<V4>().endpoint_traffic().unwrap().each[&pod].traffic
 }
 
 fn reasons(rig: &Rig, pod: Ipv4Addr) -> Vec<(Reason, u64)> {
-    slow_reasons(&rig.dataplane.endpoint_traffic().unwrap().each[&pod])
+    slow_reasons(&rig.dataplane.half::<V4>().endpoint_traffic().unwrap().each[&pod])
 }
 
 fn counter(packets: u64, bytes: u64) -> Counter {
@@ -53,7 +54,7 @@ fn what_goes_fast_counts_for_the_peer_and_the_endpoint() {
         assert_eq!(of_pod(&rig, POD), expected);
         assert_eq!(of_pod(&rig, OTHER_POD), Traffic::default());
         assert_eq!(reasons(&rig, POD), []);
-        assert_eq!(rig.dataplane.peer_traffic().unwrap().others, Traffic::default());
+        assert_eq!(rig.dataplane.half::<V4>().peer_traffic().unwrap().others, Traffic::default());
     });
 }
 
@@ -147,16 +148,16 @@ fn counters_go_on_with_the_same_peer_and_begin_anew_with_another() {
         assert_eq!(send(&mut rig), 1);
         let mut peers = peers(lab);
         peers[0].vtep_mac = [2, 0, 0, 0, 9, 9];
-        rig.dataplane.set_peers(&peers).unwrap();
+        rig.dataplane.half_mut::<V4>().set_peers(&peers).unwrap();
         assert_eq!(send(&mut rig), 2, "the same node with another MAC");
         rig.dataplane.read_back().unwrap();
-        rig.dataplane.set_peers(&peers).unwrap();
+        rig.dataplane.half_mut::<V4>().set_peers(&peers).unwrap();
         assert_eq!(send(&mut rig), 3, "the next agent");
         peers[0].vtep = STRANGER;
-        rig.dataplane.set_peers(&peers).unwrap();
+        rig.dataplane.half_mut::<V4>().set_peers(&peers).unwrap();
         assert_eq!(send(&mut rig), 1, "another node with that subnet");
-        rig.dataplane.set_peers(&[]).unwrap();
-        rig.dataplane.set_peers(&peers).unwrap();
+        rig.dataplane.half_mut::<V4>().set_peers(&[]).unwrap();
+        rig.dataplane.half_mut::<V4>().set_peers(&peers).unwrap();
         assert_eq!(send(&mut rig), 1, "gone and back");
     });
 }
@@ -170,7 +171,7 @@ fn a_new_pod_with_an_old_address_begins_at_zero() {
         assert_eq!(of_pod(&rig, POD).sent_fast.packets, 1);
         assert_eq!(reasons(&rig, POD), [(PassPodNoPeer, 1)]);
         let other = Endpoint { address: POD.octets(), ifindex: lab.pod, mac: [2; 6], ..Endpoint::default() };
-        rig.dataplane.set_endpoints(&BTreeMap::from([(POD, other)])).unwrap();
+        rig.dataplane.half_mut::<V4>().set_endpoints(&BTreeMap::from([(POD, other)])).unwrap();
         assert_eq!(of_pod(&rig, POD), Traffic::default());
         assert_eq!(reasons(&rig, POD), []);
     });

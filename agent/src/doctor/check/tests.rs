@@ -8,7 +8,7 @@ use std::{
 
 use super::{examine, host, peers};
 use crate::{
-    dataplane::{Attached, Hook, Program, Settings, VxlanSettings},
+    dataplane::{Attached, FamilySettings, Hook, Program, Settings, VxlanSettings},
     doctor::{
         finding::Outcome,
         snapshot::{Etcd, Half, Health, Offload, Overlay, Probe, Programs, Reach, Snapshot},
@@ -139,13 +139,16 @@ fn fdb_entry() -> crate::kernel::FdbEntry {
 fn healthy() -> Snapshot {
     let desired = desired();
     let settings = Settings {
-        network: desired.network,
-        subnet_len: 24,
-        subnet: desired.own,
-        vtep: OWN,
-        vxlan: Some(VxlanSettings { mac: MAC, vni: 1, port: 8472 }),
+        v4: Some(FamilySettings {
+            network: desired.network,
+            subnet_len: 24,
+            subnet: desired.own,
+            vtep: OWN,
+            vxlan: Some(VxlanSettings { ifindex: 2, mac: MAC, vni: 1, port: 8472 }),
+            outer_ttl: 64,
+        }),
+        v6: None,
         source_ports: (32_768, 60_999),
-        outer_ttl: 64,
         strict: true,
         drop_forged: true,
         log_packets: false,

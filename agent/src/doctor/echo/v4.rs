@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loden_ebpf::{checksum, ipv4};
+use loden_ebpf::{checksum, ipv4, transport};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Length of the smallest packet that is sent, in bytes: both headers, and eight bytes more.
@@ -55,7 +55,7 @@ impl Pinger {
         let sum = checksum_of(&icmp);
         icmp[2..4].copy_from_slice(&sum.to_be_bytes());
         let start = Instant::now();
-        self.send(ipv4::ICMP, &icmp).map_err(|error| Some(error.to_string()))?;
+        self.send(transport::ICMP, &icmp).map_err(|error| Some(error.to_string()))?;
         let identity = [&self.id.to_be_bytes()[..], &self.sequence.to_be_bytes()].concat();
         self.hear(start, patience, |from, icmp| match icmp[0] {
             ECHO_REPLY if from == self.address && icmp[4..8] == identity => Some(Ok(start.elapsed())),
@@ -83,7 +83,7 @@ impl Pinger {
         udp[2..4].copy_from_slice(&port.to_be_bytes());
         udp[4..6].copy_from_slice(&LEN.to_be_bytes());
         let start = Instant::now();
-        self.send(ipv4::UDP, &udp)?;
+        self.send(transport::UDP, &udp)?;
         let heard = self.hear(start, patience, |_, icmp| {
             let closed = icmp[0] == UNREACHABLE && icmp[1] == PORT_UNREACHABLE;
             (closed && concerns(icmp, self.address, &udp[..8])).then_some(())

@@ -245,13 +245,13 @@ fn not_ip(stage: &Stage) -> Vec<Case> {
     vec![
         Case::new("ARP for the remote pod", vec![arp(stage.destination.address())]).overheard(1),
         Case::new("ARP for a foreign address", vec![arp(Ipv4Addr::new(203, 0, 113, 9))]).overheard(1),
-        Case::new("IPv6", vec![frame(gateway, 0x86dd, &[0x60; 60])]).first("pass_pod_not_ipv4", 1),
-        Case::new("a local experiment", vec![frame(gateway, 0x88b5, &[7; 50])]).first("pass_pod_not_ipv4", 1),
+        Case::new("IPv6", vec![frame(gateway, 0x86dd, &[0x60; 60])]).first("pass_pod_not_ip", 1),
+        Case::new("a local experiment", vec![frame(gateway, 0x88b5, &[7; 50])]).first("pass_pod_not_ip", 1),
         Case::new(
             "MPLS around IPv4",
             vec![frame(gateway, 0x8847, &[&[0, 1, 1, 64][..], &datagram].concat())],
         )
-        .first("pass_pod_not_ipv4", 1),
+        .first("pass_pod_not_ip", 1),
         Case::new("LLDP", vec![frame([1, 0x80, 0xc2, 0, 0, 0x0e], 0x88cc, &[2; 50])]),
         Case::new("a frame with a length", vec![frame(gateway, 46, &[0xaa; 46])]),
     ]
@@ -366,10 +366,10 @@ fn tagged(stage: &Stage) -> Vec<Case> {
         vec![Frame::FromSender(packet::ethernet(gateway, pod_mac(&stage.sender), 0x8100, &payload))]
     };
     vec![
-        Case::new("VLAN 5", frame(&[0, 5])).first("pass_pod_not_ipv4", 1),
+        Case::new("VLAN 5", frame(&[0, 5])).first("pass_pod_not_ip", 1),
         // No VLAN, only a priority: the kernel takes the tag off and routes.
-        Case::new("VLAN 0", frame(&[0xe0, 0])).arrives(1).first("pass_pod_not_ipv4", 1),
-        Case::new("two tags", frame(&[0, 5, 0x81, 0, 0, 6])).first("pass_pod_not_ipv4", 1),
+        Case::new("VLAN 0", frame(&[0xe0, 0])).arrives(1).first("pass_pod_not_ip", 1),
+        Case::new("two tags", frame(&[0, 5, 0x81, 0, 0, 6])).first("pass_pod_not_ip", 1),
         Case::sent(stage, "and without a tag again", &stage.datagram(b"untagged")).arrives(1).fast(1),
     ]
 }
