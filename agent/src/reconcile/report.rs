@@ -82,6 +82,7 @@ impl Reconciler {
             uplink: Uplink {
                 interface: uplink.name.clone(),
                 address: first(uplink.address, uplink.address_v6),
+                address_v6: uplink.address_v6.map(|address| address.to_string()),
                 public_ip: first(uplink.public_ip, uplink.public_ipv6),
                 public_ipv6: uplink.public_ipv6.map(|address| address.to_string()),
                 mtu: uplink.mtu,

@@ -104,7 +104,9 @@ pub struct Uplink {
     pub interface: String,
     /// Its IPv4 address; its IPv6 address in a network that has no IPv4.
     pub address: String,
-    /// The address that other nodes are told, of the same family.
+    /// Its IPv6 address, in a network that has IPv6.
+    pub address_v6: Option<String>,
+    /// The address that other nodes are told, of the same family as the first.
     pub public_ip: String,
     /// The IPv6 address that other nodes are told, in a network that has IPv6.
     pub public_ipv6: Option<String>,

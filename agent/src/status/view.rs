@@ -61,8 +61,9 @@ fn node(status: &Status) -> String {
     line("lease", format!("{subnets} of {networks}, {}{expiry}", lease.state));
     let uplink = &status.uplink;
     let told = both(&uplink.public_ip, uplink.public_ipv6.as_ref());
-    let public = if told == uplink.address { String::new() } else { format!(", public {told}") };
-    line("uplink", format!("{} {}{public}, MTU {}", uplink.interface, uplink.address, uplink.mtu));
+    let own = both(&uplink.address, uplink.address_v6.as_ref());
+    let public = if told == own { String::new() } else { format!(", public {told}") };
+    line("uplink", format!("{} {own}{public}, MTU {}", uplink.interface, uplink.mtu));
     for device in status.device.iter().chain(&status.device_v6) {
         line(
             "device",
@@ -268,7 +269,9 @@ fn age(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::document::{Amount, Etcd, Lease, Uplink, Ways, WireguardDevice, WireguardPeer};
+    use crate::status::document::{
+        Amount, Device, Etcd, Lease, Uplink, Ways, WireguardDevice, WireguardPeer,
+    };
 
     fn status() -> Status {
         let ways = |fast, slow| Ways {
@@ -291,8 +294,8 @@ mod tests {
                 interface: "eth0".into(),
                 address: "192.0.2.1".into(),
                 public_ip: "192.0.2.1".into(),
-                public_ipv6: None,
                 mtu: 1500,
+                ..Uplink::default()
             },
             datapath: "ebpf".into(),
             gate: "strict".into(),
@@ -366,6 +369,35 @@ mod tests {
         assert!(shown.contains("wireguard, handshake 1 min ago") && !shown.contains("none ("), "{shown}");
         status.peers[0].wireguard = Some(WireguardPeer::default());
         assert!(text(&status, None).contains("wireguard, no handshake"));
+    }
+
+    #[test]
+    fn both_families_are_shown_and_ipv6_alone_once() {
+        let mut status = status();
+        let v6 = |text: &str| Some(text.to_owned());
+        (status.network_v6, status.lease.subnet_v6) = (v6("fc00::/48"), v6("fc00:0:0:1::/64"));
+        (status.uplink.address_v6, status.uplink.public_ipv6) = (v6("fd77::1"), v6("fd77::1"));
+        let device = |name: &str, mtu| Device { name: name.into(), mtu, ..Device::default() };
+        (status.device, status.device_v6) =
+            (Some(device("flannel.1", 1450)), Some(device("flannel-v6.1", 1430)));
+        let (peer, peer_v6) = (&mut status.peers[0], v6("fc00:0:0:2::/64"));
+        (peer.subnet_v6, peer.public_ipv6) = (peer_v6, v6("fd77::2"));
+        let dual = text(&status, None);
+        for says in [
+            "10.5.34.0/24 and fc00:0:0:1::/64 of 10.5.0.0/16 and fc00::/48, held",
+            "eth0 192.0.2.1 and fd77::1, MTU 1500",
+            "flannel.1 ",
+            "flannel-v6.1 ",
+            "10.5.35.0/24 and fc00:0:0:2::/64",
+        ] {
+            assert!(dual.contains(says), "{says}: {dual}");
+        }
+        status.network = "fc00::/48".into();
+        status.lease.subnet = "fc00:0:0:1::/64".into();
+        (status.uplink.address, status.uplink.public_ip) = ("fd77::1".into(), "fd77::1".into());
+        let alone = text(&status, None);
+        assert!(alone.contains("fc00:0:0:1::/64 of fc00::/48, held"), "{alone}");
+        assert!(alone.contains("eth0 fd77::1, MTU 1500"), "{alone}");
     }
 
     #[test]
