@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use ipnet::IpNet;
+
 use super::{
     error::Result,
     record::Record,
@@ -11,7 +13,7 @@ use super::{
     wiring,
 };
 use crate::{
-    dataplane::{OF_A_POD, PinnedDataplane},
+    dataplane::{Mapped, OF_A_POD, PinnedDataplane},
     family::{Family, V4, V6},
     kernel::{Kernel, Link, Neighbour, NeighbourState, Route, default_route, mac_text, pod_route},
 };
@@ -121,21 +123,39 @@ fn of_neighbours<F: Family>(
 
 /// Nothing is wanted where no agent has left programs for the pod's subnet.
 fn of_fast_path(bpffs_dir: &Path, attached: &Attached, ifindex: u32, is_shaped: bool) -> Result<Vec<String>> {
-    let Some(address) = attached.addresses.get::<V4>() else { return Ok(Vec::new()) };
     let opened = PinnedDataplane::open(bpffs_dir)?;
-    let Some(dataplane) = opened.filter(|it| it.subnet().contains(&address)) else { return Ok(Vec::new()) };
+    let is_of = |subnet: IpNet| attached.addresses.iter().any(|address| subnet.contains(&address));
+    let Some(dataplane) = opened.filter(|it| is_of(it.subnet())) else { return Ok(Vec::new()) };
     let host = &attached.host;
     let missing = OF_A_POD.iter().filter(|program| !dataplane.is_attached(**program, ifindex));
     let mut damages: Vec<String> =
         missing.map(|program| format!("the program {} is gone from {host}", program.name())).collect();
-    let wanted = wiring::endpoint(attached, address, ifindex);
-    match dataplane.endpoint(address)? {
-        Some(there)
-            if (there.ifindex, there.mac, there.gateway_mac) == (ifindex, wanted.mac, wanted.gateway_mac) => {
-        }
-        None if is_shaped => {}
-        Some(_) => damages.push(format!("the map ENDPOINTS has another pod at {address}")),
-        None => damages.push(format!("the map ENDPOINTS has nothing at {address}")),
-    }
+    damages.extend(of_endpoint::<V4>(&dataplane, attached, ifindex, is_shaped)?);
+    damages.extend(of_endpoint::<V6>(&dataplane, attached, ifindex, is_shaped)?);
     Ok(damages)
+}
+
+/// What is wrong with the endpoint of one of the pod's addresses.
+fn of_endpoint<F: Mapped>(
+    dataplane: &PinnedDataplane,
+    attached: &Attached,
+    ifindex: u32,
+    is_shaped: bool,
+) -> Result<Option<String>> {
+    let Some(address) = attached.addresses.get::<F>().filter(|_| dataplane.has::<F>()) else {
+        return Ok(None);
+    };
+    let wanted = wiring::endpoint::<F>(attached, address, ifindex);
+    let name = F::endpoints_name();
+    Ok(match dataplane.endpoint::<F>(address)? {
+        Some(there)
+            if (there.ifindex, there.mac, there.gateway_mac)
+                == (wanted.ifindex, wanted.mac, wanted.gateway_mac) =>
+        {
+            None
+        }
+        None if is_shaped => None,
+        Some(_) => Some(format!("the map {name} has another pod at {address}")),
+        None => Some(format!("the map {name} has nothing at {address}")),
+    })
 }

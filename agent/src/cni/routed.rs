@@ -16,8 +16,8 @@ use super::{
     wiring,
 };
 use crate::{
-    dataplane::PinnedDataplane,
-    family::V4,
+    dataplane::{Mapped, PinnedDataplane},
+    family::{V4, V6},
     kernel::{Kernel, Link, LinkKind, random_mac, sysctl},
 };
 
@@ -145,17 +145,24 @@ async fn attach(
     attached.addresses.iter().try_for_each(|address| reachable(lease, address))?;
     let index = wiring::wire(kernel, sandbox, attached, record).await?;
     wiring::answer_on_bridges(kernel, lease, attached.addresses).await?;
-    let (Some(address), Some(subnet)) = (attached.addresses.get::<V4>(), lease.subnet) else { return Ok(()) };
     // Without programs for this very subnet the kernel carries the packets, and the agent finds the pod.
-    if let Some(mut dataplane) =
-        PinnedDataplane::open(&settings.bpffs_dir)?.filter(|it| it.subnet() == subnet)
-    {
-        dataplane.attach(index, &attached.host)?;
-        if !settings.is_limited {
-            dataplane.set_endpoint(wiring::endpoint(attached, address, index))?;
-        }
+    let opened = PinnedDataplane::open(&settings.bpffs_dir)?;
+    let Some(mut dataplane) = opened.filter(|it| lease.subnets().any(|subnet| subnet == it.subnet())) else {
+        return Ok(());
+    };
+    dataplane.attach(index, &attached.host)?;
+    if !settings.is_limited {
+        add_endpoint::<V4>(&mut dataplane, attached, index)?;
+        add_endpoint::<V6>(&mut dataplane, attached, index)?;
     }
     Ok(())
+}
+
+fn add_endpoint<F: Mapped>(dataplane: &mut PinnedDataplane, attached: &Attached, index: u32) -> Result<()> {
+    match attached.addresses.get::<F>() {
+        Some(address) => Ok(dataplane.set_endpoint::<F>(wiring::endpoint::<F>(attached, address, index))?),
+        None => Ok(()),
+    }
 }
 
 /// An address must be in this node's subnet.
@@ -261,16 +268,22 @@ async fn forget(kernel: &Kernel, conf: &Conf, settings: &Settings, attachment: &
     let Some(previous) = conf.previous()? else { return Ok(()) };
     // DEL takes whatever it gets; where it cannot be read, there is nothing to find.
     let Ok(attached) = Attached::from_previous(previous, attachment) else { return Ok(()) };
-    let Some(address) = attached.addresses.get::<V4>() else { return Ok(()) };
     let Some(dataplane) = PinnedDataplane::open(&settings.bpffs_dir)? else { return Ok(()) };
-    let Some(endpoint) = dataplane.endpoint(address)?.filter(|it| it.mac == attached.mac) else {
-        return Ok(());
-    };
-    if kernel.link_by_index(endpoint.ifindex).await?.is_none() {
-        wiring::forget_endpoint(&settings.bpffs_dir, address, endpoint.ifindex)?;
-        crate::dataplane::forget_pod(&settings.bpffs_dir, endpoint.ifindex)?;
+    let ports = [port_of::<V4>(&dataplane, &attached)?, port_of::<V6>(&dataplane, &attached)?];
+    for port in ports.into_iter().flatten() {
+        if kernel.link_by_index(port).await?.is_none() {
+            wiring::forget_endpoints(&settings.bpffs_dir, attached.addresses, port)?;
+            crate::dataplane::forget_pod(&settings.bpffs_dir, port)?;
+        }
     }
     Ok(())
+}
+
+/// Behind which interface the programs know one of the pod's addresses.
+fn port_of<F: Mapped>(dataplane: &PinnedDataplane, pod: &Attached) -> Result<Option<u32>> {
+    let Some(address) = pod.addresses.get::<F>() else { return Ok(None) };
+    let endpoint = dataplane.endpoint::<F>(address)?.filter(|it| it.mac == pod.mac);
+    Ok(endpoint.map(|endpoint| endpoint.ifindex))
 }
 
 async fn inspect(env: &Environment, conf: &Conf, settings: &Settings, attachment: &Attachment) -> Result<()> {

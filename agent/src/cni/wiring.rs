@@ -4,10 +4,7 @@
 //! permanent neighbour entry says to be the host's end. The host has a route to the address by the veth and a permanent
 //! neighbour for it. So nobody asks anything by ARP or neighbour discovery, and a pod sees no frame that is not its own.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr},
-    time::Duration,
-};
+use std::{net::Ipv6Addr, time::Duration};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use loden_ebpf::abi::Endpoint;
@@ -22,7 +19,7 @@ use super::{
     sandbox::Sandbox,
 };
 use crate::{
-    dataplane::{DataplaneError, PinnedDataplane, forget_pod},
+    dataplane::{DataplaneError, Mapped, PinnedDataplane, forget_pod},
     family::{Family, V4, V6},
     kernel::{
         Kernel, KernelError, Link, LinkKind, VethSpec, default_route, pod_route,
@@ -212,11 +209,11 @@ async fn stop_answering_on_bridges(kernel: &Kernel, address: Ipv6Addr) -> Result
     Ok(())
 }
 
-/// What the programs know of such a pod.
+/// What the programs know of one of such a pod's addresses.
 #[must_use]
-pub fn endpoint(attached: &Attached, address: Ipv4Addr, ifindex: u32) -> Endpoint {
+pub fn endpoint<F: Mapped>(attached: &Attached, address: F::Addr, ifindex: u32) -> Endpoint<F::Octets> {
     Endpoint {
-        address: address.octets(),
+        address: F::octets(address),
         ifindex,
         mac: attached.mac,
         gateway_mac: attached.host_mac,
@@ -238,8 +235,8 @@ pub async fn take_off(
     record: Option<&Record>,
 ) -> Result<()> {
     let off = |error: DataplaneError| eprintln!("loden-cni: {error}");
-    if let Some(address) = record.and_then(|record| record.addresses.get::<V4>()) {
-        forget_endpoint(bpffs_dir, address, link.index).unwrap_or_else(off);
+    if let Some(record) = record {
+        forget_endpoints(bpffs_dir, record.addresses, link.index).unwrap_or_else(off);
     }
     kernel.delete_link(link.index).await?;
     if let Some(address) = record.and_then(|record| record.addresses.get::<V6>()) {
@@ -249,18 +246,22 @@ pub async fn take_off(
     Ok(())
 }
 
-/// Takes an endpoint off the fast path.
+/// Takes a pod's endpoints off the fast path.
 ///
 /// # Errors
 ///
 /// As the kernel says.
-pub fn forget_endpoint(
+pub fn forget_endpoints(
     bpffs_dir: &std::path::Path,
-    address: Ipv4Addr,
+    pod: Addresses,
     ifindex: u32,
 ) -> Result<(), DataplaneError> {
-    match PinnedDataplane::open(bpffs_dir)? {
-        Some(mut dataplane) => dataplane.remove_endpoint(address, ifindex),
-        None => Ok(()),
+    let Some(mut dataplane) = PinnedDataplane::open(bpffs_dir)? else { return Ok(()) };
+    if let Some(address) = pod.get::<V4>() {
+        dataplane.remove_endpoint::<V4>(address, ifindex)?;
     }
+    if let Some(address) = pod.get::<V6>() {
+        dataplane.remove_endpoint::<V6>(address, ifindex)?;
+    }
+    Ok(())
 }

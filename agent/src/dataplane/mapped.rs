@@ -14,7 +14,9 @@ use loden_ebpf::abi::{
     SightingKeyV6, map,
 };
 
-use super::{Dataplane, DataplaneError, FamilySettings, Settings, load::slots, tables::Tables};
+use super::{
+    Dataplane, DataplaneError, FamilySettings, PinnedDataplane, Settings, load::slots, tables::Tables,
+};
 use crate::family::{Family, V4, V6};
 
 /// Names of a family's maps.
@@ -44,6 +46,12 @@ pub trait Mapped: Family {
     /// What the maps are called.
     const NAMES: Names;
 
+    /// What the map of endpoints is called.
+    #[must_use]
+    fn endpoints_name() -> &'static str {
+        Self::NAMES.endpoints
+    }
+
     /// The bytes of an address.
     fn octets(address: Self::Addr) -> Self::Octets;
     /// The address from its bytes.
@@ -59,6 +67,10 @@ pub trait Mapped: Family {
     fn tables(dataplane: &Dataplane) -> &Tables<Self>;
     /// The same, to write.
     fn tables_mut(dataplane: &mut Dataplane) -> &mut Tables<Self>;
+    /// This family's endpoints among what is pinned.
+    fn pinned(dataplane: &PinnedDataplane) -> Option<&Self::Endpoints>;
+    /// The same, to write.
+    fn pinned_mut(dataplane: &mut PinnedDataplane) -> Option<&mut Self::Endpoints>;
 
     /// The part of the network that has slots among the peers.
     ///
@@ -156,6 +168,14 @@ impl Mapped for V4 {
         &mut dataplane.v4
     }
 
+    fn pinned(dataplane: &PinnedDataplane) -> Option<&Self::Endpoints> {
+        dataplane.v4.as_ref()
+    }
+
+    fn pinned_mut(dataplane: &mut PinnedDataplane) -> Option<&mut Self::Endpoints> {
+        dataplane.v4.as_mut()
+    }
+
     fn grid(settings: &FamilySettings<Self>) -> Result<Self::Net, DataplaneError> {
         let bits = settings.subnet_len.saturating_sub(settings.network.prefix_len());
         slots("the network", bits, PEERS_MAX).map(|_| settings.network)
@@ -243,6 +263,14 @@ impl Mapped for V6 {
 
     fn tables_mut(dataplane: &mut Dataplane) -> &mut Tables<Self> {
         &mut dataplane.v6
+    }
+
+    fn pinned(dataplane: &PinnedDataplane) -> Option<&Self::Endpoints> {
+        dataplane.v6.as_ref()
+    }
+
+    fn pinned_mut(dataplane: &mut PinnedDataplane) -> Option<&mut Self::Endpoints> {
+        dataplane.v6.as_mut()
     }
 
     /// The part around the own subnet: whoever picks subnets does so side by side, and a network may have 2^64 of them.

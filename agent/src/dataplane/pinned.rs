@@ -5,17 +5,18 @@
 //! writes endpoints of one subnet by the look of another. Where there is no such directory (kernel mode, no agent
 //! yet), there is no fast path, and the agent finds the pods when it comes.
 
-use std::{fs, io, net::Ipv4Addr, path::Path};
+use std::{fs, io, path::Path};
 
 use aya::{
     Ebpf,
-    maps::{Array, Map, MapData, MapInfo},
+    maps::{Array, Map, MapData, MapInfo, MapType},
     programs::SchedClassifier,
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use loden_ebpf::abi::{Endpoint, UNPROVEN, map};
 
-use super::{DataplaneError, Hook, Program, hooks, pins::Pins, tables::at};
+use super::{DataplaneError, Hook, Mapped, Program, hooks, pins::Pins, tables::at};
+use crate::family::{V4, V6};
 
 /// The programs that a pod's veth has: first what notes packets that enter the host's stack, then what looks at
 /// those that leave it.
@@ -24,8 +25,9 @@ pub const OF_A_POD: [Program; 2] = [Program::FromPod, Program::ToPod];
 /// The pinned part of a data path.
 pub struct PinnedDataplane {
     pins: Pins,
-    subnet: Ipv4Net,
-    endpoints: Array<MapData, Endpoint>,
+    subnet: IpNet,
+    pub(super) v4: Option<<V4 as Mapped>::Endpoints>,
+    pub(super) v6: Option<<V6 as Mapped>::Endpoints>,
     epoch: Array<MapData, u32>,
 }
 
@@ -37,24 +39,34 @@ impl PinnedDataplane {
     /// Where a map that is there cannot be used.
     pub fn open(bpffs_dir: &Path) -> Result<Option<Self>, DataplaneError> {
         let pins = Pins::below(bpffs_dir);
-        let subnets = pins.program_subnets();
-        let Some(IpNet::V4(subnet)) = subnets.first().copied() else { return Ok(None) };
-        let path = pins.map(map::ENDPOINTS);
-        let Ok(info) = MapInfo::from_pin(&path) else { return Ok(None) };
-        let shape = (info.key_size(), info.value_size(), u64::from(info.max_entries()));
-        if shape != (4, size_of::<Endpoint>() as u32, 1 << (32 - subnet.prefix_len())) {
+        let Some(subnet) = pins.program_subnets().into_iter().next() else { return Ok(None) };
+        let v4 = match subnet {
+            IpNet::V4(subnet) => {
+                let addresses = 1u64 << (32 - subnet.prefix_len());
+                endpoints::<V4>(&pins, |entries| entries == addresses)?
+            }
+            IpNet::V6(_) => None,
+        };
+        // Programs without that half have the smallest there is.
+        let v6 = endpoints::<V6>(&pins, |entries| entries > 1)?;
+        if v4.is_none() && v6.is_none() {
             return Ok(None);
         }
-        let open = |name: &'static str| MapData::from_pin(pins.map(name)).map(Map::Array).map_err(at(name));
-        let endpoints = Array::try_from(open(map::ENDPOINTS)?).map_err(at(map::ENDPOINTS))?;
-        let epoch = Array::try_from(open(map::EPOCH)?).map_err(at(map::EPOCH))?;
-        Ok(Some(Self { endpoints, epoch, subnet, pins }))
+        let epoch = MapData::from_pin(pins.map(map::EPOCH)).map(Map::Array).map_err(at(map::EPOCH))?;
+        let epoch = Array::try_from(epoch).map_err(at(map::EPOCH))?;
+        Ok(Some(Self { pins, subnet, v4, v6, epoch }))
     }
 
-    /// The subnet whose endpoints these are.
+    /// The subnet that the programs were loaded for: IPv4's, where the node has one.
     #[must_use]
-    pub fn subnet(&self) -> Ipv4Net {
+    pub fn subnet(&self) -> IpNet {
         self.subnet
+    }
+
+    /// Whether there are endpoints of a family.
+    #[must_use]
+    pub fn has<F: Mapped>(&self) -> bool {
+        F::pinned(self).is_some()
     }
 
     /// Attaches the programs to the host's end of a pod's veth, under the pins by which the agent knows them.
@@ -65,8 +77,7 @@ impl PinnedDataplane {
     pub fn attach(&self, ifindex: u32, interface: &str) -> Result<(), DataplaneError> {
         for program in OF_A_POD {
             let attach = || {
-                let mut classifier =
-                    SchedClassifier::from_pin(self.pins.program(self.subnet.into(), program))?;
+                let mut classifier = SchedClassifier::from_pin(self.pins.program(self.subnet, program))?;
                 hooks::attach_classifier(&mut classifier, &self.pins, Hook { program, ifindex }, interface)
             };
             attach().map_err(|source| DataplaneError::Attach {
@@ -85,19 +96,18 @@ impl PinnedDataplane {
         self.pins.link(&hook).exists() || self.pins.filter(&hook).exists()
     }
 
-    /// Makes a pod an endpoint, gated until the agent has looked whether the host translates flows of it.
+    /// Makes a pod's address an endpoint, gated until the agent has looked whether the host translates flows of it.
     ///
     /// # Errors
     ///
     /// As the kernel says.
-    pub fn set_endpoint(&mut self, endpoint: Endpoint) -> Result<(), DataplaneError> {
-        let Some(at) = self.offset(endpoint.address.into()) else { return Ok(()) };
-        if self.read(at)?.ifindex != 0 {
+    pub fn set_endpoint<F: Mapped>(&mut self, endpoint: Endpoint<F::Octets>) -> Result<(), DataplaneError> {
+        let address = F::of_octets(endpoint.address);
+        if self.endpoint::<F>(address)?.is_some() {
             // A pod that had the address before: what its flows qualified for is not this one's.
             self.bump_epoch()?;
         }
-        let endpoint = Endpoint { gated: UNPROVEN, ..endpoint };
-        self.endpoints.set(at, endpoint, 0).map_err(self::at(map::ENDPOINTS))
+        self.write::<F>(address, Some(Endpoint { gated: UNPROVEN, ..endpoint }))
     }
 
     /// The endpoint at an address.
@@ -105,9 +115,13 @@ impl PinnedDataplane {
     /// # Errors
     ///
     /// As the kernel says.
-    pub fn endpoint(&self, address: Ipv4Addr) -> Result<Option<Endpoint>, DataplaneError> {
-        let Some(at) = self.offset(address) else { return Ok(None) };
-        Ok(Some(self.read(at)?).filter(|endpoint| endpoint.ifindex != 0))
+    pub fn endpoint<F: Mapped>(
+        &self,
+        address: F::Addr,
+    ) -> Result<Option<Endpoint<F::Octets>>, DataplaneError> {
+        let subnet = self.subnet_of::<F>();
+        let Some(map) = F::pinned(self).filter(|_| F::contains(subnet, address)) else { return Ok(None) };
+        F::endpoint(map, subnet, address).map_err(at(F::NAMES.endpoints))
     }
 
     /// Takes an endpoint away, unless it is behind another interface by now.
@@ -115,27 +129,56 @@ impl PinnedDataplane {
     /// # Errors
     ///
     /// As the kernel says.
-    pub fn remove_endpoint(&mut self, address: Ipv4Addr, ifindex: u32) -> Result<(), DataplaneError> {
-        let Some(at) = self.offset(address) else { return Ok(()) };
-        if self.read(at)?.ifindex != ifindex {
+    pub fn remove_endpoint<F: Mapped>(
+        &mut self,
+        address: F::Addr,
+        ifindex: u32,
+    ) -> Result<(), DataplaneError> {
+        if self.endpoint::<F>(address)?.is_none_or(|there| there.ifindex != ifindex) {
             return Ok(());
         }
-        self.endpoints.set(at, Endpoint::default(), 0).map_err(self::at(map::ENDPOINTS))?;
+        self.write::<F>(address, None)?;
         self.bump_epoch()
     }
 
-    fn offset(&self, address: Ipv4Addr) -> Option<u32> {
-        self.subnet.contains(&address).then(|| u32::from(address) - u32::from(self.subnet.network()))
+    fn write<F: Mapped>(
+        &mut self,
+        address: F::Addr,
+        endpoint: Option<Endpoint<F::Octets>>,
+    ) -> Result<(), DataplaneError> {
+        let subnet = self.subnet_of::<F>();
+        match F::pinned_mut(self).filter(|_| F::contains(subnet, address)) {
+            Some(map) => F::set_endpoint(map, subnet, address, endpoint).map_err(at(F::NAMES.endpoints)),
+            None => Ok(()),
+        }
     }
 
-    fn read(&self, offset: u32) -> Result<Endpoint, DataplaneError> {
-        self.endpoints.get(&offset, 0).map_err(at(map::ENDPOINTS))
+    /// Where a family's addresses are counted from; all there are where they are not.
+    fn subnet_of<F: Mapped>(&self) -> F::Net {
+        let base = F::addr(self.subnet.network());
+        base.and_then(|base| F::net(base, self.subnet.prefix_len())).unwrap_or_default()
     }
 
     fn bump_epoch(&mut self) -> Result<(), DataplaneError> {
         let epoch = self.epoch.get(&0, 0).map_err(at(map::EPOCH))?;
         self.epoch.set(0, epoch.wrapping_add(1), 0).map_err(at(map::EPOCH))
     }
+}
+
+/// A family's endpoints, if they are of this shape and have so many entries.
+fn endpoints<F: Mapped>(
+    pins: &Pins,
+    has_entries: impl FnOnce(u64) -> bool,
+) -> Result<Option<F::Endpoints>, DataplaneError> {
+    let (name, (kind, key)) = (F::NAMES.endpoints, F::ENDPOINTS);
+    let Ok(info) = MapInfo::from_pin(pins.map(name)) else { return Ok(None) };
+    let shape = (info.key_size(), info.value_size());
+    if shape != (key, size_of::<Endpoint<F::Octets>>() as u32) || !has_entries(info.max_entries().into()) {
+        return Ok(None);
+    }
+    let data = MapData::from_pin(pins.map(name)).map_err(at(name))?;
+    let map = if kind == MapType::Array { Map::Array(data) } else { Map::HashMap(data) };
+    F::open_endpoints(map).map(Some).map_err(at(name))
 }
 
 /// Removes the pins of the programs on a veth that goes, or has gone.
