@@ -82,7 +82,7 @@ struct Bulk {
 ///
 /// # Errors
 ///
-/// Where something cannot be set up, a container does not reach another, less than 99 % of bulk TCP's packets
+/// Where something cannot be set up, a container does not reach another, less than 99 % of bulk TCP's packets of a family
 /// take the fast path, or something is left behind.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(geteuid().is_root(), "the demo makes network namespaces and loads programs: run it as root");
@@ -152,7 +152,6 @@ fn examine(cluster: &mut Cluster, containers: &[Container], options: &Options) -
     let leases = cluster.leases()?;
     let reach = reach::all(containers);
     let first: Vec<&Container> = containers.iter().step_by(EACH as usize).collect();
-    settle(cluster, &first)?;
     let bulk = bulk(cluster, &first, options, "bulk TCP between the nodes", &|it| Some(it.host()))?;
     let bulk6 = options.dual.then(|| {
         self::bulk(cluster, &first, options, "bulk TCP between the nodes over IPv6", &Container::host6)
@@ -174,6 +173,7 @@ fn bulk(
     what: &str,
     end: &dyn Fn(&Container) -> Option<Host<'_>>,
 ) -> Result<Bulk> {
+    settle(cluster, first, end)?;
     let step = Step::start(what);
     let ends = first.iter().map(|it| end(it).context("a container without such an address"));
     let ends: Vec<Host<'_>> = ends.collect::<Result<_>>()?;
@@ -198,17 +198,23 @@ fn bulk(
     Ok(Bulk { bytes, share })
 }
 
-/// Waits until packets between these containers take the fast path: until the agents know them all.
-fn settle(cluster: &Cluster, containers: &[&Container]) -> Result<()> {
+/// Waits until packets between these containers take the fast path: until the agents know them all. `end` says by which
+/// address.
+fn settle(
+    cluster: &Cluster,
+    containers: &[&Container],
+    end: &dyn Fn(&Container) -> Option<Host<'_>>,
+) -> Result<()> {
     for pair in containers.windows(2) {
+        let Some((from, to)) = end(pair[0]).zip(end(pair[1])) else { continue };
         wait_for("the fast path to take a ping's packets", Duration::from_secs(10), || {
-            let work = || ping(pair[0].netns(), pair[1].address(), 10);
+            let work = || ping(from.netns, to.address, 10);
             let ((), share) = Share::during(&cluster.nodes, pair, work).ok()?;
             (share.smaller() > 0.5).then_some(())
         })
         .with_context(|| {
             let counters: Vec<_> = cluster.nodes.iter().map(Counters::read).collect();
-            format!("between {} and {}: {counters:?}", pair[0].address(), pair[1].address())
+            format!("between {} and {}: {counters:?}", from.address, to.address)
         })?;
     }
     Ok(())

@@ -8,6 +8,7 @@ use std::{
 use loden_tests::{
     cluster::{Cluster, Plan},
     cni::{Pod, Runtime, flannel, routed},
+    counters::Counters,
     netns::Netns,
     node::Node,
     process::wait_for,
@@ -18,7 +19,9 @@ use loden_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::{assert_all_reach_all, assert_nothing_is_left, fast_share, routed_cluster_of};
+use crate::{
+    assert_all_reach_all, assert_known, assert_nothing_is_left, counted, fast_share, routed_cluster_of,
+};
 
 const BULK: u64 = 30_000_000;
 
@@ -77,9 +80,15 @@ fn routed_pods_have_addresses_of_both_families_and_are_reached_by_both_and_leave
         let stream = stream::run(from, to, None, Until::Bytes(BULK)).unwrap();
         assert_eq!((stream.bytes, stream.source), (BULK, from.address));
     }
-    let work = || stream::run(a.host(), c.host(), None, Until::Bytes(BULK));
-    let (_, share) = fast_share(&cluster.nodes, &[a, c], work);
-    assert!(share >= 0.95, "IPv4 is as fast as without IPv6: {share}");
+    for (from, to) in [(a.host(), c.host()), (host6(a), host6(c)), (host6(c), host6(a))] {
+        let (_, share) =
+            fast_share(&cluster.nodes, &[a, c], || stream::run(from, to, None, Until::Bytes(BULK)));
+        assert!(share >= 0.95, "{} to {}: {share}", from.address, to.address);
+    }
+    let local = || counted(&cluster.nodes[..1], &["fast_local"]);
+    let before = local();
+    ping(&a.netns, address6(b), 40).unwrap();
+    assert!(local() - before >= 70, "{} of 80 packets between pods of one node", local() - before);
 
     assert!(runtimes[0].check(a).unwrap().well().unwrap().is_null());
     assert_eq!(runtimes[0].add_to("a", &a.netns).unwrap(), a.result, "ADD twice is ADD once");
@@ -202,6 +211,46 @@ fn pods_of_ipv6_alone_reach_each_other_by_routes_and_on_a_bridge() {
     for (node, runtime) in cluster.nodes.iter().zip(&routes) {
         assert_nothing_is_left(node, runtime);
     }
+}
+
+/// The same of IPv6 as of IPv4: the plugin needs no agent, and the agent finds what was done.
+#[test]
+fn pods_of_both_families_are_made_and_removed_while_the_agent_is_down_and_are_fast_at_once() {
+    let (mut cluster, runtimes) = dual_cluster(2, &[]);
+    let far = runtimes[1].add("far").unwrap();
+    let old = runtimes[0].add("old").unwrap();
+    ping(&old.netns, address6(&far), 5).unwrap();
+    cluster.nodes[0].kill_agent();
+    let before = Counters::read(&cluster.nodes[1]).unwrap();
+    // The address of a pod that goes is the next one's, on another veth.
+    let address = (old.address, address6(&old));
+    runtimes[0].remove(old).unwrap();
+    let mut conf = runtimes[0].network.clone();
+    let addresses =
+        json!([{ "address": format!("{}/24", address.0) }, { "address": format!("{}/64", address.1) }]);
+    conf["plugins"][0]["ipam"] = json!({ "type": "static", "addresses": addresses });
+    let given = Runtime::new(&cluster.nodes[0], conf).unwrap();
+    let new = given.add("new").unwrap();
+    assert_eq!((new.address, address6(&new)), address);
+    assert!(given.check(&new).unwrap().well().unwrap().is_null());
+    ping(&new.netns, address6(&far), 20).unwrap();
+    let sent = far.packets_sent().unwrap();
+    let stream = stream::run(host6(&far), host6(&new), None, Until::Bytes(BULK)).unwrap();
+    assert_eq!((stream.bytes, stream.source), (BULK, host6(&far).address));
+    let sent = far.packets_sent().unwrap() - sent;
+    let counters = Counters::read(&cluster.nodes[1]).unwrap().since(&before);
+    let fast = counters.get("fast_encap") + counters.get("fast_overlay_out");
+    assert!(fast as f64 >= 0.95 * sent as f64, "{fast} of {sent}: {counters:?}");
+
+    cluster.nodes[0].start_agent(&[]).unwrap();
+    assert_known(&cluster.nodes[0], address.1);
+    let work = || stream::run(host6(&new), host6(&far), None, Until::Bytes(BULK));
+    let (_, share) = fast_share(&cluster.nodes, &[&new, &far], work);
+    assert!(share >= 0.95, "{share}");
+    cluster.nodes[0].kill_agent();
+    given.remove(new).unwrap();
+    cluster.nodes[0].start_agent(&[]).unwrap();
+    assert_nothing_is_left(&cluster.nodes[0], &runtimes[0]);
 }
 
 #[test]

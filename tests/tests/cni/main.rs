@@ -15,7 +15,7 @@ mod many;
 mod routed;
 mod verbs;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use loden_tests::{
@@ -78,14 +78,16 @@ fn fast_share<T>(nodes: &[Node], pods: &[&Pod], work: impl FnOnce() -> Result<T>
 }
 
 /// Whether the agent knows an endpoint at this address.
-fn knows(node: &Node, address: Ipv4Addr) -> bool {
+fn knows(node: &Node, address: impl Into<IpAddr>) -> bool {
+    let address = address.into();
     let status = node.status().unwrap();
     let endpoints = status["endpoints"].as_array().cloned().unwrap_or_default();
     endpoints.iter().any(|endpoint| endpoint["address"] == address.to_string())
 }
 
 /// The agent follows the kernel's events: a pod is adopted a moment after it was made.
-fn assert_known(node: &Node, address: Ipv4Addr) {
+fn assert_known(node: &Node, address: impl Into<IpAddr>) {
+    let address = address.into();
     let what = format!("{} to know {address}", node.name());
     wait_for(&what, Duration::from_secs(3), || knows(node, address).then_some(())).unwrap();
 }

@@ -136,7 +136,7 @@ fn a_container_that_restarts_is_reached_by_the_addresses_that_it_had_also_while_
     fleet.cluster.nodes[1].kill_agent();
     fleet.engines[1].docker(&format!("rm --force {id}")).unwrap();
     fleet.cluster.nodes[1].start_agent(&[]).unwrap();
-    wait_for_endpoints(&fleet.cluster.nodes[1], &[]);
+    wait_for_endpoints::<std::net::IpAddr>(&fleet.cluster.nodes[1], &[]);
 }
 
 /// What `deploy/docker.md` tells an operator to start dockerd with.

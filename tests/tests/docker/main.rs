@@ -19,7 +19,7 @@ mod ports;
 mod restarts;
 mod units;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use loden_tests::{
     cluster::{Cluster, Plan},
@@ -89,26 +89,29 @@ fn words(words: &[String]) -> Vec<&str> {
 }
 
 /// Bulk TCP between two containers, both ways after one another, keeps its source address and is carried by the
-/// programs at both ends.
+/// programs at both ends; of each family of which both have an address.
 fn assert_fast(nodes: &[Node], a: &Container, b: &Container) {
-    for (from, to) in [(a, b), (b, a)] {
-        let work = || stream::run(from.host(), to.host(), None, Until::Bytes(60_000_000));
+    let v4 = [(a.host(), b.host()), (b.host(), a.host())];
+    let v6 = a.host6().zip(b.host6()).map(|(a, b)| [(a, b), (b, a)]);
+    for (from, to) in v4.into_iter().chain(v6.into_iter().flatten()) {
+        let work = || stream::run(from, to, None, Until::Bytes(60_000_000));
         let (stream, share) = Share::during(nodes, &[a, b], work).unwrap();
-        assert_eq!(stream.source, from.address(), "containers see one another's addresses");
+        assert_eq!(stream.source, from.address, "containers see one another's addresses");
         let counters: Vec<_> = nodes.iter().map(|node| Counters::read(node).unwrap()).collect();
-        assert!(share.smaller() >= 0.95, "{} to {}: {share:?} {counters:?}", from.address(), to.address());
+        assert!(share.smaller() >= 0.95, "{} to {}: {share:?} {counters:?}", from.address, to.address);
     }
 }
 
 /// The addresses of the endpoints that a node's agent knows.
-fn endpoints(node: &Node) -> Vec<Ipv4Addr> {
+fn endpoints(node: &Node) -> Vec<IpAddr> {
     let status = node.status().unwrap();
     let list = status["endpoints"].as_array().unwrap();
     list.iter().map(|endpoint| endpoint["address"].as_str().unwrap().parse().unwrap()).collect()
 }
 
 /// Waits until a node's agent knows just these.
-fn wait_for_endpoints(node: &Node, wanted: &[Ipv4Addr]) {
+fn wait_for_endpoints<A: Copy + Into<IpAddr>>(node: &Node, wanted: &[A]) {
+    let wanted: Vec<IpAddr> = wanted.iter().map(|address| (*address).into()).collect();
     let what = format!("{} to know {wanted:?} only", node.name());
     wait_for(&what, Duration::from_secs(10), || (endpoints(node) == wanted).then_some(()))
         .unwrap_or_else(|error| panic!("{error:#}: it knows {:?}", endpoints(node)));

@@ -26,7 +26,7 @@ fn a_container_that_restarts_keeps_its_address_and_is_reached_fast() {
         assert_fast(&fleet.cluster.nodes, &client, &server);
     }
     engine.docker(&format!("stop --time 0 {id}")).unwrap();
-    wait_for_endpoints(&fleet.cluster.nodes[1], &[]);
+    wait_for_endpoints::<std::net::IpAddr>(&fleet.cluster.nodes[1], &[]);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn a_dockerd_that_restarts_finds_its_subnet_and_its_containers_the_overlay() {
     fleet.engines[1].docker(&format!("update --restart always {id}")).unwrap();
     let options = by_subnet_env(&fleet.cluster.nodes[1]);
     fleet.engines[1].stop_daemon().unwrap();
-    wait_for_endpoints(&fleet.cluster.nodes[1], &[]);
+    wait_for_endpoints::<std::net::IpAddr>(&fleet.cluster.nodes[1], &[]);
     fleet.engines[1].start_daemon(&words(&options)).unwrap();
     let server =
         wait_for("the container to run again", Duration::from_secs(10), || fleet.engines[1].find(&id).ok());

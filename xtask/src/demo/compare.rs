@@ -47,7 +47,7 @@ pub(super) fn run(
             step.note(&format!("round {round} of {}, --datapath={datapath}", options.rounds));
             switch(cluster, datapath)?;
             if fast {
-                settle(cluster, &[a, b])?;
+                settle(cluster, &[a, b], &|it| Some(it.host()))?;
             } else {
                 ping(a.netns(), b.address(), 10)?;
             }

@@ -49,8 +49,10 @@ pub(super) fn print(findings: &Findings, leftovers: Option<&[String]>, as_json: 
         .reach
         .failures()
         .map(|pair| format!("{} to {}: {}", pair.from, pair.to, pair.failure.as_deref().unwrap_or("")))
-        .chain((findings.bulk.share.smaller() < LEAST_SHARE).then(|| {
-            format!("less than {LEAST_SHARE} of bulk TCP took the fast path: {:?}", findings.bulk.share)
+        .chain([Some(&findings.bulk), findings.bulk6.as_ref()].into_iter().flatten().filter_map(|bulk| {
+            let share = &bulk.share;
+            (share.smaller() < LEAST_SHARE)
+                .then(|| format!("less than {LEAST_SHARE} of bulk TCP took the fast path: {share:?}"))
         }))
         .chain(leftovers.unwrap_or(&[]).iter().map(|left| format!("left behind: {left}")))
         .collect();
@@ -102,11 +104,6 @@ fn tables(findings: &Findings) {
 fn sentence(bulk: &Bulk) -> String {
     let Bulk { bytes, share } = bulk;
     let packets = share.sent;
-    if share.encapsulated == 0 && share.delivered == 0 {
-        return format!(
-            "{bytes} bytes, every one compared; all of {packets} packets by the kernel, as with flannel"
-        );
-    }
     format!(
         "{bytes} bytes, every one compared; of {packets} packets sent, {} were encapsulated and {} delivered by the fast \
          path: {:.2} %",

@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_secs(7);
 pub(super) fn take(cluster: &Cluster, containers: &[Container], file: &Path) -> Result<()> {
     let step = Step::start("a picture of the web page");
     let first: Vec<&Container> = containers.iter().step_by(EACH as usize).collect();
-    settle(cluster, &first)?;
+    settle(cluster, &first, &|it| Some(it.host()))?;
     let node = cluster.nodes.first().context("a cluster without nodes")?;
     let profile = remains::directory("browser")?;
     let mut command = node.netns().command("chromium");
