@@ -26,6 +26,8 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("nft", "nftables", "the agent's own rules"),
     ("iptables", "iptables", "the agent's rules next to Docker's"),
     ("bpftool", "bpftool", "reads counters and pins"),
+    ("conntrack", "conntrack", "forgets connections in tests"),
+    ("openssl", "openssl", "makes the certificates of tests"),
     ("ethtool", "ethtool", "switches offloads of the underlay in tests"),
     ("ping", "iputils-ping", "ICMP between containers"),
     ("nsenter", "util-linux", "runs programs inside a node"),
