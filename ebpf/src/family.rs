@@ -26,8 +26,6 @@ pub trait Family: Copy {
     type Addr: Copy;
     /// The IP header, without options or extension headers.
     type Header: Bytes;
-    /// What encapsulation puts in front of it.
-    type Encap: Bytes;
     /// Where the network lies and how it is cut into slots.
     type Grid: Copy;
 
@@ -37,7 +35,7 @@ pub trait Family: Copy {
     const LEN: usize;
     /// Where the source address stands in [`Self::Header`].
     const SOURCE_AT: usize;
-    /// Length of [`Self::Encap`], in bytes.
+    /// Length of what encapsulation puts in front of a packet, in bytes.
     const ENCAP_LEN: usize;
     /// The family's echo.
     const ECHO: Echo;
@@ -122,7 +120,6 @@ impl Family for V4 {
     /// Host order.
     type Addr = u32;
     type Header = ipv4::Header;
-    type Encap = [u8; vxlan::ENCAP_LEN];
     type Grid = grid::Grid;
 
     const ETHER_TYPE: u16 = ethernet::IPV4;
@@ -233,7 +230,6 @@ impl Family for V6 {
     type Octets = [u8; 16];
     type Addr = ipv6::Address;
     type Header = ipv6::Header;
-    type Encap = [u8; vxlan::ENCAP_LEN_V6];
     type Grid = grid::GridV6;
 
     const ETHER_TYPE: u16 = ethernet::IPV6;

@@ -105,26 +105,23 @@ fn unusable<F: Family>(desired: &Desired<F>, peer: &OverlayPeer<F>) -> Option<Re
 fn route<F: Family>(desired: &Desired<F>, peer: &OverlayPeer<F>) -> Route<F> {
     let base = F::base(peer.subnet);
     Route {
-        dst: F::trunc(peer.subnet),
         gateway: Some(if peer.direct { peer.vtep } else { base }),
-        ifindex: Some(if peer.direct { desired.uplink } else { desired.device }),
         onlink: !peer.direct,
-        protocol: ROUTE_PROTOCOL,
-        table: TABLE_MAIN,
-        metric: default_metric::<F>(),
-        source: None,
-        multipath: false,
-        kind: RouteKind::Unicast,
-        tos: 0,
+        ..link_route::<F>(peer.subnet, if peer.direct { desired.uplink } else { desired.device })
     }
 }
 
 /// As flannel's: the device has no next hops.
 fn network_route<F: Family>(desired: &Desired<F>) -> Route<F> {
+    link_route::<F>(desired.network, desired.device)
+}
+
+/// A route of ours by an interface, without a next hop.
+fn link_route<F: Family>(dst: F::Net, ifindex: u32) -> Route<F> {
     Route {
-        dst: F::trunc(desired.network),
+        dst: F::trunc(dst),
         gateway: None,
-        ifindex: Some(desired.device),
+        ifindex: Some(ifindex),
         onlink: false,
         protocol: ROUTE_PROTOCOL,
         table: TABLE_MAIN,

@@ -13,12 +13,10 @@ use loden_ebpf::{
     transport, vxlan,
 };
 
-use super::{Verdict, from_wire, globals, half::Half, skb::Skb};
+use super::{Verdict, from_wire, globals, half::Half, outer::EXTENSIONS_MAX, skb::Skb};
 
 /// Priority tags (VLAN 0) that are looked behind. The kernel takes off any number of them; honest frames have one.
 const TAGS: usize = 4;
-/// Extension headers that are looked behind. Nobody sends as many before VXLAN.
-const EXTENSIONS: usize = 6;
 
 /// Behind more tags or extension headers than we look behind.
 struct Hidden;
@@ -57,7 +55,7 @@ impl Search for V6 {
     #[inline(always)]
     fn udp(skb: &Skb, ip: &ipv6::Header, at: usize) -> Result<Option<Udp>, Hidden> {
         let (mut number, mut at, mut is_fragment) = (ipv6::next_header(ip), at + ipv6::LEN, false);
-        for _ in 0..EXTENSIONS {
+        for _ in 0..EXTENSIONS_MAX {
             if number == transport::UDP {
                 return Ok(Some(Udp { at, is_fragment }));
             }

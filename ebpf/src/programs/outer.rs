@@ -13,7 +13,7 @@ use super::{Verdict, globals, half::Half, skb::Skb};
 /// Most bytes of options that an IPv4 header can have.
 const OPTIONS_MAX: usize = 40;
 /// Most extension headers that are walked, and how far: nobody sends more before VXLAN.
-const EXTENSIONS_MAX: usize = 6;
+pub(super) const EXTENSIONS_MAX: usize = 6;
 const EXTENSION_BYTES_MAX: usize = 256;
 /// UDP, VXLAN, Ethernet and the inner header up to its source behind an outer IP header.
 const BEHIND: usize = 16 + 14 + 40;
