@@ -92,8 +92,10 @@ fn prometheus_reads_every_metric_and_every_panel_has_its_data() {
     let _prometheus = start_prometheus(node, directory.path());
     let log = || fs::read_to_string(directory.path().join("prometheus.log")).unwrap_or_default();
     let up = || -> Option<()> {
+        // It listens before it answers: until it has opened its storage, every query is refused with 503.
         let listens = node.netns().run(|| std::net::TcpStream::connect(("127.0.0.1", PROMETHEUS)).is_ok());
-        (listens && !query(node, "up == 1").is_empty()).then_some(())
+        let ready = listens && get(node, PROMETHEUS, "/-/ready", "localhost").0 == 200;
+        (ready && !query(node, "up == 1").is_empty()).then_some(())
     };
     wait_for("Prometheus to have scraped the agent", Duration::from_secs(20), up)
         .unwrap_or_else(|error| panic!("{error:#}: {}", log()));
