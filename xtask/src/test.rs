@@ -3,6 +3,7 @@
 use std::{
     path::PathBuf,
     process::{Command, Stdio},
+    thread::available_parallelism,
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,9 @@ use crate::{
     progress::{Step, heading},
     table::table,
 };
+
+/// Where libtest reads how many tests to run at once.
+const THREADS: &str = "RUST_TEST_THREADS";
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -113,6 +117,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("the ring {} has no test binary", ring.name());
     }
     heading("running the tests");
+    let at_once = tests_at_once();
     let mut outcomes = Vec::new();
     for suite in suites {
         let mut command = Command::new(&suite.executable);
@@ -120,11 +125,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .current_dir(&suite.directory)
             .args(&options.filter)
             .env("CARGO_MANIFEST_DIR", &suite.directory)
+            .env(THREADS, &at_once)
             .env("LODEN_BINARY", &agent.binary)
             .env("LODEN_PROGRAMS", &agent.programs);
         outcomes.push(run_suite(suite, &mut command)?);
     }
     report(&outcomes)
+}
+
+/// How many tests libtest runs at once: two for each CPU, since all but the host ring's wait more than they compute;
+/// what the environment asks for goes first.
+fn tests_at_once() -> String {
+    let asked = std::env::var(THREADS);
+    asked.unwrap_or_else(|_| (2 * available_parallelism().map_or(1, usize::from)).to_string())
 }
 
 fn on_kernels(chosen: &str, quick: bool, filter: Option<&str>) -> Result<()> {
