@@ -18,7 +18,7 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_csum_level, bpf_csum_update, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh,
-        bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_pull_data,
+        bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
         generated::{bpf_fib_lookup, bpf_skb_load_bytes_relative},
     },
     programs::TcContext,
@@ -139,13 +139,42 @@ impl Skb {
     #[inline(always)]
     pub(super) fn load<T: Bytes>(&self, offset: usize) -> Option<T> {
         let mut bytes = MaybeUninit::<T>::uninit();
-        // SAFETY: the context is valid; the helper writes all bytes of `T`, which may be any, or says that it could not.
+        let (to, len) = (bytes.as_mut_ptr().cast(), size_of::<T>() as u32);
+        // SAFETY: the context is valid; a helper writes all bytes of `T`, which may be any, or says that it could not.
+        // The first looks into the linear part alone; a sender can choose to have no more than headers there.
         unsafe {
-            let (to, len) = (bytes.as_mut_ptr().cast(), size_of::<T>() as u32);
-            let failed =
-                bpf_skb_load_bytes_relative(self.raw.cast(), offset as u32, to, len, BPF_HDR_START_NET);
-            if failed == 0 { Some(bytes.assume_init()) } else { None }
+            let raw = self.raw.cast();
+            let failed = bpf_skb_load_bytes_relative(raw, offset as u32, to, len, BPF_HDR_START_NET) != 0
+                && bpf_skb_load_bytes(raw, self.network_header() + offset as u32, to, len) != 0;
+            if failed { None } else { Some(bytes.assume_init()) }
         }
+    }
+
+    /// Where the network header stands, counted from where the kernel starts to count: behind an Ethernet header, or at
+    /// once where the interface has none.
+    #[inline(always)]
+    pub(super) fn network_header(&self) -> u32 {
+        let mut byte = 0u8;
+        // The linear part's last byte is within it, counted from the network header, only where nothing stands before that.
+        let last = self.linear_len().wrapping_sub(1);
+        let to = (&raw mut byte).cast();
+        // SAFETY: the context is valid; the helper writes one byte or says that it could not.
+        let failed =
+            unsafe { bpf_skb_load_bytes_relative(self.raw.cast(), last as u32, to, 1, BPF_HDR_START_NET) };
+        if failed == 0 { 0 } else { ethernet::LEN as u32 }
+    }
+
+    /// Length of the linear part, in bytes.
+    #[inline(always)]
+    fn linear_len(&self) -> usize {
+        let mut len = field!(self.data_end) as usize;
+        let start = field!(self.data) as usize;
+        // SAFETY: two registers are subtracted. By hand, since the compiler would also make it an addition of the
+        // complement, and the verifier knows no complement of an address.
+        unsafe {
+            asm!("{0} -= {1}", inout(reg) len, in(reg) start, options(pure, nomem, nostack, preserves_flags))
+        };
+        len
     }
 
     /// Whether the host would take a packet of these addresses that came by this interface for its own, or for

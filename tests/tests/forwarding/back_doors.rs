@@ -1,7 +1,10 @@
 //! The kernel's VXLAN socket takes packets at every interface, for every address of the host, and from pods: each way is
 //! tried, with the programs and, to see that it is one, without them.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    time::Duration,
+};
 
 use loden_tests::{
     capture::Capture,
@@ -10,6 +13,7 @@ use loden_tests::{
     process::wait_for,
     tap::Tap,
 };
+use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
 use crate::stage::{PATIENCE, Stage, mac_of};
 
@@ -36,6 +40,7 @@ impl Doors {
         let intruder = Netns::create("intruder").unwrap();
         join(&intruder, "eth0", victim, "eth1").unwrap();
         victim.ip(&format!("address add {SECOND}/24 dev eth1")).unwrap();
+        intruder.ip(&format!("address add {STRANGER}/24 dev eth0")).unwrap();
         let tun = Tap::tun(victim, "tun0").unwrap();
         for node in &stage.cluster.nodes {
             for interface in ["all", "default", "eth0", "docker0"] {
@@ -61,6 +66,18 @@ enum Door {
     Tun,
     /// From the pod there.
     Pod,
+    /// As [`Self::Second`] and [`Self::Pod`], from a socket of any user: two datagrams in one piece, of which only the
+    /// headers up to UDP are in the packet's linear part.
+    SecondInSegments,
+    PodInSegments,
+}
+
+/// Sends what a packet has behind its UDP header twice, to where the packet is for, by one call.
+fn send_in_segments(from: &Netns, packet: &[u8]) {
+    let (to, payload) = (<[u8; 4]>::try_from(&packet[16..20]).unwrap(), &packet[28..]);
+    let socket = from.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap());
+    setsockopt(&socket, UdpGsoSegment, &(payload.len() as i32)).unwrap();
+    socket.send_to(&payload.repeat(2), (Ipv4Addr::from(to), 8472)).unwrap();
 }
 
 fn go_through(stage: &Stage, doors: &Doors, door: Door, outer: &[u8]) {
@@ -76,6 +93,8 @@ fn go_through(stage: &Stage, doors: &Doors, door: Door, outer: &[u8]) {
             doors.uplink.send(&[&plain[..12], &[0x81, 0, 0, 0].repeat(tags), &plain[12..]].concat())
         }
         Door::Tun => doors.tun.deliver(outer),
+        Door::SecondInSegments => return send_in_segments(&doors.intruder, outer),
+        Door::PodInSegments => return send_in_segments(stage.destination.netns(), outer),
         Door::Pod => stage.at_destination.send(&stage.sent_by_destination(outer)),
     }
     .unwrap();
@@ -112,9 +131,11 @@ fn attempts(stage: &Stage) -> Vec<(&'static str, Door, Vec<u8>, &'static str)> {
         ("the uplink, to another address", Door::First(None), stranger(SECOND), unknown),
         ("the uplink, to all", Door::First(Some(BROADCAST)), stranger(everybody), unknown),
         ("the uplink, to a group", Door::First(Some(ALL_HOSTS)), stranger(group), unknown),
+        ("a second uplink, in segments", Door::SecondInSegments, stranger(SECOND), unknown),
         ("a tunnel without Ethernet", Door::Tun, stranger(victim), unknown),
         ("a pod", Door::Pod, vxlan(pods_own, victim), pod),
         ("a pod, to its gateway", Door::Pod, vxlan(pods_own, stage.address(1, 1)), pod),
+        ("a pod, in segments", Door::PodInSegments, vxlan(pods_own, victim), pod),
         ("a pod, in a peer's name", Door::Pod, vxlan(peer, victim), pod),
     ]
 }
