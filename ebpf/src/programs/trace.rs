@@ -22,7 +22,7 @@ use loden_ebpf::{
 
 use super::{globals, guard, maps, skb::Skb};
 
-/// Where the IP header of a frame stands.
+/// Where the IP header of an Ethernet frame stands.
 const IP: u32 = ethernet::LEN as u32;
 /// From the UDP header of VXLAN to the inner frame, in bytes.
 const UDP_AND_VXLAN: u32 = 16;
@@ -82,7 +82,7 @@ pub(super) fn read(raw: *mut __sk_buff, program: u32, reason: u32, len: u32) -> 
     let ether_type = u16::from_be(protocol as u16);
     let mut verdict = Traced { ifindex, len, reason, program, ..Traced::default() };
     if ether_type == ethernet::IPV4 || ether_type == ethernet::IPV6 {
-        let transport = read_ip(raw, IP, &mut verdict);
+        let transport = read_ip(raw, Skb::of(raw).network_header(), &mut verdict);
         if let Some(udp) = transport
             && is_carrier(&verdict)
         {

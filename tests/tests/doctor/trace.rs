@@ -12,7 +12,9 @@ use loden_tests::{
     cluster::{Cluster, Plan},
     container::Container,
     node::{self, Node},
+    packet::Vxlan,
     process::{Process, wait_for},
+    tap::Tap,
     traffic::ping,
 };
 use nix::sys::signal::Signal;
@@ -143,6 +145,31 @@ fn verdicts_are_printed_as_they_are_given_and_only_those_that_were_asked_for() {
     let lines = fs::read_to_string(out).unwrap().lines().count();
     assert_eq!((&said["shown"], &said["lost"]), (&lines.into(), &0.into()), "{said}");
     assert!(human.interrupt().contains("none lost"));
+}
+
+#[test]
+fn at_an_interface_without_ethernet_addresses_are_read_where_they_stand() {
+    let cluster = Cluster::start(&Plan { nodes: 1, ..Plan::default() }, &[]).unwrap();
+    let node = &cluster.nodes[0];
+    let tun = Tap::tun(node.netns(), "tun0").unwrap();
+    let trace = Trace::start(node, "tun", &["--json", "--verdict=drop"]);
+    let source = Ipv4Addr::new(192, 0, 2, 66);
+    let destination = node.address();
+    let frame = vec![0x5a; 60];
+    let stranger = Vxlan { source, destination, ports: (40_000, 8472), flags: 0x0800_0000, vni: 1, frame }
+        .packet()
+        .bytes();
+    let told = wait_for("a verdict", Duration::from_secs(10), || {
+        tun.deliver(&stranger).unwrap();
+        trace.verdicts().pop()
+    })
+    .unwrap();
+    assert_eq!((&told["program"], &told["interface"]), (&"from_other".into(), &"tun0".into()), "{told}");
+    assert_eq!(told["reason"], "drop_unknown_vtep", "{told}");
+    let ends = (source.to_string().into(), destination.to_string().into());
+    assert_eq!((&told["source"], &told["destination"]), (&ends.0, &ends.1), "{told}");
+    assert_eq!((&told["source_port"], &told["destination_port"]), (&40_000.into(), &8472.into()), "{told}");
+    assert_eq!((&told["protocol"], &told["length"]), (&"udp".into(), &stranger.len().into()), "{told}");
 }
 
 #[test]
