@@ -4,6 +4,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -13,6 +15,9 @@ use super::Series;
 
 /// The package that depends on the newest kernel of a suite.
 const NEWEST: &str = "linux-image-cloud-amd64";
+const ARCHIVES: &str = "http://deb.debian.org";
+/// Pauses before a download that failed is tried again.
+const PAUSES: [Duration; 3] = [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(45)];
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// An unpacked kernel.
@@ -26,7 +31,8 @@ pub(super) struct Kernel {
     pub(super) modules: PathBuf,
 }
 
-/// Downloads the newest kernel of a series and unpacks it below the cache, unless that has one already.
+/// Downloads the newest kernel of a series and unpacks it below the cache, unless that has one already. What fails is
+/// tried again a few times, and told.
 ///
 /// # Errors
 ///
@@ -38,18 +44,53 @@ pub(super) fn get(series: &Series, cache: &Path) -> Result<Kernel> {
         return Ok(kernel);
     }
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    let apt = Apt::new(series, &directory)?;
-    for package in apt.packages()? {
-        apt.download(&package)?;
+    let Series { name, archive, suite } = series;
+    let from = format!("kernel {name} from {ARCHIVES}/{archive} ({suite})");
+    persist(&from, &PAUSES, || download(series, &directory))?;
+    // Under another name until it is whole: what was interrupted would be taken for a kernel.
+    let part = directory.join("root.part");
+    for left in [&part, &root].into_iter().filter(|left| left.exists()) {
+        fs::remove_dir_all(left)?;
     }
-    for file in fs::read_dir(&directory)? {
+    let packages = packages_in(&directory)?;
+    for package in &packages {
+        run("dpkg", &["-x", &package.display().to_string(), &part.display().to_string()])?;
+    }
+    fs::rename(&part, &root).with_context(|| part.display().to_string())?;
+    packages.into_iter().try_for_each(fs::remove_file)?;
+    unpacked(&root)
+}
+
+/// Tries again after each of the pauses, and says so.
+fn persist(what: &str, pauses: &[Duration], mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    for pause in pauses {
+        match attempt() {
+            Ok(()) => return Ok(()),
+            Err(error) => eprintln!("{what}: no download, trying again in {} s: {error:#}", pause.as_secs()),
+        }
+        thread::sleep(*pause);
+    }
+    attempt().with_context(|| format!("{what}: no download in {} attempts", pauses.len() + 1))
+}
+
+/// Has apt look for the newest kernel and put its packages into the directory; they are verified by its keys.
+fn download(series: &Series, directory: &Path) -> Result<()> {
+    for package in packages_in(directory)? {
+        fs::remove_file(package)?;
+    }
+    let apt = Apt::new(series, directory)?;
+    apt.packages()?.iter().try_for_each(|package| apt.download(package))
+}
+
+fn packages_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut packages = Vec::new();
+    for file in fs::read_dir(directory)? {
         let path = file?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
-            run("dpkg", &["-x", &path.display().to_string(), &root.display().to_string()])?;
-            fs::remove_file(path)?;
+            packages.push(path);
         }
     }
-    unpacked(&root)
+    Ok(packages)
 }
 
 fn unpacked(root: &Path) -> Result<Kernel> {
@@ -84,10 +125,7 @@ impl Apt {
         fs::create_dir_all(apt.join("lists/partial"))?;
         let sources = apt.join("sources.list");
         let Series { archive, suite, .. } = series;
-        fs::write(
-            &sources,
-            format!("deb [signed-by={KEYS}] http://deb.debian.org/{archive} {suite} main\n"),
-        )?;
+        fs::write(&sources, format!("deb [signed-by={KEYS}] {ARCHIVES}/{archive} {suite} main\n"))?;
         let option = |name: &str, path: &Path| format!("{name}={}", path.display());
         let options = [
             option("Dir::Etc::SourceList", &sources),
@@ -95,6 +133,10 @@ impl Apt {
             option("Dir::State::Lists", &apt.join("lists")),
             option("Dir::Cache", &apt),
             "APT::Sandbox::User=root".to_owned(),
+            // Without this an archive that cannot be reached is a warning only.
+            "APT::Update::Error-Mode=any".to_owned(),
+            // Descriptions of packages that nobody reads.
+            "Acquire::Languages=none".to_owned(),
         ];
         let options = options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect();
         let apt = Self { options, directory: directory.to_owned() };
@@ -132,5 +174,28 @@ impl Apt {
     fn download(&self, package: &str) -> Result<()> {
         ensure!(package.starts_with("linux-"), "{package} is no kernel");
         self.tool("apt-get", &["--quiet=2", "download", package]).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_download_that_fails_is_tried_again_and_the_last_failure_is_told() {
+        let pauses = [Duration::ZERO; 2];
+        let mut attempts = 0;
+        let mut failing = |times| {
+            attempts = 0;
+            persist("kernel 0.0", &pauses, || {
+                attempts += 1;
+                ensure!(attempts > times, "failure {attempts}");
+                Ok(())
+            })
+        };
+        failing(0).unwrap();
+        failing(2).unwrap();
+        let error = format!("{:#}", failing(3).unwrap_err());
+        assert_eq!(error, "kernel 0.0: no download in 3 attempts: failure 3");
     }
 }
