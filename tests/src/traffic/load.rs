@@ -76,10 +76,15 @@ pub fn during<T>(
         let (datagrams, heard) = (ended(beats), ended(hears));
         let (done, written, bytes) = (done?, written.context("sender")?, bytes.context("receiver")?);
         ensure!(written == bytes, "{written} bytes were sent and {bytes} arrived");
-        let (datagrams, numbers) = (datagrams?, heard?);
+        let (datagrams, mut numbers) = (datagrams?, heard?);
+        numbers.resize(usize::try_from(datagrams)?, 0);
         let different = numbers.iter().filter(|&&times| times > 0).count() as u64;
         let repeated = numbers.iter().filter(|&&times| times > 1).count() as u64;
-        Ok((done, Report { bytes, datagrams, lost: datagrams - different, repeated }))
+        let lost = datagrams - different;
+        if lost > 0 {
+            eprintln!("of {datagrams} datagrams, one a ms, these are lost: {}", gaps(&numbers));
+        }
+        Ok((done, Report { bytes, datagrams, lost, repeated }))
     })
 }
 
@@ -174,6 +179,17 @@ fn beat(socket: &UdpSocket, stop: &AtomicBool) -> Result<u64> {
     Ok(number)
 }
 
+/// Which numbers never arrived: many in a row tell of an interruption, single ones of a race or a full queue.
+fn gaps(numbers: &[u32]) -> String {
+    let mut next = 0;
+    let runs = numbers.chunk_by(|one, other| (*one == 0) == (*other == 0)).filter_map(|run| {
+        let first = next;
+        next += run.len();
+        (run[0] == 0).then(|| format!("{first} to {}", next - 1))
+    });
+    runs.collect::<Vec<_>>().join(", ")
+}
+
 /// How often each number arrived.
 fn hear(socket: &UdpSocket, silent: &AtomicBool) -> Result<Vec<u32>> {
     socket.set_read_timeout(Some(REST))?;
@@ -195,5 +211,16 @@ fn hear(socket: &UdpSocket, silent: &AtomicBool) -> Result<Vec<u32>> {
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gaps;
+
+    #[test]
+    fn gaps_are_told_from_their_first_to_their_last() {
+        assert_eq!(gaps(&[0, 0, 1, 2, 0, 1, 0]), "0 to 1, 4 to 4, 6 to 6");
+        assert_eq!(gaps(&[1, 1]), "");
     }
 }
