@@ -5,11 +5,11 @@
 
 use std::{
     io::Write as _,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     process::Stdio,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::netns::Netns;
 
@@ -28,9 +28,9 @@ pub enum Tool {
 #[derive(Clone, Debug)]
 pub struct Front {
     /// What clients connect to.
-    pub address: SocketAddrV4,
-    /// Who answers; each connection gets one of them at random.
-    pub backends: Vec<SocketAddrV4>,
+    pub address: SocketAddr,
+    /// Who answers, of the same family; each connection gets one of them at random.
+    pub backends: Vec<SocketAddr>,
     /// Every client's address is replaced by the node's (NodePort), not only that of a backend itself.
     pub masquerade: bool,
 }
@@ -38,8 +38,9 @@ pub struct Front {
 impl Front {
     /// A ClusterIP.
     #[must_use]
-    pub fn new(address: SocketAddrV4, backends: &[SocketAddrV4]) -> Self {
-        Self { address, backends: backends.to_vec(), masquerade: false }
+    pub fn new<A: Into<SocketAddr> + Copy>(address: A, backends: &[A]) -> Self {
+        let backends = backends.iter().map(|&backend| backend.into()).collect();
+        Self { address: address.into(), backends, masquerade: false }
     }
 
     /// The same, with every client masqueraded.
@@ -49,17 +50,24 @@ impl Front {
     }
 }
 
-/// Makes these the services of a node. Once per node and tool: iptables would keep the earlier ones.
+/// Makes these the services of a node, all of one family. Once per node, tool and family: iptables would keep the
+/// earlier ones.
 ///
 /// # Errors
 ///
-/// Where the tool is missing or refuses the rules.
+/// Where the tool is missing or refuses the rules; of IPv6 with another tool than [`Tool::Iptables`].
 pub fn publish(node: &Netns, tool: Tool, fronts: &[Front]) -> Result<()> {
-    match tool {
-        Tool::Iptables => feed(node, "iptables-restore", &["--noflush"], &iptables(fronts)),
-        Tool::LegacyIptables => feed(node, "iptables-legacy-restore", &["--noflush"], &iptables(fronts)),
-        Tool::Nft => feed(node, "nft", &["-f", "-"], &nft(fronts)),
-    }
+    let is_ipv6 = fronts.iter().any(|front| front.address.is_ipv6());
+    let restore = match tool {
+        Tool::Iptables if is_ipv6 => "ip6tables-restore",
+        Tool::Nft | Tool::LegacyIptables if is_ipv6 => {
+            bail!("services of IPv6 are written by ip6tables only")
+        }
+        Tool::Nft => return feed(node, "nft", &["-f", "-"], &nft(fronts)),
+        Tool::Iptables => "iptables-restore",
+        Tool::LegacyIptables => "iptables-legacy-restore",
+    };
+    feed(node, restore, &["--noflush"], &iptables(fronts))
 }
 
 /// Runs a program inside a namespace with this standard input.
@@ -88,7 +96,7 @@ fn iptables(fronts: &[Front]) -> String {
         chains += &format!(":KUBE-SVC-{n} - [0:0]\n");
         for protocol in PROTOCOLS {
             rules += &format!(
-                "-A KUBE-SERVICES -d {}/32 -p {protocol} --dport {} -j KUBE-SVC-{n}\n",
+                "-A KUBE-SERVICES -d {} -p {protocol} --dport {} -j KUBE-SVC-{n}\n",
                 address.ip(),
                 address.port()
             );
@@ -105,7 +113,7 @@ fn iptables(fronts: &[Front]) -> String {
             };
             chains += &format!(":KUBE-SEP-{n}-{m} - [0:0]\n");
             rules += &format!("-A KUBE-SVC-{n} {chance}-j KUBE-SEP-{n}-{m}\n");
-            rules += &format!("-A KUBE-SEP-{n}-{m} -s {}/32 -j KUBE-MARK-MASQ\n", backend.ip());
+            rules += &format!("-A KUBE-SEP-{n}-{m} -s {} -j KUBE-MARK-MASQ\n", backend.ip());
             for protocol in PROTOCOLS {
                 rules += &format!("-A KUBE-SEP-{n}-{m} -p {protocol} -j DNAT --to-destination {backend}\n");
             }
