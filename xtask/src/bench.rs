@@ -9,10 +9,12 @@ mod goal;
 mod growth;
 mod measure;
 mod mode;
+mod plan;
 mod plot;
 mod programs;
 mod report;
 mod results;
+mod rounds;
 mod stage;
 mod statistics;
 mod work;
@@ -24,27 +26,29 @@ use clap::{Args, ValueEnum};
 use nix::unistd::geteuid;
 
 use self::{
-    measure::Servers,
     mode::Mode,
-    results::{Results, Section},
+    plan::{Block, Family, Part, Variant},
+    results::{Origin, Section, Stored},
+    rounds::Extent,
     stage::Stage,
     work::Work,
 };
-use crate::{
-    build, interrupt,
-    progress::{Step, heading},
-    setup,
-};
+use crate::{build, interrupt, progress::heading, setup};
 
 /// The CPU on which everything runs when both ends share one; the first is the agents' and etcd's.
 const MEASURED_CPU: usize = 1;
 const OTHER_CPU: usize = 0;
+/// The rates' file below the directory of results.
+const RATES: &str = "rates.json";
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// A short run, which fails where a figure is under half of its goal
     #[arg(long)]
     quick: bool,
+    /// Only these pieces of what the documents show
+    #[arg(long, value_enum, value_delimiter = ',', conflicts_with_all = ["quick", "mode", "work", "variant", "family"])]
+    part: Vec<Part>,
     /// Only these modes
     #[arg(long, value_enum, value_delimiter = ',')]
     mode: Vec<Mode>,
@@ -54,12 +58,15 @@ pub(crate) struct Options {
     /// Only these variants
     #[arg(long, value_enum, value_delimiter = ',')]
     variant: Vec<Variant>,
+    /// Only these families
+    #[arg(long, value_enum, value_delimiter = ',')]
+    family: Vec<Family>,
     /// Instead: how long each program runs, by the kernel's statistics
     #[arg(long)]
     programs: bool,
-    /// Instead: what it costs as peers, endpoints and flows become many
-    #[arg(long, conflicts_with = "programs")]
-    growth: bool,
+    /// Instead: what it costs as these become many; all of them where none is named
+    #[arg(long, value_enum, value_delimiter = ',', num_args = 0.., value_name = "WHAT", conflicts_with = "programs")]
+    growth: Option<Vec<growth::Kind>>,
     /// Instead: put the figures of earlier runs into the documents
     #[arg(long, conflicts_with_all = ["programs", "growth", "quick"])]
     publish: bool,
@@ -69,72 +76,41 @@ pub(crate) struct Options {
     /// Milliseconds of each measurement
     #[arg(long)]
     millis: Option<u64>,
-    /// Where report.txt, report.json, plot.svg and the figures for the documents go
+    /// Where results, report and plot go
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
+    /// Add to the results that are there, instead of replacing those of the same kind
+    #[arg(long)]
+    add: bool,
     /// Print the result as JSON on standard output
     #[arg(long)]
     json: bool,
 }
 
-/// Where the ends of the traffic run, and what the wire is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(crate) enum Variant {
-    /// Both ends on one CPU: the cost of the way and nothing else
-    OneCpu,
-    /// Each end on a CPU of its own
-    TwoCpus,
-    /// Both ends on one CPU, a wire of MTU-sized packets (no TSO, no tunnel GSO) with GRO behind it
-    Segmented,
-}
-
-impl Variant {
-    fn client_cpu(self) -> usize {
-        if self == Self::TwoCpus { OTHER_CPU } else { MEASURED_CPU }
-    }
-
-    fn server_cpu(self) -> usize {
-        MEASURED_CPU
-    }
-
-    /// The CPUs whose time counts, as the client's command line takes them.
-    fn cpus(self) -> String {
-        if self == Self::TwoCpus { format!("{OTHER_CPU},{MEASURED_CPU}") } else { MEASURED_CPU.to_string() }
-    }
-
-    fn title(self) -> &'static str {
-        match self {
-            Self::OneCpu => "both ends on one CPU",
-            Self::TwoCpus => "each end on a CPU of its own",
-            Self::Segmented => "both ends on one CPU, MTU-sized packets on the wire, GRO behind it",
-        }
-    }
-}
-
-/// What is to be measured.
-#[derive(Debug)]
-struct Program {
-    modes: Vec<Mode>,
-    works: Vec<Work>,
-    variants: Vec<Variant>,
-    rounds: u32,
-    millis: u64,
-}
-
 impl Options {
-    fn program(&self) -> Program {
-        let quick_modes = [Mode::Host, Mode::Direct, Mode::Open, Mode::Strict, Mode::Flannel];
-        let quick_works = [Work::TcpRr, Work::TcpCrr, Work::UdpRr, Work::TcpStream, Work::VipTcpCrr];
-        Program {
-            modes: chosen(&self.mode, if self.quick { &quick_modes } else { Mode::value_variants() }),
-            works: chosen(&self.work, if self.quick { &quick_works } else { Work::value_variants() }),
-            variants: chosen(
-                &self.variant,
-                if self.quick { &[Variant::OneCpu] } else { Variant::value_variants() },
-            ),
-            rounds: self.rounds.unwrap_or(if self.quick { 4 } else { 12 }),
-            millis: self.millis.unwrap_or(if self.quick { 250 } else { 500 }),
+    /// What is to be measured.
+    fn blocks(&self) -> Vec<Block> {
+        let is_free = self.mode.is_empty() && self.work.is_empty() && self.variant.is_empty();
+        if is_free && self.family.is_empty() {
+            return match (self.quick, self.programs) {
+                (_, true) => plan::programs(),
+                (true, _) => plan::quick(),
+                _ => chosen(&self.part, Part::value_variants()).into_iter().map(Part::block).collect(),
+            };
         }
+        let (modes, works) =
+            (chosen(&self.mode, Mode::value_variants()), chosen(&self.work, Work::value_variants()));
+        let variants = chosen(&self.variant, &[Variant::OneCpu]);
+        let block = |family| {
+            let (modes, works) = (&modes, &works);
+            variants.iter().map(move |&variant| Block::new(family, variant, modes, works))
+        };
+        chosen(&self.family, &[Family::V4]).into_iter().flat_map(block).collect()
+    }
+
+    fn extent(&self) -> Extent {
+        let (rounds, millis, attempts) = if self.quick { (4, 250, 2) } else { (9, 200, 3) };
+        Extent { rounds: self.rounds.unwrap_or(rounds), millis: self.millis.unwrap_or(millis), attempts }
     }
 }
 
@@ -166,66 +142,58 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn measured(options: &Options) -> Result<()> {
     let cpus = thread::available_parallelism()?.get();
     ensure!(cpus > MEASURED_CPU, "the traffic needs a CPU besides the agents': this machine has {cpus}");
+    if let Some(kinds) = &options.growth {
+        return growth::run(&chosen(kinds, growth::Kind::value_variants()), options);
+    }
     heading("building the agent and its programs");
     let agent = build::Agent::build()?;
+    let origin = Origin::here(&agent.binary)?;
+    let file = options.out.join(RATES);
+    if options.add && !options.programs {
+        Stored::<Vec<Section>>::ensure_from(&file, &origin)?;
+    }
     // Everything that is started from here on stays off the CPU of the traffic, but for the traffic.
     generator::pin(OTHER_CPU)?;
-    let program = options.program();
-    if options.growth {
-        return growth::run(&agent, program.rounds, program.millis, &options.out);
-    }
-    heading("nodes");
-    let stage = Stage::create(&program.modes, &agent)?;
-    heading("measuring");
-    if options.programs {
-        return programs::run_times(&stage, &program, &options.out);
-    }
-    let mut results = Results { sections: Vec::new(), millis: program.millis, rounds: program.rounds };
-    for &variant in &program.variants {
-        results.sections.push(section(&stage, &program, variant)?);
-    }
-    drop(stage);
-    let text = report::text(&results);
-    let json = format!("{:#}\n", report::json(&results));
-    fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
-    fs::write(options.out.join("report.txt"), &text)?;
-    fs::write(options.out.join("report.json"), &json)?;
-    figures::write(&results, &options.out)?;
-    plot::draw(&results, &options.out.join("plot.svg"))?;
-    print!("{}", if options.json { &json } else { &text });
-    if options.quick { goal::no_collapse(&results) } else { Ok(()) }
-}
-
-/// All rounds of one variant.
-fn section(stage: &Stage, program: &Program, variant: Variant) -> Result<Section> {
-    if variant == Variant::Segmented {
-        stage.pairs.iter().try_for_each(stage::Pair::segment_wire)?;
-    }
-    let _servers =
-        stage.pairs.iter().map(|pair| Servers::start(pair, variant)).collect::<Result<Vec<_>>>()?;
-    let step = Step::start(variant.title());
-    let mut section = Section::new(variant);
-    for round in 0..program.rounds as usize {
-        for &work in &program.works {
-            let mut pairs: Vec<_> =
-                stage.pairs.iter().filter(|pair| !work.is_through_service() || pair.has_services()).collect();
-            // Another mode is first each time, and in odd rounds the order is the other way round: nobody always
-            // comes after the same neighbour.
-            let turn = (round / 2 * 5 + work as usize) % pairs.len().max(1);
-            pairs.rotate_left(turn);
-            if round % 2 == 1 {
-                pairs.reverse();
+    let (mut sections, mut run_times) = (Vec::new(), Vec::new());
+    for family in [Family::V4, Family::V6] {
+        let mut blocks: Vec<Block> =
+            options.blocks().into_iter().filter(|block| block.family == family).collect();
+        if blocks.is_empty() {
+            continue;
+        }
+        // The wire does not become whole again.
+        blocks.sort_by_key(|block| block.variant);
+        heading(&format!("nodes for {}", family.title()));
+        let modes: Vec<Mode> = blocks.iter().flat_map(|block| &block.modes).copied().collect();
+        let stage = Stage::create(&chosen(&modes, &[]), family, &agent)?;
+        heading("measuring");
+        for block in &blocks {
+            if options.programs {
+                run_times.extend(programs::measure(&stage, block, options.extent().millis)?);
+                continue;
             }
-            for pair in pairs {
-                let what = || {
-                    format!("{} in mode {}, round {}", work.metrics()[0].name, pair.mode.name(), round + 1)
-                };
-                step.note(&what());
-                let sample = measure::run(pair, work, variant, program.millis).with_context(what)?;
-                section.add(work, pair.mode, sample);
-            }
+            let section = rounds::measure(&stage, block, options.extent())?;
+            results::merge(&mut sections, vec![section]);
         }
     }
-    step.done(format!("{} rounds", program.rounds));
-    Ok(section)
+    if options.programs {
+        return Stored { origin, results: run_times }.save(&options.out.join(programs::FILE));
+    }
+    reported(options, origin, sections)
+}
+
+/// Keeps what was measured, with what was there before if it is to be added, and tells it.
+fn reported(options: &Options, origin: Origin, sections: Vec<Section>) -> Result<()> {
+    let file = options.out.join(RATES);
+    let earlier = if options.add { Stored::<Vec<Section>>::load(&file)? } else { None };
+    let mut all = earlier.map_or_else(Vec::new, |stored| stored.results);
+    results::merge(&mut all, sections.clone());
+    let stored = Stored { origin, results: all };
+    stored.save(&file)?;
+    fs::write(options.out.join("report.txt"), report::text(&stored.results)).context("report.txt")?;
+    let json = format!("{:#}\n", report::json(&stored.results));
+    fs::write(options.out.join("report.json"), &json).context("report.json")?;
+    plot::draw(&stored.results, &options.out.join("plot.svg"))?;
+    print!("{}", if options.json { json } else { report::text(&sections) });
+    if options.quick { goal::no_collapse(&sections) } else { Ok(()) }
 }

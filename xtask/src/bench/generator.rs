@@ -9,7 +9,7 @@ mod streams;
 mod transactions;
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     process, thread,
     time::Duration,
 };
@@ -45,7 +45,7 @@ pub(crate) struct Server {
     #[arg(long)]
     cpu: usize,
     #[arg(long)]
-    address: Ipv4Addr,
+    address: IpAddr,
 }
 
 #[derive(Debug, Args)]
@@ -53,7 +53,7 @@ pub(crate) struct Client {
     #[arg(long)]
     cpu: usize,
     #[arg(long)]
-    to: Ipv4Addr,
+    to: IpAddr,
     #[arg(long, value_enum)]
     work: Work,
     #[arg(long)]
@@ -104,9 +104,14 @@ pub(super) enum Port {
 pub(super) const SERVED: [u16; 2] = [Port::Echo as u16, Port::EchoOnce as u16];
 
 impl Port {
-    pub(super) fn at(self, address: Ipv4Addr) -> SocketAddrV4 {
-        SocketAddrV4::new(address, self as u16)
+    pub(super) fn at(self, address: IpAddr) -> SocketAddr {
+        SocketAddr::new(address, self as u16)
     }
+}
+
+/// Where a client's socket is, which may be at any address of the server's family.
+fn anywhere(to: IpAddr) -> IpAddr {
+    if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 /// Is one end of the traffic.
@@ -144,7 +149,7 @@ pub(super) fn pin(cpu: usize) -> Result<()> {
 }
 
 /// Who connects to the last port, [`Port::Sink`], finds all of them.
-fn serve(address: Ipv4Addr) -> Result<()> {
+fn serve(address: IpAddr) -> Result<()> {
     let datagrams = |port: Port| UdpSocket::bind(port.at(address)).context("a port for datagrams");
     let listener = |port: Port| TcpListener::bind(port.at(address)).context("a port to listen at");
     let echoes = transactions::datagram_sockets(address)?;

@@ -6,11 +6,11 @@
 use std::{
     fmt::Write as _,
     net::{Ipv4Addr, UdpSocket},
-    path::Path,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use clap::ValueEnum;
 use loden_tests::{
     cluster::{Cluster, Plan},
     container::Container,
@@ -21,12 +21,14 @@ use loden_tests::{
     process::{Process, wait_for},
     traffic::ping,
 };
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use super::{
-    MEASURED_CPU, figures,
-    generator::{Port, Tally},
+    MEASURED_CPU, OTHER_CPU, Options,
+    generator::{self, Port, Tally},
     measure::{ourselves, serve},
+    results::{Origin, Stored},
+    rounds::Extent,
     statistics::Median,
 };
 use crate::{
@@ -36,9 +38,34 @@ use crate::{
     table::table,
 };
 
-/// Peers that are leases of nodes elsewhere, besides the cluster's own. Up to 65 536 the programs' look-up was measured
-/// alone: see `ebpf/src/grid.rs`.
-const PEERS: [u32; 3] = [10, 1000, 10_000];
+/// The file of the results.
+pub(super) const FILE: &str = "growth.json";
+
+/// What becomes many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// Endpoints on a node
+    Endpoints,
+    /// Flows between two pods, a packet of each in turn
+    Flows,
+    /// Nodes of the cluster
+    Peers,
+}
+
+impl Kind {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Endpoints => "endpoints",
+            Self::Flows => "flows in turn",
+            Self::Peers => "peers",
+        }
+    }
+}
+
+/// Peers that are leases of nodes elsewhere in a real etcd, besides the cluster's own. With the last the network of
+/// [`crowd::CONFIG`] is full, but for the subnets that agents pick from.
+const PEERS: [u32; 4] = [10, 1000, 10_000, crowd::MAX];
 /// Endpoints on the first node.
 const ENDPOINTS: [u32; 3] = [1, 100, 1000];
 /// The address in the subnet from which on the further endpoints are.
@@ -66,7 +93,7 @@ impl Site {
         };
         let mut cluster = Cluster::start(&plan, &["--gate=strict", "--datapath=ebpf"])?;
         let pods = cluster.run_containers(1)?;
-        let server = serve(pods[1].netns(), pods[1].address(), MEASURED_CPU)?;
+        let server = serve(pods[1].netns(), pods[1].address().into(), MEASURED_CPU)?;
         let site = Self { cluster, pods, _server: server };
         wait_for("packets to take the fast path", Duration::from_secs(10), || {
             let pinged = || ping(site.pods[0].netns(), site.pods[1].address(), 5);
@@ -95,9 +122,12 @@ impl Site {
 }
 
 /// What was found at one step.
-struct Row {
-    what: &'static str,
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Row {
+    kind: Kind,
     size: u32,
+    rounds: u32,
+    millis: u64,
     rate: f64,
     to_small: Median,
     fast: f64,
@@ -105,55 +135,73 @@ struct Row {
     maps_mib: f64,
 }
 
-/// Grows a cluster in each way, and writes `growth.json` and a block for the documents.
+/// Grows a cluster in each of these ways, with agents as they are shipped, and keeps what was found.
 ///
 /// # Errors
 ///
 /// Where a cluster cannot be set up or does not grow.
-pub(super) fn run(agent: &Agent, rounds: u32, millis: u64, out: &Path) -> Result<()> {
+pub(super) fn run(kinds: &[Kind], options: &Options) -> Result<()> {
+    heading("building the agent (release)");
+    let agent = Agent::build_release()?;
+    let (origin, file) = (Origin::here(&agent.binary)?, options.out.join(FILE));
+    if options.add {
+        Stored::<Vec<Row>>::ensure_from(&file, &origin)?;
+    }
+    generator::pin(OTHER_CPU)?;
     heading("the cluster that stays as it is");
-    let small = Site::create(crowd::CONFIG, agent)?;
+    let small = Site::create(crowd::CONFIG, &agent)?;
     let mut rows = Vec::new();
-    let mut measure = |what, size, site: &Site, flows| -> Result<()> {
-        let step = Step::start(format!("{size} {what}"));
-        rows.push(compared(what, size, site, &small, flows, (rounds, millis))?);
+    let mut measure = |kind: Kind, size, site: &Site, flows| -> Result<()> {
+        let step = Step::start(format!("{size} {}", kind.title()));
+        rows.push(compared((kind, size), site, &small, flows, options)?);
         step.done("measured");
         Ok(())
     };
-    heading("a cluster with more and more endpoints");
-    let mut site = Site::create(WIDE_SUBNETS, agent)?;
-    for endpoints in ENDPOINTS {
-        add_endpoints(&mut site, endpoints)?;
-        measure("endpoints", endpoints, &site, 1)?;
+    for &kind in kinds {
+        heading(&format!("a cluster with more and more {}", kind.title()));
+        let config = if kind == Kind::Endpoints { WIDE_SUBNETS } else { crowd::CONFIG };
+        let mut site = Site::create(config, &agent)?;
+        match kind {
+            Kind::Endpoints => {
+                for endpoints in ENDPOINTS {
+                    add_endpoints(&mut site, endpoints)?;
+                    measure(kind, endpoints, &site, 1)?;
+                }
+            }
+            Kind::Flows => {
+                for flows in FLOWS {
+                    // Twice: the first run lets each flow qualify.
+                    site.rate(flows, 1)?;
+                    measure(kind, flows, &site, flows)?;
+                }
+            }
+            Kind::Peers => {
+                for peers in PEERS {
+                    add_peers(&site, peers)?;
+                    measure(kind, peers, &site, 1)?;
+                }
+            }
+        }
     }
-    drop(site);
-    heading("a cluster with more and more flows");
-    let site = Site::create(crowd::CONFIG, agent)?;
-    for flows in FLOWS {
-        // Twice: the first run lets each flow qualify.
-        site.rate(flows, 1)?;
-        measure("flows in turn", flows, &site, flows)?;
-    }
-    drop(site);
-    heading("a cluster with more and more peers");
-    let site = Site::create(crowd::CONFIG, agent)?;
-    for peers in PEERS {
-        add_peers(&site, peers)?;
-        measure("peers", peers, &site, 1)?;
-    }
-    drop(site);
-    report(&rows, rounds, millis, out)
+    println!("{}", shown(&rows));
+    let earlier = if options.add { Stored::<Vec<Row>>::load(&file)? } else { None };
+    let mut all = earlier.map_or_else(Vec::new, |stored| stored.results);
+    // What was measured again replaces what was there.
+    all.retain(|row| rows.iter().all(|new| (new.kind, new.size) != (row.kind, row.size)));
+    all.extend(rows);
+    all.sort_by_key(|row| (row.kind, row.size));
+    Stored { origin, results: all }.save(&file)
 }
 
 /// Measures both clusters in turn.
 fn compared(
-    what: &'static str,
-    size: u32,
+    (kind, size): (Kind, u32),
     site: &Site,
     small: &Site,
     flows: u32,
-    (rounds, millis): (u32, u64),
+    options: &Options,
 ) -> Result<Row> {
+    let Extent { rounds, millis, .. } = options.extent();
     let (mut rates, mut ratios, mut fast) = (Vec::new(), Vec::new(), f64::INFINITY);
     for round in 0..rounds {
         let ((rate, share), other) = if round % 2 == 0 {
@@ -169,7 +217,7 @@ fn compared(
     }
     let (agent_mib, maps_mib) = scale::memory(&site.cluster.nodes[0])?;
     let (rate, to_small) = (Median::of(rates).value, Median::of(ratios));
-    Ok(Row { what, size, rate, to_small, fast, agent_mib, maps_mib })
+    Ok(Row { kind, size, rounds, millis, rate, to_small, fast, agent_mib, maps_mib })
 }
 
 /// Gives a further container on the first node addresses until the node has so many endpoints, and lets each speak. Not
@@ -183,7 +231,7 @@ fn add_endpoints(site: &mut Site, all: u32) -> Result<()> {
         site.pods.push(crowd);
     }
     let crowd = &site.pods[2];
-    let (first, to) = (crowd.address(), Port::Silent.at(site.pods[1].address()));
+    let (first, to) = (crowd.address(), Port::Silent.at(site.pods[1].address().into()));
     let addresses: Vec<Ipv4Addr> = (0..all - 1).map(|n| Ipv4Addr::from(u32::from(first) + n)).collect();
     // Those of an earlier step are there already.
     let list = addresses[1..].iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(" ");
@@ -212,35 +260,45 @@ fn add_peers(site: &Site, all: u32) -> Result<()> {
     })
 }
 
-fn report(rows: &[Row], rounds: u32, millis: u64, out: &Path) -> Result<()> {
-    let header = ["", "UDP_RR, 1/s", "to the small cluster", "fast", "agent, MiB", "maps, MiB"];
-    let mut shown = table(header, 1);
-    let mut block = format!(
-        "{}; both ends on one CPU, strict gate, {rounds} rounds of {millis} ms.\n\n| {} |\n| --- | ---: | --- | ---: | ---: | ---: |\n",
-        figures::machine()?,
-        header.join(" | "),
-    );
-    let mut cells: Vec<Value> = Vec::new();
-    for row in rows {
-        let Median { value, low, high } = row.to_small;
-        let line = [
-            format!("{} {}", row.size, row.what),
-            format!("{:.0}", row.rate),
+const HEADER: [&str; 6] = ["", "UDP_RR, 1/s", "to the small cluster", "fast", "agent, MiB", "maps, MiB"];
+
+impl Row {
+    fn cells(&self) -> [String; 6] {
+        let Median { value, low, high } = self.to_small;
+        [
+            format!("{} {}", self.size, self.kind.title()),
+            format!("{:.0}", self.rate),
             format!("{value:.2} [{low:.2} {high:.2}]"),
-            format!("{:.4}", row.fast),
-            format!("{:.0}", row.agent_mib),
-            format!("{:.1}", row.maps_mib),
-        ];
-        let _ = writeln!(block, "| {} |", line.join(" | "));
-        shown.add_row(line);
-        cells.push(json!({
-            "what": row.what, "size": row.size, "rate": row.rate,
-            "to_small": {"median": value, "low": low, "high": high},
-            "fast": row.fast, "agent_mib": row.agent_mib, "maps_mib": row.maps_mib,
-        }));
+            format!("{:.4}", self.fast),
+            format!("{:.0}", self.agent_mib),
+            format!("{:.1}", self.maps_mib),
+        ]
     }
-    println!("{shown}");
-    figures::save(out, "growth", &block)?;
-    let json = format!("{:#}\n", json!({"rounds": rounds, "millis": millis, "rows": cells}));
-    std::fs::write(out.join("growth.json"), json).context("growth.json")
+}
+
+fn shown(rows: &[Row]) -> comfy_table::Table {
+    let mut shown = table(HEADER, 1);
+    for row in rows {
+        shown.add_row(row.cells());
+    }
+    shown
+}
+
+/// The block for the documents.
+pub(super) fn block(stored: &Stored<Vec<Row>>) -> String {
+    let (Some(least), Some(millis)) = (
+        stored.results.iter().map(|row| row.rounds).min(),
+        stored.results.iter().map(|row| row.millis).min(),
+    ) else {
+        return String::new();
+    };
+    let mut block = format!(
+        "{}; both ends on one CPU, strict gate, {least} rounds of {millis} ms.\n\n| {} |\n| --- | ---: | --- | ---: | ---: | ---: |\n",
+        stored.origin.machine,
+        HEADER.join(" | "),
+    );
+    for row in &stored.results {
+        let _ = writeln!(block, "| {} |", row.cells().join(" | "));
+    }
+    block
 }

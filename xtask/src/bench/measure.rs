@@ -1,7 +1,7 @@
 //! One measurement: some work in one mode, and what the counters say of it.
 
 use std::{
-    net::{Ipv4Addr, TcpStream},
+    net::{IpAddr, TcpStream},
     time::Duration,
 };
 
@@ -14,11 +14,12 @@ use loden_tests::{
     node::Node,
     process::{Process, wait_for},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
-    Variant,
     generator::{Port, Tally},
-    stage::{Pair, SERVICE},
+    plan::{Family, Variant},
+    stage::{Pair, service},
     work::Work,
 };
 
@@ -30,7 +31,7 @@ const LEAST_SHARE: f64 = 0.99;
 const PACED_FACTOR: u64 = 4;
 
 /// What one measurement came to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Sample {
     /// One for each metric of the work.
     pub(super) values: Vec<f64>,
@@ -53,9 +54,9 @@ pub(super) struct Servers {
 
 impl Servers {
     /// Starts them on the server's CPU.
-    pub(super) fn start(pair: &Pair, variant: Variant) -> Result<Self> {
+    pub(super) fn start(pair: &Pair, family: Family, variant: Variant) -> Result<Self> {
         let serve = |through_service| {
-            let (_, (netns, address)) = pair.ends(through_service);
+            let (_, (netns, address)) = pair.ends(through_service, family);
             serve(netns, address, variant.server_cpu())
         };
         let both: &[bool] = if pair.has_services() { &[false, true] } else { &[false] };
@@ -69,7 +70,7 @@ impl Servers {
 /// # Errors
 ///
 /// Where they do not within five seconds.
-pub(super) fn serve(netns: &Netns, address: Ipv4Addr, cpu: usize) -> Result<Process> {
+pub(super) fn serve(netns: &Netns, address: IpAddr, cpu: usize) -> Result<Process> {
     let mut command = ourselves(netns)?;
     command.args(["traffic", "serve", "--cpu", &cpu.to_string(), "--address", &address.to_string()]);
     let process = Process::start(&mut command)?;
@@ -86,9 +87,9 @@ pub(super) fn ourselves(netns: &Netns) -> Result<std::process::Command> {
 }
 
 /// Does one kind of work in one mode. Every packet of the pair's pods meanwhile is the work's.
-pub(super) fn run(pair: &Pair, work: Work, variant: Variant, millis: u64) -> Result<Sample> {
-    let ((client, _), (_, server)) = pair.ends(work.is_through_service());
-    let to = if work.is_through_service() { SERVICE } else { server };
+pub(super) fn run(pair: &Pair, work: Work, family: Family, variant: Variant, millis: u64) -> Result<Sample> {
+    let ((client, _), (_, server)) = pair.ends(work.is_through_service(), family);
+    let to = if work.is_through_service() { service(family) } else { server };
     let mut command = ourselves(client)?;
     let millis = if work == Work::UdpPaced { millis * PACED_FACTOR } else { millis };
     let name = work.to_possible_value().context("a work has a name")?.get_name().to_owned();

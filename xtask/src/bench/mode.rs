@@ -1,9 +1,11 @@
 //! The ways for packets that are compared.
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 /// A way for packets between two nodes. Each has two nodes of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Mode {
     /// Sockets in nodes without any rule: the limit
     Host,
@@ -19,6 +21,9 @@ pub(crate) enum Mode {
     Kernel,
     /// flannel: VXLAN, bridge, iptables
     Flannel,
+    /// flannel without any service
+    #[value(name = "flannel-0")]
+    Flannel0,
     /// flannel with 1 000 services
     #[value(name = "flannel-1000")]
     Flannel1000,
@@ -31,6 +36,8 @@ pub(crate) enum Mode {
     /// Loden strict with 5 000 services
     #[value(name = "strict-5000")]
     Strict5000,
+    /// Loden strict, and no conntrack for the outer packets
+    StrictNotrack,
     /// flannel's host-gw: routes, bridge, iptables, no encapsulation
     HostGw,
     /// VXLAN by the kernel's device, eBPF from the pod to it and from it to the pod: Cilium's tunnel mode without its
@@ -65,18 +72,22 @@ impl Mode {
             Self::Host | Self::HostRules => Kind::Sockets,
             Self::Direct => loden("host-gw", &["--datapath=ebpf", "--gate=open"]),
             Self::Open | Self::Open5000 => loden("vxlan", &["--datapath=ebpf", "--gate=open"]),
-            Self::Strict | Self::Strict5000 => loden("vxlan", &["--datapath=ebpf", "--gate=strict"]),
+            Self::Strict | Self::Strict5000 | Self::StrictNotrack => {
+                loden("vxlan", &["--datapath=ebpf", "--gate=strict"])
+            }
             Self::Kernel => loden("vxlan", &["--datapath=kernel"]),
-            Self::Flannel | Self::Flannel1000 | Self::Flannel5000 => Kind::Flannel,
+            Self::Flannel | Self::Flannel0 | Self::Flannel1000 | Self::Flannel5000 => Kind::Flannel,
             Self::HostGw => Kind::Routes,
             Self::CiliumLike => Kind::Tunnel,
         }
     }
 
-    /// Services that its nodes know besides the one that the work goes through; `None`: the nodes have no rules.
+    /// Services that its nodes know besides the one that the work goes through; with 0 there is not even that one.
+    /// `None`: the nodes have no rules.
     pub(super) fn services(self) -> Option<u16> {
         match self {
             Self::Host => None,
+            Self::Flannel0 => Some(0),
             Self::Flannel1000 => Some(1000),
             Self::Flannel5000 | Self::Open5000 | Self::Strict5000 => Some(5000),
             _ => Some(10),
@@ -90,6 +101,11 @@ impl Mode {
 
     /// Whether flows must qualify first.
     pub(super) fn is_strict(self) -> bool {
-        matches!(self, Self::Strict | Self::Strict5000)
+        matches!(self, Self::Strict | Self::Strict5000 | Self::StrictNotrack)
+    }
+
+    /// Whether it carries IPv6 as well.
+    pub(super) fn has_ipv6(self) -> bool {
+        self != Self::CiliumLike
     }
 }

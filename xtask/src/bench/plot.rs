@@ -6,9 +6,9 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
 use super::{
-    Variant,
     mode::Mode,
-    results::{Results, Section},
+    plan::{Family, Variant},
+    results::Section,
     work::Work,
 };
 
@@ -38,8 +38,9 @@ const PITCH: f64 = BARS.len() as f64 + 1.5;
 /// # Errors
 ///
 /// Where the file cannot be written.
-pub(super) fn draw(results: &Results, file: &Path) -> Result<()> {
-    let section = results.sections.iter().find(|section| section.variant == Variant::OneCpu);
+pub(super) fn draw(sections: &[Section], file: &Path) -> Result<()> {
+    let main = (Family::V4, Variant::OneCpu);
+    let section = sections.iter().find(|section| (section.family, section.variant) == main);
     let Some(section) = section else { return Ok(()) };
     let bars = bars(section);
     if bars.is_empty() {

@@ -1,7 +1,7 @@
 //! What the programs themselves cost: the kernel's own run-time statistics, in a run of their own since taking them
 //! costs some 20 ns a run.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -9,50 +9,58 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 use loden_tests::{netns, node::Node};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Program, Variant, figures,
     measure::{self, Servers},
+    mode::Mode,
+    plan::{Block, Family, Variant},
     stage::Stage,
+    work::Work,
 };
 use crate::table::table;
+
+/// The file of the results.
+pub(super) const FILE: &str = "programs.json";
+
+/// The mean run times of the programs in some work, nanoseconds by program.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Row {
+    pub(super) family: Family,
+    pub(super) variant: Variant,
+    pub(super) mode: Mode,
+    pub(super) work: Work,
+    pub(super) means: BTreeMap<String, f64>,
+}
 
 /// Runs and time of a program.
 type Runs = (u64, std::time::Duration);
 
-/// Runs each kind of work once in each mode that has programs: tables of their mean run times, and a block for the
-/// documents of those with both ends on one CPU.
+/// Runs each kind of work of a block once in each of its modes that has programs: a table of their mean run times.
 ///
 /// # Errors
 ///
 /// Where the kernel does not tell.
-pub(super) fn run_times(stage: &Stage, program: &Program, out: &Path) -> Result<()> {
-    for &variant in &program.variants {
-        let (table, block) = tables(stage, program, variant)?;
-        println!("{}\n{table}", variant.title());
-        if variant == Variant::OneCpu {
-            figures::save(out, "programs", &block)?;
-        }
-    }
-    Ok(())
+pub(super) fn measure(stage: &Stage, block: &Block, millis: u64) -> Result<Vec<Row>> {
+    let (table, rows) = tables(stage, block, millis)?;
+    println!("{}, {}\n{table}", block.family.title(), block.variant.title());
+    Ok(rows)
 }
 
-fn tables(stage: &Stage, program: &Program, variant: Variant) -> Result<(comfy_table::Table, String)> {
+fn tables(stage: &Stage, block: &Block, millis: u64) -> Result<(comfy_table::Table, Vec<Row>)> {
     let mut table = table(["work", "mode", "program", "runs", "ns a run"], 3);
-    let mut block = format!(
-        "{}.\n\n| mode | work | `from_pod` | `from_wire` |\n| --- | --- | ---: | ---: |\n",
-        figures::machine()?
-    );
+    let mut rows = Vec::new();
     // The kernel counts for as long as this is open.
     let _counting = enable_stats(Stats::RunTime).context("run-time statistics")?;
-    for pair in stage.pairs.iter().filter(|pair| pair.mode.is_fast()) {
-        let _servers = Servers::start(pair, variant)?;
+    let is_meant = |mode: Mode| mode.is_fast() && block.modes.contains(&mode);
+    for pair in stage.pairs.iter().filter(|pair| is_meant(pair.mode)) {
+        let _servers = Servers::start(pair, block.family, block.variant)?;
         let Some((nodes, _)) = pair.loden_nodes() else { continue };
         let ids = attached(nodes)?;
-        for &work in program.works.iter().filter(|work| !work.is_through_service()) {
+        for &work in block.works.iter().filter(|work| !work.is_through_service()) {
             let before = runs(&ids)?;
-            measure::run(pair, work, variant, program.millis)?;
+            measure::run(pair, work, block.family, block.variant, millis)?;
             let mut means = BTreeMap::new();
             for (name, (count, time)) in runs(&ids)? {
                 let (count_before, time_before) = before.get(&name).copied().unwrap_or_default();
@@ -61,16 +69,14 @@ fn tables(stage: &Stage, program: &Program, variant: Variant) -> Result<(comfy_t
                     // Exact below 2^53 ns.
                     let each = time.as_nanos() as f64 / count as f64;
                     let title = work.metrics()[0].name.to_owned();
-                    means.insert(name.clone(), format!("{each:.0}"));
+                    means.insert(name.clone(), each);
                     table.add_row([title, pair.mode.name(), name, count.to_string(), format!("{each:.0}")]);
                 }
             }
-            let mean = |name: &str| means.get(name).map_or("", String::as_str);
-            let (mode, title) = (pair.mode.name(), work.metrics()[0].name);
-            let _ = writeln!(block, "| {mode} | {title} | {} | {} |", mean("from_pod"), mean("from_wire"));
+            rows.push(Row { family: block.family, variant: block.variant, mode: pair.mode, work, means });
         }
     }
-    Ok((table, block))
+    Ok((table, rows))
 }
 
 /// The ids of the programs that these nodes' pinned links attach.

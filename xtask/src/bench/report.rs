@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{
     goal::GOALS,
     mode::Mode,
-    results::{Results, Section},
+    results::Section,
     statistics::Median,
     work::{Metric, Work},
 };
@@ -17,14 +17,19 @@ use crate::table::table;
 const BASES: [Mode; 3] = [Mode::Host, Mode::Direct, Mode::Flannel];
 
 /// The tables.
-pub(super) fn text(results: &Results) -> String {
-    let mut text = format!(
-        "medians over {} rounds of {} ms; [..]: an interval of order statistics that holds the true median of the\n\
-         rounds' own ratios with at least 95 % (below 6 rounds: their range)\n",
-        results.rounds, results.millis
-    );
-    for section in &results.sections {
-        let _ = write!(text, "\n=== {} ===\n", section.variant.title());
+pub(super) fn text(sections: &[Section]) -> String {
+    let mut text =
+        "medians over the rounds; [..]: an interval of order statistics that holds the true median of the\n\
+         rounds' own ratios with at least 95 % (below 6 rounds: their range)\n"
+            .to_owned();
+    for section in sections {
+        let _ = write!(
+            text,
+            "\n=== {}, {}: {} ===\n",
+            section.family.title(),
+            section.variant.title(),
+            section.extent()
+        );
         for work in section.works() {
             for (index, metric) in work.metrics().iter().enumerate() {
                 let _ = write!(text, "\n{}\n{}\n", title(metric), work_table(section, work, index));
@@ -50,14 +55,14 @@ fn work_table(section: &Section, work: Work, metric: usize) -> comfy_table::Tabl
     for mode in section.modes(work) {
         let samples = section.samples(work, mode);
         let median = section.value(work, mode, metric).value;
-        let cpu = Median::of(samples.iter().map(|sample| sample.cpu_micros).collect()).value;
+        let cpu = section.cpu_micros(work, mode);
         let ratio = |to| section.ratio(work, mode, to, metric).map_or_else(String::new, interval);
         let share = samples.iter().filter_map(|sample| sample.share).min_by(f64::total_cmp);
-        let sum = |of: fn(&super::measure::Sample) -> u64| samples.iter().map(of).sum::<u64>().to_string();
+        let lost: u64 = samples.iter().map(|sample| sample.lost).sum();
         let mut row = vec![mode.name(), number(median), format!("{cpu:.3}")];
         row.extend(BASES.map(ratio));
         row.push(share.map_or_else(String::new, |share| format!("{share:.4}")));
-        row.extend([sum(|sample| sample.retransmitted), sum(|sample| sample.lost)]);
+        row.extend([section.resent(work, mode).to_string(), lost.to_string()]);
         table.add_row(row);
     }
     table
@@ -73,15 +78,13 @@ fn interval(Median { value, low, high }: Median) -> String {
 
 /// What must be reached and what was, where this section measured any of it.
 fn goals(section: &Section) -> Option<comfy_table::Table> {
-    let mut table = table(["work", "mode", "to", "least", "measured", ""], 3);
+    let mut table = table(["", "least", "measured", ""], 1);
     let mut any = false;
     for goal in GOALS {
         let Some(median) = goal.measured(section) else { continue };
         any = true;
         table.add_row([
-            goal.work.metrics()[0].name.to_owned(),
-            goal.mode.name(),
-            goal.to.name(),
+            goal.title(),
             format!("{:.2}", goal.least),
             interval(median),
             if median.value >= goal.least { "reached" } else { "missed" }.to_owned(),
@@ -91,9 +94,8 @@ fn goals(section: &Section) -> Option<comfy_table::Table> {
 }
 
 /// Everything, with each round's own figures.
-pub(super) fn json(results: &Results) -> Value {
-    let sections: Vec<Value> = results.sections.iter().map(section_json).collect();
-    json!({"rounds": results.rounds, "millis": results.millis, "sections": sections})
+pub(super) fn json(sections: &[Section]) -> Value {
+    json!({"sections": sections.iter().map(section_json).collect::<Vec<_>>()})
 }
 
 fn section_json(section: &Section) -> Value {
@@ -113,7 +115,14 @@ fn section_json(section: &Section) -> Value {
             Some(json!({"goal": goal.text(), "least": goal.least, "ratio": median_json(median), "reached": reached}))
         })
         .collect();
-    json!({"variant": section.variant.title(), "cells": cells, "goals": goals})
+    json!({
+        "family": section.family.title(),
+        "variant": section.variant.title(),
+        "extent": section.extent(),
+        "discarded": section.discarded(),
+        "cells": cells,
+        "goals": goals,
+    })
 }
 
 fn cell(section: &Section, work: Work, mode: Mode, index: usize, metric: &Metric) -> Value {

@@ -3,14 +3,15 @@
 //! The nodes of a mode are joined by a veth pair and nothing else. etcd and the agents speak over a network of their
 //! own, which the measured packets never touch.
 
+mod flannel6;
 mod pair;
 mod rules;
 mod tunnel;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use loden_tests::{
     bpffs::Bpffs,
     etcd::Etcd,
@@ -20,8 +21,8 @@ use loden_tests::{
 };
 use tempfile::TempDir;
 
-pub(super) use self::pair::{Pair, SERVICE};
-use super::mode::Mode;
+pub(super) use self::pair::{Pair, service};
+use super::{mode::Mode, plan::Family};
 use crate::{build::Agent, progress::Step};
 
 /// The network of etcd and the agents.
@@ -69,12 +70,12 @@ impl Management {
 }
 
 impl Stage {
-    /// Makes the nodes and pods of these modes.
+    /// Makes the nodes and pods of these modes, for work of this family.
     ///
     /// # Errors
     ///
     /// Without root, or where a program is missing.
-    pub(super) fn create(modes: &[Mode], agent: &Agent) -> Result<Self> {
+    pub(super) fn create(modes: &[Mode], family: Family, agent: &Agent) -> Result<Self> {
         let directory = remains::directory("bench")?;
         let bpffs = Bpffs::mount(&directory.path().join("bpf"))?;
         let mut management = Management::create()?;
@@ -82,6 +83,7 @@ impl Stage {
         for &mode in modes {
             let step = Step::start(format!("two nodes: {}", mode.name()));
             let place = pair::Place {
+                family,
                 directory: directory.path().join(mode.name()),
                 bpffs: bpffs.path().to_owned(),
                 binary: agent.binary.clone(),
@@ -103,6 +105,11 @@ impl Stage {
 /// The `n`-th address of a network.
 pub(super) fn host(network: Ipv4Net, n: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(network.network()) + n)
+}
+
+/// The same of an IPv6 network.
+pub(super) fn host6(network: Ipv6Net, n: u32) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(network.network()) + u128::from(n))
 }
 
 /// As [`wait_for`], ten seconds at most.

@@ -1,7 +1,9 @@
 //! Medians, and how sure they are.
 
+use serde::{Deserialize, Serialize};
+
 /// A median with an interval that holds the true one with a known probability.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Median {
     pub(super) value: f64,
     pub(super) low: f64,

@@ -1,6 +1,7 @@
 //! What is done in each mode, and in what it is measured.
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use super::generator::Tally;
 
@@ -8,7 +9,8 @@ use super::generator::Tally;
 pub(super) const FLOWS_MAX: u16 = 16;
 
 /// A kind of work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Work {
     /// One byte each way on a TCP connection
     TcpRr,

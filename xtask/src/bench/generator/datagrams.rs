@@ -2,7 +2,7 @@
 
 use std::{
     io::ErrorKind,
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 
 use super::{
-    Port, Tally,
+    Port, Tally, anywhere,
     clock::{Done, Phase, Signal, Watch},
 };
 
@@ -53,8 +53,8 @@ pub(super) fn swallow(socket: &UdpSocket) -> Result<()> {
 }
 
 /// As many datagrams as go through with [`WINDOW`] of them under way.
-pub(super) fn windowed(to: Ipv4Addr, bytes: usize, watch: Watch) -> Result<Tally> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+pub(super) fn windowed(to: IpAddr, bytes: usize, watch: Watch) -> Result<Tally> {
+    let socket = UdpSocket::bind((anywhere(to), 0))?;
     socket.connect(Port::Counted.at(to))?;
     socket.set_read_timeout(Some(LOST))?;
     let worker = move |signal: &Signal| {
@@ -86,8 +86,8 @@ pub(super) fn windowed(to: Ipv4Addr, bytes: usize, watch: Watch) -> Result<Tally
 }
 
 /// Small datagrams at a fixed rate: what counts is the CPU time that they take.
-pub(super) fn paced(to: Ipv4Addr, watch: Watch) -> Result<Tally> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+pub(super) fn paced(to: IpAddr, watch: Watch) -> Result<Tally> {
+    let socket = UdpSocket::bind((anywhere(to), 0))?;
     socket.connect(Port::Silent.at(to))?;
     let burst = RATE / (1000 / INTERVAL.as_millis() as u64);
     let worker = move |signal: &Signal| {

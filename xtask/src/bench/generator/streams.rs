@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{IpAddr, TcpListener, TcpStream},
     thread,
 };
 
@@ -30,7 +30,7 @@ pub(super) fn sink(listener: &TcpListener) -> Result<()> {
 
 /// Writes of so many bytes, each at once on the wire (no Nagle), over so many connections. What is counted is what
 /// the kernel has taken: over the time of a measurement, a socket's buffer does not matter.
-pub(super) fn pour(to: Ipv4Addr, flows: u16, bytes: usize, watch: Watch) -> Result<Tally> {
+pub(super) fn pour(to: IpAddr, flows: u16, bytes: usize, watch: Watch) -> Result<Tally> {
     let worker = |_| {
         let mut stream = TcpStream::connect(Port::Sink.at(to))?;
         stream.set_nodelay(true)?;

@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, TcpListener, TcpStream, UdpSocket},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    FLOWS_MAX, Port, Tally,
+    FLOWS_MAX, Port, Tally, anywhere,
     clock::{Done, Phase, Signal, Watch},
 };
 
@@ -58,7 +58,7 @@ pub(super) fn echo_datagrams(socket: &UdpSocket) -> Result<()> {
 }
 
 /// Each flow has a socket of its own, as each TCP connection has.
-pub(super) fn datagram_sockets(address: Ipv4Addr) -> Result<Vec<UdpSocket>> {
+pub(super) fn datagram_sockets(address: IpAddr) -> Result<Vec<UdpSocket>> {
     let socket = |flow| UdpSocket::bind((address, datagram_port(flow))).context("a port for datagrams");
     (0..FLOWS_MAX).map(socket).collect()
 }
@@ -69,7 +69,7 @@ fn datagram_port(flow: u16) -> u16 {
 }
 
 /// TCP_RR over so many connections.
-pub(super) fn tcp(to: Ipv4Addr, flows: u16, watch: Watch) -> Result<Tally> {
+pub(super) fn tcp(to: IpAddr, flows: u16, watch: Watch) -> Result<Tally> {
     let worker = |_| {
         let mut stream = TcpStream::connect(Port::Echo.at(to))?;
         stream.set_nodelay(true)?;
@@ -84,7 +84,7 @@ pub(super) fn tcp(to: Ipv4Addr, flows: u16, watch: Watch) -> Result<Tally> {
 }
 
 /// TCP_CRR: a connection for each transaction.
-pub(super) fn connections(to: Ipv4Addr, watch: Watch) -> Result<Tally> {
+pub(super) fn connections(to: IpAddr, watch: Watch) -> Result<Tally> {
     let worker = move |signal: &Signal| {
         repeat(signal, || {
             let mut stream = TcpStream::connect(Port::EchoOnce.at(to)).context("connecting")?;
@@ -99,9 +99,9 @@ pub(super) fn connections(to: Ipv4Addr, watch: Watch) -> Result<Tally> {
 }
 
 /// UDP_RR over so many pairs of sockets.
-pub(super) fn udp(to: Ipv4Addr, flows: u16, watch: Watch) -> Result<Tally> {
+pub(super) fn udp(to: IpAddr, flows: u16, watch: Watch) -> Result<Tally> {
     let worker = |flow| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let socket = UdpSocket::bind((anywhere(to), 0))?;
         socket.connect((to, datagram_port(flow)))?;
         socket.set_read_timeout(Some(LOST))?;
         Ok(move |signal: &Signal| {
@@ -120,11 +120,11 @@ pub(super) fn udp(to: Ipv4Addr, flows: u16, watch: Watch) -> Result<Tally> {
 
 /// UDP_RR over so many flows, a transaction of each in turn: as many sockets as it takes, each to every server's port.
 /// Every flow has had its turn before the clock starts; the sockets' ports are the same in every run.
-pub(super) fn udp_in_turn(to: Ipv4Addr, flows: u32, watch: Watch) -> Result<Tally> {
+pub(super) fn udp_in_turn(to: IpAddr, flows: u32, watch: Watch) -> Result<Tally> {
     let ports = u32::from(FLOWS_MAX);
     let socket = |n: u32| {
         let port = FIRST_PORT.checked_add(u16::try_from(n)?).context("too many flows")?;
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        let socket = UdpSocket::bind((anywhere(to), port))?;
         socket.set_read_timeout(Some(LOST))?;
         Ok(socket)
     };
@@ -147,7 +147,7 @@ pub(super) fn udp_in_turn(to: Ipv4Addr, flows: u32, watch: Watch) -> Result<Tall
 }
 
 /// TCP_RR over one connection, each transaction timed.
-pub(super) fn timed(to: Ipv4Addr, watch: Watch) -> Result<Tally> {
+pub(super) fn timed(to: IpAddr, watch: Watch) -> Result<Tally> {
     let times = Arc::new(Mutex::new(Vec::<u32>::with_capacity(1 << 20)));
     let mut stream = TcpStream::connect(Port::Echo.at(to))?;
     stream.set_nodelay(true)?;

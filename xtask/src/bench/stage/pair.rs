@@ -1,9 +1,12 @@
 //! The two nodes of a mode, and the pods on them.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, Result};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use loden_tests::{
     cluster::PREFIX,
     container::Container,
@@ -16,24 +19,36 @@ use loden_tests::{
     traffic::ping,
 };
 
-use super::{Management, host, rules, soon, tunnel::Tunnel};
+use super::{Management, flannel6, host, host6, rules, soon, tunnel::Tunnel};
 use crate::bench::{
     generator::SERVED,
     mode::{Kind, Mode},
+    plan::Family,
 };
 
 /// The network between two nodes.
 const UNDERLAY: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 64, 0), 24);
 /// The pods' network.
 const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 5, 0, 0), 16);
-/// The service that work goes through.
-pub(in crate::bench) const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// The IPv6 networks beside them.
+const UNDERLAY6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0), 64);
+const NETWORK6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 48);
 /// Pods a node: the open gate watches the flows of a pod that uses services, so those work from pods of their own.
 const PODS: u32 = 2;
 
-/// Where a mode's files go.
+/// The service that work goes through.
+pub(in crate::bench) fn service(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 96, 0, 10).into(),
+        Family::V6 => Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 10).into(),
+    }
+}
+
+/// What the nodes are for, and where a mode's files go.
 #[derive(Debug)]
 pub(super) struct Place {
+    /// With IPv6 they have both.
+    pub(super) family: Family,
     pub(super) directory: PathBuf,
     pub(super) bpffs: PathBuf,
     pub(super) binary: PathBuf,
@@ -45,6 +60,7 @@ pub(super) struct Place {
 #[derive(Debug)]
 pub(in crate::bench) struct Pair {
     pub(in crate::bench) mode: Mode,
+    family: Family,
     /// Pods of the first node, then those of the second; none where the sockets are in the nodes.
     pods: Vec<Container>,
     nodes: Nodes,
@@ -65,30 +81,43 @@ enum Nodes {
 impl Pair {
     /// Makes both nodes, their pods and their rules.
     pub(super) fn create(mode: Mode, place: &Place, management: &mut Management) -> Result<Self> {
+        let family = place.family;
         let wires = [wired(mode, 1)?, wired(mode, 2)?];
         join(&wires[0], "eth0", &wires[1], "eth0")?;
         for (netns, n) in wires.iter().zip(1..) {
             netns.ip(&format!("address add {}/{} dev eth0", host(UNDERLAY, n), UNDERLAY.prefix_len()))?;
             netns.exec("sysctl -qw net.ipv4.ip_forward=1")?;
+            if place.family == Family::V6 {
+                let (address, length) = (host6(UNDERLAY6, n), UNDERLAY6.prefix_len());
+                netns.ip(&format!("-6 address add {address}/{length} dev eth0 nodad"))?;
+                netns.exec("sysctl -qw net.ipv6.conf.all.forwarding=1")?;
+            }
         }
         let mut pair = match mode.kind() {
-            Kind::Sockets => Self { mode, pods: Vec::new(), nodes: Nodes::Plain(wires) },
-            Kind::Routes => Self::routed(mode, wires)?,
+            Kind::Sockets => Self { mode, family, pods: Vec::new(), nodes: Nodes::Plain(wires) },
+            Kind::Routes => Self::routed(mode, wires, family)?,
             Kind::Tunnel => Self::tunnel(mode, wires, place)?,
-            Kind::Flannel => Self::flannel(mode, wires, management)?,
+            Kind::Flannel => Self::flannel(mode, wires, family, management)?,
             Kind::Loden { backend, flags } => Self::loden(mode, wires, backend, flags, place, management)?,
         };
         pair.add_rules()?;
         Ok(pair)
     }
 
-    fn routed(mode: Mode, wires: [Netns; 2]) -> Result<Self> {
+    fn routed(mode: Mode, wires: [Netns; 2], family: Family) -> Result<Self> {
         let mut pods = Vec::new();
         for (netns, n) in wires.iter().zip(1..) {
-            pods.extend(bridged(netns, n, 1500)?);
+            let mut own_pods = bridged(netns, n, 1500)?;
             netns.ip(&format!("route add {} via {} dev eth0", own(3 - n), host(UNDERLAY, 3 - n)))?;
+            if family == Family::V6 {
+                netns.ip(&format!("-6 address add {} dev {BRIDGE} nodad", gateway6(own6(n))?))?;
+                let (subnet, via) = (own6(3 - n), host6(UNDERLAY6, 3 - n));
+                netns.ip(&format!("-6 route add {subnet} via {via} dev eth0"))?;
+                give_ipv6(&mut own_pods, own6(n))?;
+            }
+            pods.extend(own_pods);
         }
-        Ok(Self { mode, pods, nodes: Nodes::Plain(wires) })
+        Ok(Self { mode, family, pods, nodes: Nodes::Plain(wires) })
     }
 
     fn tunnel(mode: Mode, wires: [Netns; 2], place: &Place) -> Result<Self> {
@@ -100,10 +129,11 @@ impl Pair {
             tunnels.push(Tunnel::create(netns, &place.programs, &veths, other)?);
             pods.extend(own_pods);
         }
-        Ok(Self { mode, pods, nodes: Nodes::Tunnel { _programs: tunnels, nodes: wires } })
+        let nodes = Nodes::Tunnel { _programs: tunnels, nodes: wires };
+        Ok(Self { mode, family: place.family, pods, nodes })
     }
 
-    fn flannel(mode: Mode, wires: [Netns; 2], management: &mut Management) -> Result<Self> {
+    fn flannel(mode: Mode, wires: [Netns; 2], family: Family, management: &mut Management) -> Result<Self> {
         let [first, second] = wires;
         let node = |netns, n| FlannelNode::create(netns, host(UNDERLAY, n), own(n), &management.etcd);
         let mut nodes = [node(first, 1)?, node(second, 2)?];
@@ -111,12 +141,19 @@ impl Pair {
         first.add_peer(second.subnet(), second.address(), second.mac(), false)?;
         second.add_peer(first.subnet(), first.address(), first.mac(), false)?;
         let mut pods = Vec::new();
-        for node in &mut nodes {
-            for _ in 0..PODS {
-                pods.push(node.run_container()?);
+        for (node, n) in nodes.iter_mut().zip(1..) {
+            let mut own_pods = (0..PODS).map(|_| node.run_container()).collect::<Result<Vec<_>>>()?;
+            if family == Family::V6 {
+                let end = |n| (n, host6(UNDERLAY6, n), own6(n));
+                flannel6::set_up(node.netns(), end(n), end(3 - n))?;
+                give_ipv6(&mut own_pods, own6(n))?;
+                for pod in &own_pods {
+                    pod.netns().ip(&format!("link set eth0 mtu {}", flannel6::MTU))?;
+                }
             }
+            pods.extend(own_pods);
         }
-        Ok(Self { mode, pods, nodes: Nodes::Flannel(nodes) })
+        Ok(Self { mode, family, pods, nodes: Nodes::Flannel(nodes) })
     }
 
     fn loden(
@@ -128,7 +165,12 @@ impl Pair {
         management: &mut Management,
     ) -> Result<Self> {
         let prefix = format!("{PREFIX}/{}", mode.name());
-        let config = format!(r#"{{"Network":"{NETWORK}","Backend":{{"Type":"{backend}"}}}}"#);
+        let family = place.family;
+        let ipv6 = match family {
+            Family::V4 => String::new(),
+            Family::V6 => format!(r#""EnableIPv6":true,"IPv6Network":"{NETWORK6}","#),
+        };
+        let config = format!(r#"{{"Network":"{NETWORK}",{ipv6}"Backend":{{"Type":"{backend}"}}}}"#);
         management.etcd.ctl(&["put", &format!("{prefix}/config"), &config])?;
         let mut nodes = Vec::new();
         for (netns, n) in wires.into_iter().zip(1..) {
@@ -148,9 +190,11 @@ impl Pair {
             node.make_bridge()?;
             nodes.push(node);
         }
-        let subnets = [nodes[0].subnet_env()?.subnet, nodes[1].subnet_env()?.subnet];
-        for (node, subnet) in nodes.iter().zip(subnets.iter().rev()) {
-            soon("the route to the other node", || node.has_route(*subnet).ok()?.then_some(()))?;
+        let subnets = [nodes[0].subnet_env()?.subnets(), nodes[1].subnet_env()?.subnets()];
+        for (node, subnets) in nodes.iter().zip(subnets.iter().rev()) {
+            for subnet in subnets {
+                soon("the route to the other node", || node.has_route(*subnet).ok()?.then_some(()))?;
+            }
         }
         let mut pods = Vec::new();
         for node in &mut nodes {
@@ -158,18 +202,33 @@ impl Pair {
                 pods.push(node.run_container(2 + pod)?);
             }
         }
-        Ok(Self { mode, pods, nodes: Nodes::Loden(nodes) })
+        Ok(Self { mode, family, pods, nodes: Nodes::Loden(nodes) })
     }
 
     /// Gives both nodes the rules of their mode.
     fn add_rules(&mut self) -> Result<()> {
         let Some(services) = self.mode.services() else { return Ok(()) };
         let backend = self.pods.get(3).map_or(host(UNDERLAY, 2), Container::address);
+        let backend6 = self.pods.get(3).and_then(Container::address6).unwrap_or(host6(UNDERLAY6, 2));
         for (node, n) in self.netns().into_iter().zip(1..) {
-            if !matches!(self.nodes, Nodes::Loden(_)) {
-                rules::flannel(node, NETWORK, own(n))?;
+            let is_bare = !matches!(self.nodes, Nodes::Loden(_));
+            if is_bare {
+                rules::flannel(node, NETWORK.into(), own(n).into())?;
             }
-            rules::kube_proxy(node, services, SERVICE, backend, &SERVED)?;
+            if services > 0 {
+                rules::kube_proxy(node, services, service(Family::V4), backend.into(), &SERVED)?;
+            }
+            if self.family == Family::V6 {
+                if is_bare {
+                    rules::flannel(node, NETWORK6.into(), own6(n).into())?;
+                }
+                if services > 0 {
+                    rules::kube_proxy(node, services, service(Family::V6), backend6.into(), &SERVED)?;
+                }
+            }
+            if self.mode == Mode::StrictNotrack {
+                rules::notrack(node)?;
+            }
             // Thousands of connections a second must not fill the table for the modes that come after.
             node.exec("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_time_wait=1")?;
             node.exec("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close=1")?;
@@ -180,7 +239,7 @@ impl Pair {
     /// Waits until packets take the way that the mode is for.
     pub(super) fn settle(&self) -> Result<()> {
         for through_service in [false, true] {
-            let (client, server) = self.ends(through_service);
+            let (client, server) = self.ends(through_service, self.family);
             let reach = || ping(client.0, server.1, 5);
             let Nodes::Loden(nodes) = &self.nodes else {
                 wait_for("a ping to arrive", std::time::Duration::from_secs(5), || reach().ok())?;
@@ -196,11 +255,22 @@ impl Pair {
     }
 
     /// Client and server: where their sockets are, and the server's own address.
-    pub(in crate::bench) fn ends(&self, through_service: bool) -> ((&Netns, Ipv4Addr), (&Netns, Ipv4Addr)) {
+    pub(in crate::bench) fn ends(
+        &self,
+        through_service: bool,
+        family: Family,
+    ) -> ((&Netns, IpAddr), (&Netns, IpAddr)) {
+        let nodes = self.netns();
+        let own_pod = |n: usize| self.pods.get(n * PODS as usize + usize::from(through_service));
         let end = |n: usize| {
-            let pod = self.pods.get(n * PODS as usize + usize::from(through_service));
-            let nodes = self.netns();
-            pod.map_or_else(|| (nodes[n], host(UNDERLAY, n as u32 + 1)), |pod| (pod.netns(), pod.address()))
+            let pod = own_pod(n);
+            let netns = pod.map_or(nodes[n], Container::netns);
+            let last = n as u32 + 1;
+            let address: IpAddr = match family {
+                Family::V4 => pod.map_or_else(|| host(UNDERLAY, last), Container::address).into(),
+                Family::V6 => pod.and_then(Container::address6).unwrap_or(host6(UNDERLAY6, last)).into(),
+            };
+            (netns, address)
         };
         (end(0), end(1))
     }
@@ -208,7 +278,9 @@ impl Pair {
     /// Whether it has pods that a service of the host's rules can be in front of. Cilium-like programs take replies past
     /// those rules: Cilium has its own services in their place.
     pub(in crate::bench) fn has_services(&self) -> bool {
-        !self.pods.is_empty() && self.mode.services().is_some() && self.mode.kind() != Kind::Tunnel
+        !self.pods.is_empty()
+            && self.mode.services().is_some_and(|services| services > 0)
+            && self.mode.kind() != Kind::Tunnel
     }
 
     /// Loden's nodes and the pods on them, where it has any.
@@ -260,4 +332,20 @@ fn wired(mode: Mode, n: u32) -> Result<Netns> {
 /// The subnet of the `n`-th node, where it is not the agent that chooses it.
 fn own(n: u32) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::from(u32::from(NETWORK.network()) + (n << 8)), 24)
+}
+
+/// The same of IPv6.
+fn own6(n: u32) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::from(u128::from(NETWORK6.network()) + (u128::from(n) << 64)), 64)
+}
+
+/// The bridge's address in a node's subnet.
+pub(super) fn gateway6(subnet: Ipv6Net) -> Result<Ipv6Net> {
+    Ok(Ipv6Net::new(host6(subnet, 1), subnet.prefix_len())?)
+}
+
+/// Gives pods on a bridge addresses of IPv6, and the way out.
+fn give_ipv6(pods: &mut [Container], subnet: Ipv6Net) -> Result<()> {
+    let gateway = gateway6(subnet)?;
+    pods.iter_mut().zip(2..).try_for_each(|(pod, n)| pod.add_ipv6(host6(subnet, n), gateway))
 }
