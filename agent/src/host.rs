@@ -109,9 +109,8 @@ impl<F: Family> Prefixes<F> {
     }
 }
 
-/// Reads the prefixes of this host. `device`: the overlay's, 0 for none.
-pub(crate) async fn prefixes<F: Family>(kernel: &Kernel, device: u32) -> Result<Prefixes<F>> {
-    let links = kernel.links().await?;
+/// Reads the prefixes of this host, which has these links. `device`: the overlay's, 0 for none.
+pub(crate) async fn prefixes<F: Family>(kernel: &Kernel, links: &[Link], device: u32) -> Result<Prefixes<F>> {
     let is_bridge =
         |index: u32| links.iter().any(|link: &Link| link.index == index && link.kind == LinkKind::Bridge);
     let is_overlay = |index: u32| device != 0 && device == index;

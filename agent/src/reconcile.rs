@@ -187,12 +187,14 @@ impl Reconciler {
         let events = kernel.events()?;
         let path = open_path(&node)?;
         let mut state = State::read(&node.config.run_dir)?;
-        if let Some(overlay) = node.overlay() {
-            state.device = Some(overlay.spec.name.clone());
-        }
-        if let Some(overlay) = node.overlay_v6() {
-            state.device_v6 = Some(overlay.spec.name.clone());
-        }
+        let mut note = |overlay: &Overlay| {
+            let name = overlay.spec.name.clone();
+            state.vtep_macs.insert(name.clone(), overlay.device.mac);
+            name
+        };
+        let (device, device_v6) = (node.overlay().map(&mut note), node.overlay_v6().map(&mut note));
+        state.device = device.or(state.device);
+        state.device_v6 = device_v6.or(state.device_v6);
         if let Some(wireguard) = &node.wireguard {
             (state.device, state.device_v6) = wireguard.device_names();
         }

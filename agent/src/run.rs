@@ -6,6 +6,7 @@
 mod source;
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
     path::Path,
@@ -28,13 +29,14 @@ use crate::{
     family::{Family, V4, V6},
     health::{self, Readiness},
     host::{self, Prefixes},
-    kernel::{Kernel, VxlanSpec, overhead},
+    kernel::{Kernel, Link, VxlanSpec, overhead},
     lease::{LeaseAttrs, VtepData},
     metrics,
     network::{Backend, NetworkConfig, Vxlan},
     reconcile::{Half, Node, Overlay, Reconciler, Wireguard},
     registry::{Claim, ClaimV6},
     service::{Heartbeat, ServiceManager},
+    state::State,
     subnet_file, telemetry,
     uplink::Uplink,
     web,
@@ -97,8 +99,9 @@ async fn start(
         public_ip = uplink.public(),
         "uplink chosen"
     );
-    let overlay = open_overlay::<V4>(&kernel, &network, &uplink, source.vtep_mac()).await?;
-    let overlay_v6 = open_overlay::<V6>(&kernel, &network, &uplink, source.vtep_mac_v6()).await?;
+    let macs = State::read(&config.run_dir)?.vtep_macs;
+    let overlay = open_overlay::<V4>(&kernel, &network, &uplink, source.vtep_mac(), &macs).await?;
+    let overlay_v6 = open_overlay::<V6>(&kernel, &network, &uplink, source.vtep_mac_v6(), &macs).await?;
 
     let wireguard = match &network.backend {
         Backend::Wireguard(settings) => {
@@ -112,8 +115,9 @@ async fn start(
 
     let index = |overlay: Option<&Overlay>| overlay.map(|overlay| overlay.device.index);
     let (device, device_v6) = (index(overlay.as_ref()).or(tunnel), index(overlay_v6.as_ref()).or(tunnel_v6));
-    let prefixes_v4 = prefixes::<V4>(&kernel, network.v4.is_some(), device).await?;
-    let prefixes_v6 = prefixes::<V6>(&kernel, network.v6.is_some(), device_v6).await?;
+    let links = kernel.links().await?;
+    let prefixes_v4 = prefixes::<V4>(&kernel, &links, network.v4.is_some(), device).await?;
+    let prefixes_v6 = prefixes::<V6>(&kernel, &links, network.v6.is_some(), device_v6).await?;
     let attrs = attrs(&network.backend, &uplink, overlay.as_ref(), overlay_v6.as_ref());
     let claim = Claim {
         attrs: match &wireguard {
@@ -266,22 +270,26 @@ pub(crate) fn vxlan_spec<F: Family>(vxlan: &Vxlan, uplink: &Uplink) -> Result<Vx
         gbp: vxlan.gbp,
         learning: vxlan.learning,
         mac: None,
+        noted: None,
     })
 }
 
 /// The VXLAN device of a family that the network has, where the backend has one; with the MAC address that peers know
-/// of it already, if they do.
+/// of it already, if they do. One that has to be made gets the one that an earlier agent has noted, since the peers' own
+/// agents may be away; whoever made one that fits (flannel, say) has told the peers of its own.
 async fn open_overlay<F: Family>(
     kernel: &Kernel,
     network: &NetworkConfig,
     uplink: &Uplink,
     mac: Option<[u8; 6]>,
+    noted: &BTreeMap<String, [u8; 6]>,
 ) -> Result<Option<Overlay>> {
     let (Some(own), Some(public)) = (uplink.own_of::<F>(), uplink.public_of::<F>()) else { return Ok(None) };
     match &network.backend {
         Backend::Vxlan(vxlan) => {
             let spec = vxlan_spec::<F>(vxlan, uplink)?;
-            let device = kernel.ensure_vxlan(&VxlanSpec { mac, ..spec.clone() }).await?;
+            let noted = noted.get(&spec.name).copied();
+            let device = kernel.ensure_vxlan(&VxlanSpec { mac, noted, ..spec.clone() }).await?;
             tracing::info!(
                 device = spec.name,
                 adopted = device.adopted,
@@ -318,6 +326,11 @@ pub(crate) fn attrs(
 }
 
 /// This host's own prefixes of a family, where the network has it.
-async fn prefixes<F: Family>(kernel: &Kernel, wanted: bool, device: Option<u32>) -> Result<Prefixes<F>> {
-    if wanted { host::prefixes(kernel, device.unwrap_or(0)).await } else { Ok(Prefixes::default()) }
+async fn prefixes<F: Family>(
+    kernel: &Kernel,
+    links: &[Link],
+    wanted: bool,
+    device: Option<u32>,
+) -> Result<Prefixes<F>> {
+    if wanted { host::prefixes(kernel, links, device.unwrap_or(0)).await } else { Ok(Prefixes::default()) }
 }

@@ -1,5 +1,5 @@
 //! `<run-dir>/state.json`: what the agent has made or changed on this host, so that `loden cleanup` can undo it
-//! after the agent is gone.
+//! after the agent is gone and the next agent finds what peers know of this node.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-/// What there is to undo.
+/// What there is to undo, and to keep.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// Name of the VXLAN device.
@@ -27,6 +27,10 @@ pub struct State {
     /// Sysctls that were changed, with what they were before the first agent changed them.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
+    /// MAC addresses of the VXLAN devices, by name: peers send to them, so a device that was deleted while no agent ran
+    /// comes back with the one that it had.
+    #[serde(default)]
+    pub vtep_macs: BTreeMap<String, [u8; 6]>,
 }
 
 impl State {
@@ -95,6 +99,7 @@ mod tests {
         let mut state = State { device: Some("flannel.1".into()), ..State::default() };
         state.note_sysctl("net.ipv4.ip_forward", "0");
         state.note_sysctl("net.ipv4.ip_forward", "1");
+        state.vtep_macs.insert("flannel.1".into(), [2, 0, 0, 0, 0, 1]);
         state.write(directory.path()).unwrap();
         let read = State::read(directory.path()).unwrap();
         assert_eq!(read, state);

@@ -50,9 +50,11 @@ pub struct VxlanSpec {
     pub gbp: bool,
     /// Learn FDB entries from received packets.
     pub learning: bool,
-    /// The MAC address that peers know of this node. `None`: that of an adopted device, a random one for a
-    /// new device.
+    /// The MAC address that peers know of this node. `None`: that of an adopted device; of a new one see [`Self::noted`].
     pub mac: Option<[u8; 6]>,
+    /// The MAC address that this node's device had when an agent last ran here, for one that has to be made. `None`: that
+    /// of the device that it replaces, or a random one.
+    pub noted: Option<[u8; 6]>,
 }
 
 /// The VXLAN device as it is.
@@ -82,18 +84,20 @@ impl Kernel {
     pub async fn ensure_vxlan(&self, spec: &VxlanSpec) -> Result<VxlanDevice> {
         check_name(&spec.name)?;
         let spec = &self.fit_mtu(spec).await?;
-        let mut replaced = None;
+        let (mut replaced, mut known) = (None, spec.mac.or(spec.noted));
         if let Some(link) = self.link_by_name(&spec.name).await? {
             match difference(spec, &link) {
                 None => return self.adopt(spec, link).await,
                 Some(why) => {
                     tracing::info!(device = %spec.name, %why, "VXLAN device is made anew");
                     self.delete_link(link.index).await?;
+                    let is_vtep = matches!(link.kind, LinkKind::Vxlan(_));
+                    known = known.or(link.mac.filter(|_| is_vtep));
                     replaced = Some(why);
                 }
             }
         }
-        let mac = spec.mac.unwrap_or_else(random_mac);
+        let mac = known.unwrap_or_else(random_mac);
         self.create_vxlan(spec, mac).await?;
         let link = self.hold_mac(&spec.name, mac).await?;
         refuse_router_advertisements(&spec.name)?;

@@ -20,10 +20,14 @@ impl Reconciler {
     /// One look at all containers; says whether anything changed.
     pub(super) async fn containers(&mut self) -> Result<bool> {
         let links = self.kernel.links().await?;
-        let addresses = self.kernel.addresses().await?;
-        self.v4.bridges = self.read_bridges::<V4>(&links).await?;
-        self.v6.bridges = self.read_bridges::<V6>(&links).await?;
-        self.advise(&links, &addresses).await?;
+        let v4 = self.kernel.addresses().await?;
+        let v6: Vec<Address<V6>> = match &self.node.v6 {
+            Some(_) => self.kernel.addresses_of().await?,
+            None => Vec::new(),
+        };
+        self.v4.bridges = self.read_bridges(&links, &v4).await?;
+        self.v6.bridges = self.read_bridges(&links, &v6).await?;
+        self.advise(&links, &v4, &v6);
         self.endpoints_and_hooks(&links).await
     }
 
@@ -76,13 +80,9 @@ impl Reconciler {
     }
 
     /// Tells, once each, what is wrong with the bridges.
-    async fn advise(&mut self, links: &[Link], addresses: &[Address]) -> Result<()> {
-        let addresses6: Vec<Address<V6>> = match &self.node.v6 {
-            None => Vec::new(),
-            Some(_) => self.kernel.addresses_of().await?,
-        };
-        let v4 = addresses.iter().map(|a| (a.ifindex, IpNet::new(a.address.into(), a.prefix_len)));
-        let global = addresses6.iter().filter(|a| a.scope == AddressScope::Universe);
+    fn advise(&mut self, links: &[Link], v4: &[Address], v6: &[Address<V6>]) {
+        let v4 = v4.iter().map(|a| (a.ifindex, IpNet::new(a.address.into(), a.prefix_len)));
+        let global = v6.iter().filter(|a| a.scope == AddressScope::Universe);
         let v6 = global.map(|a| (a.ifindex, IpNet::new(a.address.into(), a.prefix_len)));
         let addresses: Vec<(u32, IpNet)> =
             v4.chain(v6).filter_map(|(ifindex, net)| Some((ifindex, net.ok()?))).collect();
@@ -110,12 +110,14 @@ impl Reconciler {
             tracing::warn!("{line}");
         }
         self.advice = advice;
-        Ok(())
     }
 
-    async fn read_bridges<F: Side>(&self, links: &[Link]) -> Result<Vec<Bridge<F>>> {
+    async fn read_bridges<F: Side>(
+        &self,
+        links: &[Link],
+        addresses: &[Address<F>],
+    ) -> Result<Vec<Bridge<F>>> {
         let Some(subnet) = F::half(&self.node).map(|half| half.subnet) else { return Ok(Vec::new()) };
-        let addresses = self.kernel.addresses_of::<F>().await?;
         let mut bridges = Vec::new();
         for link in links.iter().filter(|link| link.kind == LinkKind::Bridge) {
             let own: BTreeSet<F::Addr> =

@@ -113,6 +113,8 @@ pub(super) trait Side: Mapped {
     fn half_mut(node: &mut Node) -> Option<&mut Half<Self>>;
     fn kept(of: &Reconciler) -> &Kept<Self>;
     fn kept_mut(of: &mut Reconciler) -> &mut Kept<Self>;
+    /// Makes this host forward; says whether it did not.
+    fn forward(of: &mut Reconciler) -> Result<bool>;
     /// The address at which an uplink receives VXLAN.
     fn address(uplink: &Uplink) -> Option<Self::Addr>;
     /// A lease's VTEP address.
@@ -136,6 +138,10 @@ impl Side for V4 {
 
     fn kept_mut(of: &mut Reconciler) -> &mut Kept<Self> {
         &mut of.v4
+    }
+
+    fn forward(of: &mut Reconciler) -> Result<bool> {
+        of.set_sysctl("net.ipv4.ip_forward", "1")
     }
 
     fn address(uplink: &Uplink) -> Option<Ipv4Addr> {
@@ -166,6 +172,10 @@ impl Side for V6 {
 
     fn kept_mut(of: &mut Reconciler) -> &mut Kept<Self> {
         &mut of.v6
+    }
+
+    fn forward(of: &mut Reconciler) -> Result<bool> {
+        of.set_ipv6_sysctls()
     }
 
     fn address(uplink: &Uplink) -> Option<Ipv6Addr> {
@@ -204,6 +214,18 @@ impl Reconciler {
             overlay.spec = run::vxlan_spec::<F>(&overlay.vxlan, uplink)?;
         }
         Ok(())
+    }
+
+    /// Sysctls, device, address and rules of a half.
+    pub(super) async fn bring_up<F: Side>(&mut self) -> Result<bool> {
+        if F::half(&self.node).is_none() {
+            return Ok(false);
+        }
+        let mut changed = F::forward(self)?;
+        changed |= self.device::<F>().await?;
+        // Last, because pods reach one another without rules of ours on most hosts.
+        changed |= self.rules::<F>().await?;
+        Ok(changed)
     }
 
     /// The VXLAN device and its address, where the backend has one.

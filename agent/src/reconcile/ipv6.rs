@@ -3,27 +3,12 @@
 use anyhow::Result;
 
 use super::{Reconciler, Work};
-use crate::{
-    family::V6,
-    kernel::{Ipv6Event, KernelEvent, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, sysctl},
-};
+use crate::kernel::{Ipv6Event, KernelEvent, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, sysctl};
 
 impl Reconciler {
-    /// Sysctls, device, address and rules of the IPv6 half.
-    pub(super) async fn node_v6(&mut self) -> Result<bool> {
-        if self.node.v6.is_none() {
-            return Ok(false);
-        }
-        let mut changed = self.set_ipv6_sysctls()?;
-        changed |= self.device::<V6>().await?;
-        // Last, because pods reach one another without rules of ours on most hosts.
-        changed |= self.rules::<V6>().await?;
-        Ok(changed)
-    }
-
     /// Forwarding; a host that forwards no longer takes its default route from router advertisements unless it is
     /// told to (`accept_ra=2`, ip-sysctl of the kernel), and must not lose it because of us.
-    fn set_ipv6_sysctls(&mut self) -> Result<bool> {
+    pub(super) fn set_ipv6_sysctls(&mut self) -> Result<bool> {
         let accept_ra = format!("net/ipv6/conf/{}/accept_ra", self.node.uplink.name);
         let mut changed = false;
         if sysctl::get(&accept_ra).is_ok_and(|value| value.trim() == "1") {

@@ -27,8 +27,8 @@ impl Reconciler {
         if work == Work::Everything {
             changed |= self.step(Work::Everything, "uplink", Self::follow_uplink).await;
             changed |= self.substep(Work::Everything, "WireGuard", Self::wireguard_devices).await;
-            changed |= self.substep(Work::Everything, "IPv4", Self::node_v4).await;
-            changed |= self.substep(Work::Everything, "IPv6", Self::node_v6).await;
+            changed |= self.substep(Work::Everything, "IPv4", Self::bring_up::<V4>).await;
+            changed |= self.substep(Work::Everything, "IPv6", Self::bring_up::<V6>).await;
             let programs = async |this: &mut Self| this.programs();
             changed |= self.substep(Work::Everything, "programs", programs).await;
             changed |= self.substep(Work::Everything, "withdrawal", Self::withdraw::<V4>).await;
@@ -123,18 +123,6 @@ impl Reconciler {
         if failures.peek().is_some() {
             self.failures.entry(part).or_default().extend(failures);
         }
-    }
-
-    /// Sysctls, device, address and rules of the IPv4 half.
-    async fn node_v4(&mut self) -> Result<bool> {
-        if self.node.v4.is_none() {
-            return Ok(false);
-        }
-        let mut changed = self.set_sysctl("net.ipv4.ip_forward", "1")?;
-        changed |= self.device::<V4>().await?;
-        // Last, because pods reach one another without rules of ours on most hosts.
-        changed |= self.rules::<V4>().await?;
-        Ok(changed)
     }
 
     /// The programs, their maps and hooks, and tolerance of connections whose middle the host stack has not seen.
@@ -236,12 +224,13 @@ impl Reconciler {
     }
 
     async fn tell_of_prefixes(&mut self) -> Result<()> {
+        let links = self.kernel.links().await?;
         let v4 = match &self.node.v4 {
-            Some(v4) => host::prefixes(&self.kernel, v4.device()).await?,
+            Some(v4) => host::prefixes(&self.kernel, &links, v4.device()).await?,
             None => host::Prefixes::default(),
         };
         let v6 = match &self.node.v6 {
-            Some(v6) => host::prefixes(&self.kernel, v6.device()).await?,
+            Some(v6) => host::prefixes(&self.kernel, &links, v6.device()).await?,
             None => host::Prefixes::default(),
         };
         if v4 != self.v4.prefixes || v6 != self.v6.prefixes {

@@ -50,6 +50,7 @@ pub(crate) fn spec(netns: &Netns, local: &str) -> VxlanSpec {
         gbp: false,
         learning: false,
         mac: None,
+        noted: None,
     }
 }
 

@@ -109,6 +109,9 @@ fn replaced(by_hand: &str) -> String {
     let device = inside(&a, async |kernel| kernel.ensure_vxlan(&spec).await.unwrap());
     assert!(!device.adopted);
     assert_ne!(device.index, index);
+    if by_hand.contains("type vxlan") {
+        assert_eq!(device.mac, [2, 0x11, 0x22, 0x33, 0x44, 0x55], "peers know it by that");
+    }
     let again = inside(&a, async |kernel| kernel.ensure_vxlan(&spec).await.unwrap());
     assert!(again.adopted && again.mac == device.mac && again.index == device.index);
     device.replaced.unwrap()
@@ -135,6 +138,23 @@ fn a_device_that_was_deleted_comes_back_with_the_mac_that_peers_know() {
     inside(&a, async |kernel| {
         let first = kernel.ensure_vxlan(&spec).await.unwrap();
         let spec = VxlanSpec { mac: Some(first.mac), ..spec.clone() };
+        let noted = VxlanSpec { mac: None, noted: Some(first.mac), ..spec.clone() };
+        a.ip("link del flannel.1").unwrap();
+        assert_eq!(kernel.ensure_vxlan(&noted).await.unwrap().mac, first.mac, "an earlier agent's");
+        a.ip("link del flannel.1").unwrap();
+        a.ip(&BY_HAND.replace("id 1", "id 2")).unwrap();
+        assert_eq!(
+            kernel.ensure_vxlan(&noted).await.unwrap().mac,
+            first.mac,
+            "not that of one that is no good"
+        );
+        a.ip("link del flannel.1").unwrap();
+        a.ip(BY_HAND).unwrap();
+        assert_ne!(
+            kernel.ensure_vxlan(&noted).await.unwrap().mac,
+            first.mac,
+            "whoever made it has told of it"
+        );
         a.ip("link del flannel.1").unwrap();
         let second = kernel.ensure_vxlan(&spec).await.unwrap();
         assert_eq!((second.mac, second.adopted), (first.mac, false));

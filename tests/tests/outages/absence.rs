@@ -4,9 +4,10 @@ use std::{thread, time::Duration};
 
 use loden_tests::{
     cluster::{Cluster, Plan},
+    container::Container,
     node::Node,
     process::wait_for,
-    traffic::{load, ping},
+    traffic::{hello, load, ping},
 };
 
 use crate::{SHORT_TTL, assert_fast, assert_reach, key, wait_ready};
@@ -176,4 +177,41 @@ fn a_partition_heals_whether_shorter_or_longer_than_the_leases() {
         assert_eq!(node.subnet_env().unwrap().subnet.trunc(), peer.subnet, "the same subnet");
     }
     assert_fast(&cluster.nodes, a, b);
+}
+
+#[test]
+fn devices_that_vanish_while_no_agent_runs_come_back_as_the_peers_know_them() {
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::dual() }, &[]).unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    let (a, b) = (&containers[0], &containers[1]);
+    assert_both_families(a, b);
+    let macs = |cluster: &Cluster| {
+        let status = cluster.nodes[0].status().unwrap();
+        ["device", "device_v6"].map(|device| status[device]["mac"].as_str().unwrap().to_owned())
+    };
+    let before = macs(&cluster);
+    // The first by a crash, the second as an upgrade ends it.
+    for crash in [true, false] {
+        for node in &mut cluster.nodes {
+            if crash { node.kill_agent() } else { assert!(node.stop_agent().unwrap().success()) }
+        }
+        for device in ["flannel.1", "flannel-v6.1"] {
+            cluster.nodes[0].netns().ip(&format!("link del {device}")).unwrap();
+        }
+        assert!(hello(a.host(), b.host(), None).is_err(), "without its device the node is cut off");
+        // The peer's kernel goes on sending to the MAC that it knows: nobody is there to tell it of another.
+        cluster.nodes[0].start_agent(&[]).unwrap();
+        assert_eq!(macs(&cluster), before);
+        assert_both_families(a, b);
+        cluster.nodes[1].start_agent(&[]).unwrap();
+        assert_both_families(a, b);
+        assert_fast(&cluster.nodes, a, b);
+    }
+}
+
+fn assert_both_families(a: &Container, b: &Container) {
+    assert_reach(a, b);
+    let (a, b) = (a.host6().unwrap(), b.host6().unwrap());
+    assert_eq!(hello(a, b, None).unwrap(), a.address);
+    assert_eq!(hello(b, a, None).unwrap(), b.address);
 }

@@ -95,6 +95,7 @@ mod tests {
             gbp: false,
             learning: false,
             mac: None,
+            noted: None,
         }
     }
 
