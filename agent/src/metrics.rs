@@ -17,7 +17,7 @@ use axum::{
 };
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric as _, text},
+    encoding::{DescriptorEncoder, EncodeMetric, text},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::{Registry, Unit},
 };
@@ -277,11 +277,7 @@ impl Families<'_> {
         unit: Option<Unit>,
         samples: impl IntoIterator<Item = (Labels, f64)>,
     ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
-        for (labels, value) in samples {
-            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+        self.family(MetricType::Gauge, ConstGauge::new, (name, help, unit), samples)
     }
 
     /// The name without `_total`.
@@ -292,9 +288,19 @@ impl Families<'_> {
         unit: Option<Unit>,
         samples: impl IntoIterator<Item = (Labels, f64)>,
     ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
+        self.family(MetricType::Counter, ConstCounter::new, (name, help, unit), samples)
+    }
+
+    fn family<M: EncodeMetric>(
+        &mut self,
+        kind: MetricType,
+        metric: impl Fn(f64) -> M,
+        (name, help, unit): (&str, &str, Option<Unit>),
+        samples: impl IntoIterator<Item = (Labels, f64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), kind)?;
         for (labels, value) in samples {
-            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+            metric(value).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }

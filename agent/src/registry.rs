@@ -10,6 +10,7 @@ mod cluster;
 mod connection;
 mod endpoint;
 mod keeper;
+mod outage;
 mod record;
 mod standing;
 mod stats;
@@ -31,7 +32,8 @@ pub use self::{
 };
 pub(crate) use self::{
     cluster::Halves,
-    keeper::{Command, Heard, Outage},
+    keeper::{Command, Heard},
+    outage::{Outage, Waits},
 };
 use self::{connection::Connection, endpoint::Endpoint, record::Told, stats::Stats};
 use crate::network::{ConfigError, NetworkConfig};

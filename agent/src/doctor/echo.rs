@@ -33,3 +33,25 @@ impl Pinger {
 pub(super) fn smallest(address: IpAddr) -> u16 {
     if address.is_ipv4() { v4::SMALLEST } else { v6::SMALLEST }
 }
+
+/// The requests of one pinger, laid out as in RFC 792 and as in RFC 4443.
+struct Requests {
+    id: u16,
+    sequence: u16,
+}
+
+impl Requests {
+    fn new() -> Self {
+        Self { id: rand::random(), sequence: 0 }
+    }
+
+    /// The next one: `len` bytes of ICMP, without a checksum, and the four bytes by which its answer is known.
+    fn next(&mut self, kind: u8, len: usize) -> (Vec<u8>, [u8; 4]) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let identity = (u32::from(self.id) << 16 | u32::from(self.sequence)).to_be_bytes();
+        let mut icmp = vec![0; len];
+        icmp[0] = kind;
+        icmp[4..8].copy_from_slice(&identity);
+        (icmp, identity)
+    }
+}

@@ -8,7 +8,6 @@ mod round;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -30,14 +29,9 @@ use crate::{
     health::Readiness,
     lease::{Lease, LeaseAttrs, LeaseKey},
     network::NetworkConfig,
-    registry::{Cluster, Command, ConfigState, Halves, Heard, Keeper, Outage, Own},
+    registry::{Cluster, Command, ConfigState, Halves, Heard, Keeper, Outage, Own, Waits},
 };
 
-/// First and longest wait between rounds after a failure, to which jitter adds as much again: a cluster must not come
-/// back all at once.
-const WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// A round that has lasted this long was a good one: the next wait is short again.
-const GOOD_ROUND: Duration = Duration::from_secs(1);
 /// First and longest wait between two writes of the same thing: something else may write otherwise, and every write goes
 /// to every node.
 const REWRITE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -153,20 +147,12 @@ impl Api {
 
 impl Task {
     async fn run(mut self) {
-        let backoff = ExponentialBuilder::default()
-            .with_min_delay(WAIT.0)
-            .with_max_delay(WAIT.1)
-            .with_jitter()
-            .without_max_times();
-        let mut waits = backoff.build();
+        let mut waits = Waits::new();
         let mut outage = Outage::of("the Kubernetes API");
         loop {
             let start = Instant::now();
             let end = self.round(&mut outage).await;
-            let good = start.elapsed() > GOOD_ROUND;
-            if good {
-                waits = backoff.build();
-            }
+            let good = waits.after(start.elapsed());
             match end {
                 Ok(Round::Ended) => return,
                 Ok(Round::Again) if good => continue,
@@ -183,7 +169,7 @@ impl Task {
                     self.publish();
                 }
             }
-            if self.pause(waits.next().unwrap_or(WAIT.1)).await {
+            if self.pause(waits.next()).await {
                 return;
             }
         }

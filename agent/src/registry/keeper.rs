@@ -7,21 +7,20 @@
 mod round;
 mod settle;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::Instant,
 };
-use tracing::{info, warn};
 
 use self::round::Ended;
 use super::{
     Claim, Cluster, ConfigState, EtcdHealth, Own, Registry, RegistryError,
     cluster::{Halves, PeerRules},
+    outage::{Outage, Waits},
     record::{Records, Told},
 };
 use crate::{
@@ -29,14 +28,6 @@ use crate::{
     lease::{Lease, LeaseAttrs},
     network::{NetworkConfig, Pool},
 };
-
-/// First and longest wait between rounds, to which jitter adds as much again: a cluster must not come back all at
-/// once.
-const WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// A round that has lasted this long was a good one: the next wait is short again.
-const GOOD_ROUND: Duration = Duration::from_secs(1);
-/// How often an outage is told of while it lasts.
-const REMIND: Duration = Duration::from_secs(60);
 
 /// The running task. Dropping it ends the task; the lease stays until it runs out.
 #[derive(Debug)]
@@ -214,12 +205,7 @@ impl Task {
     }
 
     async fn run(mut self) {
-        let backoff = ExponentialBuilder::default()
-            .with_min_delay(WAIT.0)
-            .with_max_delay(WAIT.1)
-            .with_jitter()
-            .without_max_times();
-        let mut waits = backoff.build();
+        let mut waits = Waits::new();
         let mut outage = Outage::of("etcd");
         loop {
             let start = Instant::now();
@@ -227,9 +213,7 @@ impl Task {
                 Ok(Ended) => return,
                 Err(broken) => broken,
             };
-            if start.elapsed() > GOOD_ROUND {
-                waits = backoff.build();
-            }
+            waits.after(start.elapsed());
             outage.tell(&broken);
             self.registry.stats.broken_watches.add();
             if self.connected || self.unheard.is_none() {
@@ -237,7 +221,7 @@ impl Task {
             }
             self.connected = false;
             self.publish();
-            if self.pause(waits.next().unwrap_or(WAIT.1)).await.is_some() {
+            if self.pause(waits.next()).await.is_some() {
                 return;
             }
         }
@@ -334,37 +318,6 @@ fn renew_every(claim: &Claim) -> Duration {
     let third = claim.ttl / 3;
     let before_margin = claim.ttl.saturating_sub(claim.renew_margin);
     third.min(before_margin).max(Duration::from_secs(1))
-}
-
-/// Tells of an outage when it begins, each minute while it lasts, and when it is over.
-pub(crate) struct Outage {
-    of: &'static str,
-    since: Option<Instant>,
-    told: Option<Instant>,
-}
-
-impl Outage {
-    /// Nothing has failed yet of what is named.
-    pub(crate) fn of(of: &'static str) -> Self {
-        Self { of, since: None, told: None }
-    }
-
-    pub(crate) fn tell(&mut self, broken: &dyn fmt::Display) {
-        let now = Instant::now();
-        let since = *self.since.get_or_insert(now);
-        if self.told.is_none_or(|told| now - told >= REMIND) {
-            let seconds = (now - since).as_secs();
-            warn!(%broken, seconds, "not following {}; peers and routes stay as they are", self.of);
-            self.told = Some(now);
-        }
-    }
-
-    pub(crate) fn over(&mut self) {
-        if let Some(since) = self.since.take() {
-            info!(seconds = since.elapsed().as_secs(), "following {} again", self.of);
-        }
-        self.told = None;
-    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use std::{
 use loden_ebpf::{checksum, ipv4, transport};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::Requests;
+
 /// Length of the smallest packet that is sent, in bytes: both headers, and eight bytes more.
 pub(in crate::doctor) const SMALLEST: u16 = 36;
 
@@ -26,8 +28,7 @@ pub(in crate::doctor) struct Pinger {
     address: Ipv4Addr,
     sending: Socket,
     hearing: Socket,
-    id: u16,
-    sequence: u16,
+    requests: Requests,
 }
 
 impl Pinger {
@@ -36,8 +37,7 @@ impl Pinger {
             address,
             sending: Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))?,
             hearing: Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?,
-            id: rand::random(),
-            sequence: 0,
+            requests: Requests::new(),
         })
     }
 
@@ -47,16 +47,11 @@ impl Pinger {
         size: u16,
         patience: Duration,
     ) -> Result<Duration, Option<String>> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut icmp = vec![0; usize::from(size) - ipv4::LEN];
-        icmp[0] = ECHO;
-        icmp[4..6].copy_from_slice(&self.id.to_be_bytes());
-        icmp[6..8].copy_from_slice(&self.sequence.to_be_bytes());
+        let (mut icmp, identity) = self.requests.next(ECHO, usize::from(size) - ipv4::LEN);
         let sum = checksum_of(&icmp);
         icmp[2..4].copy_from_slice(&sum.to_be_bytes());
         let start = Instant::now();
         self.send(transport::ICMP, &icmp).map_err(|error| Some(error.to_string()))?;
-        let identity = [&self.id.to_be_bytes()[..], &self.sequence.to_be_bytes()].concat();
         self.hear(start, patience, |from, icmp| match icmp[0] {
             ECHO_REPLY if from == self.address && icmp[4..8] == identity => Some(Ok(start.elapsed())),
             UNREACHABLE
@@ -78,7 +73,7 @@ impl Pinger {
         const LEN: u16 = 64;
         let mut udp = vec![0; usize::from(LEN)];
         // A port of our own choice: nobody waits for an answer but the raw socket.
-        let source = 1024 + self.id % 60_000;
+        let source = 1024 + self.requests.id % 60_000;
         udp[0..2].copy_from_slice(&source.to_be_bytes());
         udp[2..4].copy_from_slice(&port.to_be_bytes());
         udp[4..6].copy_from_slice(&LEN.to_be_bytes());

@@ -10,6 +10,8 @@ use std::{
 use nix::sys::socket::{SockaddrIn6, recvfrom, setsockopt, sockopt::Ipv6DontFrag};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::Requests;
+
 /// Length of the smallest packet that is sent, in bytes: both headers, and eight bytes more.
 pub(in crate::doctor) const SMALLEST: u16 = 56;
 
@@ -24,8 +26,7 @@ const ECHO_REPLY: u8 = 129;
 pub(in crate::doctor) struct Pinger {
     address: Ipv6Addr,
     socket: Socket,
-    id: u16,
-    sequence: u16,
+    requests: Requests,
 }
 
 impl Pinger {
@@ -33,7 +34,7 @@ impl Pinger {
         let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
         // Nor does this host cut it.
         setsockopt(&socket, Ipv6DontFrag, &true)?;
-        Ok(Self { address, socket, id: rand::random(), sequence: 0 })
+        Ok(Self { address, socket, requests: Requests::new() })
     }
 
     /// How long the echo took; where none came back, what was heard instead.
@@ -42,11 +43,7 @@ impl Pinger {
         size: u16,
         patience: Duration,
     ) -> Result<Duration, Option<String>> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let identity = [self.id.to_be_bytes(), self.sequence.to_be_bytes()].concat();
-        let mut icmp = vec![0; usize::from(size) - IPV6_HEADER];
-        icmp[0] = ECHO;
-        icmp[4..8].copy_from_slice(&identity);
+        let (icmp, identity) = self.requests.next(ECHO, usize::from(size) - IPV6_HEADER);
         let start = Instant::now();
         let to = SockAddr::from(SocketAddrV6::new(self.address, 0, 0, 0));
         self.socket.send_to(&icmp, &to).map_err(|error| Some(error.to_string()))?;
