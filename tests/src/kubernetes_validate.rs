@@ -12,13 +12,13 @@ pub const VERSION: &str = "1.37.0";
 pub const NEWEST: &str = "1.37";
 
 /// The virtual environment, in cargo's target directory.
-fn environment() -> Result<PathBuf> {
+pub(crate) fn environment() -> Result<PathBuf> {
     let executable = std::env::current_exe()?;
     let target = executable.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file());
     Ok(target.context("this program does not lie in cargo's target directory")?.join("kubernetes-validate"))
 }
 
-fn installed(name: &str) -> Result<PathBuf> {
+pub(crate) fn installed(name: &str) -> Result<PathBuf> {
     let path = environment()?.join("bin").join(name);
     ensure!(path.is_file(), "{} is missing: cargo xtask setup installs it", path.display());
     Ok(path)
@@ -33,7 +33,7 @@ pub fn program() -> Result<PathBuf> {
     installed("kubernetes-validate")
 }
 
-/// A Python that has what the program stands on, `jsonschema` among it.
+/// The Python of its virtual environment, which has pip.
 ///
 /// # Errors
 ///

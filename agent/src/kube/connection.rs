@@ -5,7 +5,8 @@ use std::{error::Error as _, future::Future, pin::pin, time::Duration};
 use futures::Stream;
 use kube_client::{
     Client, Config, Error,
-    config::{KubeConfigOptions, Kubeconfig},
+    client::AuthError,
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
     core::{
         Request, WatchEvent,
         params::{GetParams, ListParams, Patch, PatchParams, WatchParams},
@@ -13,6 +14,7 @@ use kube_client::{
     },
 };
 use rand::Rng as _;
+use secrecy::ExposeSecret as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -199,6 +201,21 @@ async fn client_config(options: &KubeOptions) -> Result<Config, KubeError> {
             if let Some(text) = api_url {
                 config.cluster_url = url(text)?;
             }
+            // The client takes any token for one that HTTP can carry.
+            let token = config.auth_info.token.as_ref().map(|token| token.expose_secret());
+            if token.is_some_and(|token| http::HeaderValue::from_str(token).is_err()) {
+                return Err(KubeError::Options(format!(
+                    "--kubeconfig-file={}: the user's token must be of printable ASCII characters, without a line break",
+                    path.display()
+                )));
+            }
+            // It is shown wherever the API is named.
+            if config.cluster_url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+                return Err(KubeError::Options(format!(
+                    "--kubeconfig-file={}: the server's URL must be without user and password; these belong to an entry of users",
+                    path.display()
+                )));
+            }
             Ok(config)
         }
         (None, Some(text)) => Ok(Config::new(url(text)?)),
@@ -236,9 +253,7 @@ pub(super) fn failed(what: &'static str, error: &Error) -> KubeError {
     match error {
         Error::Api(status) => refused(what, status),
         // Its own text says no more than of which library the error is.
-        other => {
-            KubeError::Unreachable { what, reason: other.source().map_or_else(|| other.to_string(), chain) }
-        }
+        other => KubeError::Unreachable { what, reason: other.source().map_or_else(|| chain(other), chain) },
     }
 }
 
@@ -255,18 +270,42 @@ pub(super) fn refused(what: &'static str, status: &Status) -> KubeError {
     }
 }
 
-/// The error and what is behind it, each part once.
+/// The error and what is behind it, each part once; what could repeat a credential is said in words of our own.
 pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let parts = || std::iter::successors(Some(error), |error| (*error).source());
+    if let Some(text) = parts().find_map(guarded) {
+        return text;
+    }
     let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let part = error.to_string();
+    for part in parts().skip(1).map(ToString::to_string) {
         if !text.contains(&part) {
             text = format!("{text}: {part}");
         }
-        source = error.source();
     }
     text
+}
+
+/// For an error whose own text holds what was read, and so maybe a token, a key or a password.
+fn guarded(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(KubeconfigError::Parse(error)) = error.downcast_ref() {
+        let line = error.location().map(|at| format!(" at line {}", at.line())).unwrap_or_default();
+        return Some(format!("it is not a kubeconfig{line}, which may hold a secret and is not repeated"));
+    }
+    match error.downcast_ref() {
+        Some(AuthError::AuthExecRun { out, .. }) => {
+            return Some(format!("the command that should print credentials ended with {}", out.status));
+        }
+        Some(AuthError::AuthExecParse(_)) => {
+            return Some("what the command printed is not an ExecCredential, and is not repeated".into());
+        }
+        _ => {}
+    }
+    match error.downcast_ref() {
+        Some(Error::ProxyProtocolUnsupported { .. } | Error::ProxyProtocolDisabled { .. }) => {
+            Some("a proxy-url cannot be used: the API must be reached without a proxy".into())
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]

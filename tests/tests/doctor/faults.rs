@@ -204,9 +204,29 @@ fn faults_of_a_node_without_an_agent_are_found_by_name_and_gone_when_it_is_back(
         report.all
     );
 
+    // The kernel forgets the neighbours with the address.
+    ward.run("ip link set flannel.1 address 02:00:00:00:00:98");
+    let report = Report::of(ward.patient());
+    let evidence = report.find("device")["evidence"].as_str().unwrap();
+    assert!(evidence.contains("its MAC is 02:00:00:00:00:98, the lease says "), "{evidence}");
+
     ward.run("ip link set flannel.1 down");
     let report = Report::of(ward.patient());
     assert!(report.find("device")["evidence"].as_str().unwrap().contains("it is down"));
+
+    ward.run("ip link del flannel.1");
+    let report = Report::of(ward.patient());
+    assert_eq!(report.find("device")["evidence"], "there is no flannel.1", "{:#?}", report.all);
+    assert_eq!(report.status, 1);
+    for (kind, says) in [
+        ("bridge", "it is no VXLAN device"),
+        ("vxlan id 2 dstport 8473 local 192.168.64.99 dev eth0", "it has VNI 2 on port 8473"),
+    ] {
+        ward.run(&format!("ip link add flannel.1 type {kind}"));
+        let report = Report::of(ward.patient());
+        assert!(report.find("device")["evidence"].as_str().unwrap().contains(says), "{:#?}", report.all);
+        ward.run("ip link del flannel.1");
+    }
 
     for node in &mut ward.cluster.nodes {
         node.start_agent(&[]).unwrap();

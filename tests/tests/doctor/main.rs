@@ -11,4 +11,5 @@ mod faults;
 mod records;
 mod surroundings;
 mod trace;
+mod version;
 mod ward;

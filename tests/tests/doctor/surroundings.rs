@@ -61,6 +61,11 @@ pub(crate) fn that_a_running_agent_bears(ward: &Ward) {
     })
     .unwrap();
 
+    ward.run("ip link add cni0 type bridge");
+    ward.run("ip link set cni0 up");
+    let report = ward.assert_found("ip address add 10.88.0.1/16 dev cni0", "ip link del cni0", &["bridge"]);
+    assert!(evidence(&report, "bridge").contains("cni0 has 10.88.0.1, outside of"), "{:#?}", report.all);
+
     // An agent that cannot keep its promises says so; any event lets it try.
     let file = ward.patient().subnet_file();
     let text = fs::read(&file).unwrap();

@@ -2,7 +2,7 @@
 //! HTTP.
 //!
 //! `following`, `leases`, `outages` and `starting` run the lease source alone; `nodes` runs agents in namespaces, with
-//! containers; `manifests` looks at what is applied to a cluster.
+//! containers; `secrets` reads all that an agent says; `manifests` looks at what is applied to a cluster.
 
 #![expect(
     clippy::unwrap_used,
@@ -15,6 +15,7 @@ mod leases;
 mod manifests;
 mod nodes;
 mod outages;
+mod secrets;
 mod server;
 mod source;
 mod starting;

@@ -1,19 +1,18 @@
-//! What is applied to a cluster: the plain manifests and the chart.
+//! What is applied to a cluster: the plain manifests, and the chart as helm itself renders it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use gtmpl_ng::{FuncError, Template, Value as Go};
 use loden_agent::{
     cli::{self, Command},
     config::Config,
     network::NetworkConfig,
 };
-use loden_tests::{kubernetes_validate, netns, node};
+use loden_tests::{helm, kubernetes_validate, netns, node};
 use serde_json::{Value, json};
 
 use crate::{
@@ -41,87 +40,22 @@ fn documents(text: &str) -> Vec<Value> {
     parts.map(yaml).collect()
 }
 
-/// As Go's templates see a value.
-fn go(value: &Value) -> Go {
-    match value {
-        Value::Null => Go::Nil,
-        Value::Bool(value) => Go::Bool(*value),
-        Value::Number(number) => number.as_i64().unwrap().into(),
-        Value::String(text) => Go::String(text.clone()),
-        Value::Array(items) => Go::Array(items.iter().map(go).collect()),
-        Value::Object(map) => Go::Map(map.iter().map(|(key, value)| (key.clone(), go(value))).collect()),
+/// Helm's answer to this command about the chart with these values over its own, in the namespace `loden`.
+fn helm(words: &[&str], values: &Value) -> anyhow::Result<String> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("values.yaml");
+    fs::write(&file, values.to_string())?;
+    let mut command = std::process::Command::new(helm::program()?);
+    for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+        command.env(home, directory.path());
     }
+    command.args(words).arg(deploy("helm/loden")).args(["--namespace=loden", "--values"]).arg(&file);
+    netns::output(&mut command)
 }
 
-fn json_of(value: &Go) -> Value {
-    match value {
-        Go::Bool(value) => json!(value),
-        Go::String(text) => json!(text),
-        Go::Number(number) => json!(number.as_i64().unwrap()),
-        Go::Array(items) => items.iter().map(json_of).collect(),
-        Go::Map(map) | Go::Object(map) => {
-            let sorted: std::collections::BTreeMap<_, _> = map.iter().collect();
-            Value::Object(sorted.into_iter().map(|(key, value)| (key.clone(), json_of(value))).collect())
-        }
-        Go::Nil | Go::NoValue | Go::Function(_) => Value::Null,
-    }
-}
-
-/// The only functions of Helm's that the chart uses, besides those of Go's own templates.
-fn to_json(args: &[Go]) -> Result<Go, FuncError> {
-    Ok(Go::String(json_of(&args[0]).to_string()))
-}
-
-fn quote(args: &[Go]) -> Result<Go, FuncError> {
-    let text = match &args[0] {
-        Go::String(text) => text.clone(),
-        other => json_of(other).to_string(),
-    };
-    // What Go's %q does to such text is what JSON does.
-    Ok(Go::String(json!(text).to_string()))
-}
-
-/// The chart with these values in place of its own, in the namespace `loden`.
+/// What would be applied.
 fn render(values: &Value) -> Vec<Value> {
-    let mut all = yaml(&read("helm/loden/values.yaml"));
-    merge(&mut all, values);
-    let chart = yaml(&read("helm/loden/Chart.yaml"));
-    let context = json!({
-        "Values": all,
-        "Release": { "Name": "loden", "Namespace": "loden" },
-        "Chart": { "Name": chart["name"], "Version": chart["version"], "AppVersion": chart["appVersion"] },
-    });
-    let mut files: Vec<PathBuf> =
-        fs::read_dir(deploy("helm/loden/templates")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let mut rendered = Vec::new();
-    for file in files {
-        let mut template = Template::default();
-        template.add_func("toJson", to_json);
-        template.add_func("quote", quote);
-        let text = fs::read_to_string(&file).unwrap();
-        template.parse(text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        let text = template
-            .render(&gtmpl_ng::Context::from(go(&context)))
-            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        assert!(!text.contains("<no value>"), "{}: {text}", file.display());
-        if file.extension().is_some_and(|extension| extension == "yaml") {
-            rendered.extend(documents(&text));
-        }
-    }
-    rendered
-}
-
-/// As Helm lays values over a chart's own.
-fn merge(target: &mut Value, over: &Value) {
-    match (target, over) {
-        (Value::Object(target), Value::Object(over)) => {
-            for (key, value) in over {
-                merge(target.entry(key).or_insert(Value::Null), value);
-            }
-        }
-        (target, over) => *target = over.clone(),
-    }
+    documents(&helm(&["template", "loden"], values).unwrap())
 }
 
 /// Everything that somebody may choose, one after the other.
@@ -160,22 +94,19 @@ fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Option<&'a Value> {
     documents.iter().find(|document| document["kind"] == kind)
 }
 
-/// ConfigMaps hold JSON as text: what it says counts, not its blanks.
-fn comparable(documents: Vec<Value>) -> BTreeSet<String> {
-    let mut texts = BTreeSet::new();
+/// By kind and name. ConfigMaps hold JSON as text: what it says counts, not its blanks.
+fn comparable(documents: Vec<Value>) -> BTreeMap<String, Value> {
+    let mut objects = BTreeMap::new();
     for mut document in documents.into_iter().filter(|document| document["kind"] != "Namespace") {
         if document["kind"] == "ConfigMap" {
             for value in document["data"].as_object_mut().unwrap().values_mut() {
-                *value = sorted(&serde_json::from_str(value.as_str().unwrap()).unwrap());
+                *value = serde_json::from_str(value.as_str().unwrap()).unwrap();
             }
         }
-        texts.insert(sorted(&document).to_string());
+        let name = format!("{} {}", document["kind"], document["metadata"]["name"]);
+        assert_eq!(objects.insert(name, document), None);
     }
-    texts
-}
-
-fn sorted(value: &Value) -> Value {
-    json_of(&go(value))
+    objects
 }
 
 #[test]
@@ -215,37 +146,24 @@ fn every_variant_fits_the_schemas_of_old_and_new_kubernetes() {
 }
 
 #[test]
-fn the_chart_says_which_values_it_takes() {
-    let schema = deploy("helm/loden/values.schema.json");
-    let mut all = vec![("values", yaml(&read("helm/loden/values.yaml")))];
-    for (name, over) in variants() {
-        let mut values = all[0].1.clone();
-        merge(&mut values, &over);
-        all.push((name, values));
+fn helm_finds_nothing_to_complain_of_and_refuses_values_that_there_are_not() {
+    for (name, values) in variants() {
+        helm(&["lint", "--strict"], &values).unwrap_or_else(|error| panic!("{name}: {error:#}"));
     }
-    let check = |values: &Value| {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("values.json");
-        fs::write(&file, values.to_string()).unwrap();
-        let code =
-            "import json, jsonschema, sys; jsonschema.validate(*[json.load(open(f)) for f in sys.argv[1:]])";
-        let mut command = std::process::Command::new(kubernetes_validate::python().unwrap());
-        netns::output(command.args(["-c", code]).args([&file, &schema]))
-    };
-    for (name, values) in &all {
-        check(values).unwrap_or_else(|error| panic!("{name}: {error:#}"));
-    }
-    for wrong in [
-        json!({ "leases": "both" }),
-        json!({ "gate": "ajar" }),
-        json!({ "healthz": { "port": 0 } }),
-        json!({ "cni": { "confName": "a" } }),
-        json!({ "netConf": { "EnableIPv6": true } }),
-        json!({ "netConf": { "EnableIPv4": false } }),
+    for (what, wrong) in [
+        ("leases", json!({ "leases": "both" })),
+        ("gate", json!({ "gate": "ajar" })),
+        ("port", json!({ "healthz": { "port": 0 } })),
+        ("confName", json!({ "cni": { "confName": "a" } })),
+        ("IPv6Network", json!({ "netConf": { "EnableIPv6": true } })),
+        ("netConf", json!({ "netConf": { "EnableIPv4": false } })),
+        ("gates", json!({ "gates": "open" })),
+        ("pullpolicy", json!({ "image": { "pullpolicy": "Always" } })),
     ] {
-        let mut values = all[0].1.clone();
-        merge(&mut values, &wrong);
-        check(&values).unwrap_err();
+        for words in [&["lint"][..], &["template", "loden"]] {
+            let error = format!("{:#}", helm(words, &wrong).unwrap_err());
+            assert!(error.contains(what), "{what}: {error}");
+        }
     }
 }
 

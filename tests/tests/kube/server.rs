@@ -42,8 +42,17 @@ impl Server {
 
     /// On loopback, over TLS, for who shows this token.
     pub(crate) fn with_tls(authority: &Authority, token: &str) -> Self {
-        let server =
-            Self::listen(None, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(tls::config(authority)));
+        Self::guarded(None, authority, token)
+    }
+
+    /// The same on the loopback of a namespace.
+    pub(crate) fn with_tls_inside(netns: &Netns, authority: &Authority, token: &str) -> Self {
+        Self::guarded(Some(netns), authority, token)
+    }
+
+    fn guarded(netns: Option<&Netns>, authority: &Authority, token: &str) -> Self {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let server = Self::listen(netns, address, Some(tls::config(authority)));
         server.store().token = Some(token.to_owned());
         server
     }
