@@ -48,7 +48,7 @@ pub(super) fn run(kernel: &Kernel, initramfs: &Path) -> Result<Run> {
     // One CPU and no cmpxchg16b: Linux 6.12 has crashed in its allocator under the emulation of QEMU 7.2.
     let mut command = Command::new("timeout");
     command
-        .args(["--kill-after=5", "1800", "qemu-system-x86_64"])
+        .args(["--kill-after=5", "3600", "qemu-system-x86_64"])
         .args(["-accel", "tcg", "-cpu", "max,-cx16", "-m", "1536"])
         .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
         .arg("-kernel")

@@ -26,7 +26,7 @@ export LODEN_SLOWNESS=5
 # What only these kernels have is ignored elsewhere.
 ended=0
 for suite in programs cluster; do
-    timeout 1700 /loden/$suite --include-ignored --test-threads=1 --nocapture $(cat /loden/$suite.tests) || ended=$?
+    timeout 3400 /loden/$suite --include-ignored --test-threads=1 --nocapture $(cat /loden/$suite.tests) || ended=$?
 done
 echo "guest: tests ended with $ended"
 sync
