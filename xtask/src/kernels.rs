@@ -54,8 +54,16 @@ const CORE: Tests = Tests {
 const QUICK: Tests = Tests { programs: TABLES, cluster: &["attachment::each_hook", "fast_path::bulk_tcp"] };
 
 /// The tables of frames: every program is loaded with every set of constants, and says on each kernel the same.
-const TABLES: &[&str] =
-    &["from_pod::", "from_wire::", "from_other::", "from_overlay::", "gate::", "observe::", "guard::"];
+const TABLES: &[&str] = &[
+    "bare_device::",
+    "from_pod::",
+    "from_wire::",
+    "from_other::",
+    "from_overlay::",
+    "gate::",
+    "observe::",
+    "guard::",
+];
 
 /// Names of tests, or of modules of them, by suite.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +94,15 @@ pub(crate) struct Programs<'a> {
     pub(crate) programs: &'a Path,
 }
 
+/// How they are run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// Only the quick part of the core.
+    pub(crate) quick: bool,
+    /// By a clock that goes by instructions.
+    pub(crate) instructions: bool,
+}
+
 /// The names that `--kernels` knows.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     SERIES.iter().map(|series| series.name)
@@ -97,7 +114,7 @@ pub(crate) fn names() -> impl Iterator<Item = &'static str> {
 /// # Errors
 ///
 /// Where a kernel cannot be had, or a test fails on one.
-pub(crate) fn run(chosen: &str, quick: bool, filter: Option<&str>, programs: &Programs<'_>) -> Result<()> {
+pub(crate) fn run(chosen: &str, how: How, filter: Option<&str>, programs: &Programs<'_>) -> Result<()> {
     let chosen: Vec<&Series> =
         SERIES.iter().filter(|series| chosen == "all" || series.name == chosen).collect();
     ensure!(!chosen.is_empty(), "no such kernel: there are {}", names().collect::<Vec<_>>().join(", "));
@@ -108,7 +125,7 @@ pub(crate) fn run(chosen: &str, quick: bool, filter: Option<&str>, programs: &Pr
     let filter = filter.map(|filter| [filter]);
     let tests = match &filter {
         Some(filter) => Tests { programs: filter, cluster: filter },
-        None if quick => QUICK,
+        None if how.quick => QUICK,
         None => CORE,
     };
     let mut runs = Vec::new();
@@ -117,7 +134,7 @@ pub(crate) fn run(chosen: &str, quick: bool, filter: Option<&str>, programs: &Pr
         step.note("downloading");
         let kernel = debian::get(series, &cache)?;
         step.note(&format!("tail -f target/kernels/{}.log", kernel.release));
-        let run = boot(&image, &kernel, tests, &cache)?;
+        let run = boot(&image, &kernel, tests, how, &cache)?;
         step.done(format!("{}: {} passed, {} failed", kernel.release, run.passed, run.failed));
         if run.failed > 0 {
             println!("{}", run.output);
@@ -127,10 +144,10 @@ pub(crate) fn run(chosen: &str, quick: bool, filter: Option<&str>, programs: &Pr
     report(&runs)
 }
 
-fn boot(image: &image::Image, kernel: &Kernel, tests: Tests<'_>, cache: &Path) -> Result<Run> {
+fn boot(image: &image::Image, kernel: &Kernel, tests: Tests<'_>, how: How, cache: &Path) -> Result<Run> {
     let initramfs: PathBuf = cache.join(format!("{}.cpio", kernel.release));
     image.write(kernel, tests, &initramfs)?;
-    let run = guest::run(kernel, &initramfs);
+    let run = guest::run(kernel, &initramfs, how.instructions);
     std::fs::remove_file(&initramfs)?;
     run
 }
@@ -148,6 +165,11 @@ fn report(runs: &[(Kernel, Run)]) -> Result<()> {
         ]);
     }
     println!("{table}");
+    for (kernel, run) in runs {
+        for (what, value) in run.measured() {
+            println!("{}: {what}: {value}", kernel.release);
+        }
+    }
     let passed: u64 = runs.iter().map(|(_, run)| run.passed).sum();
     let failed: u64 = runs.iter().map(|(_, run)| run.failed).sum();
     println!("{passed} passed, {failed} failed");

@@ -33,6 +33,9 @@ pub(crate) struct Options {
     /// Of the core only what shows that each kernel takes the programs and that both gates let bulk TCP through them
     #[arg(long, requires = "kernels")]
     quick: bool,
+    /// The guests' clock goes by instructions, one a nanosecond: times in there are what the work costs
+    #[arg(long, requires = "kernels")]
+    instructions: bool,
     /// Only tests whose name contains this
     filter: Option<String>,
 }
@@ -97,7 +100,7 @@ struct Outcome {
 /// Where a test fails, a chosen ring has no test, or root is missing for one that needs it.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if let Some(chosen) = &options.kernels {
-        return on_kernels(chosen, options.quick, options.filter.as_deref());
+        return on_kernels(chosen, options);
     }
     let chosen = |ring: Ring| options.ring.is_empty() || options.ring.contains(&ring);
     let needs_root = Ring::value_variants().iter().any(|&ring| ring != Ring::Host && chosen(ring));
@@ -140,11 +143,11 @@ fn tests_at_once() -> String {
     asked.unwrap_or_else(|_| (2 * available_parallelism().map_or(1, usize::from)).to_string())
 }
 
-fn on_kernels(chosen: &str, quick: bool, filter: Option<&str>) -> Result<()> {
+fn on_kernels(chosen: &str, options: &Options) -> Result<()> {
     heading("building the agent, the programs and the tests");
     // Of the targets only what the guests run.
     let mut args = vec!["build", "--workspace", "--bin", "loden", "--test", "cluster", "--test", "programs"];
-    if !quick {
+    if !options.quick {
         // Optimised, unlike for the rings: the guests' emulated CPUs are slow. For few tests it is not worth the build.
         args.push("--release");
     }
@@ -157,7 +160,8 @@ fn on_kernels(chosen: &str, quick: bool, filter: Option<&str>) -> Result<()> {
     };
     let programs =
         kernels::Programs { agent: &agent.binary, cluster: suite("cluster")?, programs: suite("programs")? };
-    kernels::run(chosen, quick, filter, &programs)
+    let how = kernels::How { quick: options.quick, instructions: options.instructions };
+    kernels::run(chosen, how, options.filter.as_deref(), &programs)
 }
 
 /// The test binaries among what cargo built.

@@ -35,15 +35,21 @@ impl Run {
     pub(super) fn said(&self, what: &str) -> String {
         self.said.get(what).cloned().unwrap_or_else(|| "-".to_owned())
     }
+
+    /// What tests have measured, in lines that end with `guest: measured WHAT = VALUE`.
+    pub(super) fn measured(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.said.iter().filter_map(|(what, value)| Some((what.strip_prefix("measured ")?, value.as_str())))
+    }
 }
 
 /// Boots the kernel and waits until it is off again; a time limit ends it at the latest. What it says goes to a log
-/// beside the initramfs, to be watched.
+/// beside the initramfs, to be watched. With `instructions` its clock goes on by a nanosecond with each instruction, and at
+/// once to what it waits for when it has nothing to do.
 ///
 /// # Errors
 ///
 /// Where QEMU cannot be started.
-pub(super) fn run(kernel: &Kernel, initramfs: &Path) -> Result<Run> {
+pub(super) fn run(kernel: &Kernel, initramfs: &Path, instructions: bool) -> Result<Run> {
     let start = Instant::now();
     // One CPU and no cmpxchg16b: Linux 6.12 has crashed in its allocator under the emulation of QEMU 7.2.
     let mut command = Command::new("timeout");
@@ -55,8 +61,13 @@ pub(super) fn run(kernel: &Kernel, initramfs: &Path) -> Result<Run> {
         .arg(&kernel.image)
         .arg("-initrd")
         .arg(initramfs)
-        .args(["-append", "console=ttyS0 panic=-1 quiet random.trust_cpu=on mitigations=off"])
         .stdin(Stdio::null());
+    let mut arguments = "console=ttyS0 panic=-1 quiet random.trust_cpu=on mitigations=off".to_owned();
+    if instructions {
+        command.args(["-icount", "shift=0,sleep=off"]);
+        arguments += " loden.instructions";
+    }
+    command.args(["-append", &arguments]);
     let log = initramfs.with_extension("log");
     let output = command
         .stdout(File::create(&log).with_context(|| log.display().to_string())?)
