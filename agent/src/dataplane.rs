@@ -159,6 +159,17 @@ impl Changes {
     }
 }
 
+/// What is done to packets on their way to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// They are encapsulated in VXLAN by the programs.
+    Encapsulated,
+    /// Nothing: the peer is the next hop.
+    Direct,
+    /// They are put into a device that encapsulates them.
+    Device,
+}
+
 /// A peer as the fast path needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerPath<F: Family = V4> {
@@ -168,8 +179,8 @@ pub struct PeerPath<F: Family = V4> {
     pub vtep: F::Addr,
     /// MAC of its VXLAN device.
     pub vtep_mac: [u8; 6],
-    /// Packets go there without encapsulation.
-    pub direct: bool,
+    /// What is done to packets on the way there.
+    pub way: Way,
     /// The way there, where the fast path may use it.
     pub underlay: Option<Underlay<F>>,
 }
@@ -177,13 +188,13 @@ pub struct PeerPath<F: Family = V4> {
 /// The way to a VTEP over the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Underlay<F: Family = V4> {
-    /// Interface index of the uplink.
+    /// Interface index of the uplink, or of the device that encapsulates.
     pub uplink: u32,
-    /// The neighbour that gets the packets.
+    /// The neighbour that gets the packets; of a device that encapsulates, nobody's business.
     pub next_hop: F::Addr,
     /// Source of the outer packets.
     pub source: F::Addr,
-    /// Largest outer IP packet, in bytes.
+    /// Largest outer IP packet, or the largest that the device takes, in bytes.
     pub mtu: u16,
 }
 

@@ -238,6 +238,7 @@ impl<'a, F: Mapped> View<'a, F> {
         };
         let program = match direction {
             Direction::Outbound => Program::FromPod,
+            Direction::Inbound if self.settings.bare_device => Program::FromOverlay,
             Direction::Inbound => Program::FromWire,
         };
         let uplink = self.link(self.facts.uplink.ifindex);
@@ -272,7 +273,9 @@ impl<'a, F: Mapped> View<'a, F> {
         frame: &[u8],
         ifindex: u32,
     ) -> Result<Option<loden_ebpf::reason::Reason>> {
-        let mut trial = Trial::load(self.settings).context("a private copy of the programs")?;
+        // The kernel has an Ethernet header in front of each packet of a trial, so the copy looks behind one.
+        let settings = Settings { bare_device: false, ..self.settings.clone() };
+        let mut trial = Trial::load(&settings).context("a private copy of the programs")?;
         if let Some((slot, peer)) = known.peer {
             trial.set_peer::<F>(slot, peer)?;
         }

@@ -22,9 +22,9 @@ pub mod program {
     pub const FROM_OTHER: &str = "from_other";
     /// TC egress of an uplink that leads to direct peers.
     pub const TO_WIRE: &str = "to_wire";
-    /// TC ingress of the VXLAN device.
+    /// TC ingress of the VXLAN or WireGuard device.
     pub const FROM_OVERLAY: &str = "from_overlay";
-    /// TC egress of the VXLAN device.
+    /// TC egress of the VXLAN or WireGuard device.
     pub const TO_OVERLAY: &str = "to_overlay";
 }
 
@@ -117,6 +117,8 @@ pub mod global {
     pub const DROP_FORGED: &str = "DROP_FORGED";
     /// `u8`: 1 where the kernel has `bpf_ktime_get_coarse_ns` (Linux 5.11).
     pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
+    /// `u8`: 1 where the packets of the overlay's devices have no Ethernet header (WireGuard), 0 where they do (VXLAN).
+    pub const BARE_DEVICE: &str = "BARE_DEVICE";
     /// `u8`: 1 where the network has an IPv6 half; without it the programs' IPv6 code is never reached. One without an
     /// IPv4 half needs no such word: an empty network has no address.
     pub const HAS_V6: &str = "HAS_V6";
@@ -178,6 +180,16 @@ impl Octets for [u8; 4] {}
 impl sealed::Octets for [u8; 16] {}
 impl Octets for [u8; 16] {}
 
+/// How packets go to a peer: [`Peer::way`].
+pub mod way {
+    /// The programs encapsulate them in VXLAN.
+    pub const ENCAPSULATED: u8 = 0;
+    /// As they are, to the peer as the next hop (host-gw, DirectRouting).
+    pub const DIRECT: u8 = 1;
+    /// As they are, into a device that encapsulates them itself (WireGuard): it is the [`uplink`](super::Peer::uplink).
+    pub const DEVICE: u8 = 2;
+}
+
 /// How packets reach one peer subnet. An empty slot is all zeroes: see [`Peer::is_empty`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -186,20 +198,21 @@ pub struct Peer<A = [u8; 4]> {
     pub vtep: A,
     /// Source of the outer packet.
     pub source: A,
-    /// Neighbour on the underlay that gets the outer packet: the VTEP itself or a router.
+    /// Neighbour on the underlay that gets the outer packet: the VTEP itself or a router. Not used for a
+    /// [`way::DEVICE`].
     pub next_hop: A,
-    /// Interface index of the uplink; 0 where the fast path must not send to this peer.
+    /// Interface index of the uplink, or of the device that encapsulates; 0 where the fast path must not send to this peer.
     pub uplink: u32,
     /// MAC of the peer's VXLAN device.
     pub vtep_mac: [u8; 6],
-    /// Largest outer IP packet towards the peer, in bytes.
+    /// Largest outer IP packet towards the peer, in bytes; into a device, the largest that it takes.
     pub mtu: u16,
     /// The subnet, for people who read the map.
     pub subnet: A,
     /// Its prefix length.
     pub prefix_len: u8,
-    /// 1 where packets go there without encapsulation (host-gw, DirectRouting).
-    pub direct: u8,
+    /// How packets go there: see [`way`].
+    pub way: u8,
     /// Slot of `PEER_TRAFFIC` that counts for this peer; 0 is common to all that have none.
     pub traffic: u16,
 }

@@ -35,6 +35,12 @@ pub fn ether_type(header: &Header) -> u16 {
     u16::from_be_bytes([header[12], header[13]])
 }
 
+/// Writes the EtherType (host order).
+#[inline(always)]
+pub fn set_ether_type(header: &mut Header, ether_type: u16) {
+    [header[12], header[13]] = ether_type.to_be_bytes();
+}
+
 /// Overwrites both MACs.
 ///
 /// Byte by byte, which the compiler merges into two stores each; as a slice copy it would be a call.

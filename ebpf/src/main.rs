@@ -5,8 +5,8 @@
 //! | `from_pod` | ingress of the host side of a pod's veth | encapsulates and sends to the uplink |
 //! | `guard` | XDP on an uplink, optional | drops VXLAN from strangers |
 //! | `from_wire` | ingress of an uplink | decapsulates and delivers into the pod; routes what direct peers send |
-//! | `from_overlay` | ingress of the VXLAN device | delivers what the kernel decapsulated; point 1 of inbound flows |
-//! | `to_overlay` | egress of the VXLAN device | point 2 of outbound flows |
+//! | `from_overlay` | ingress of the overlay's device, VXLAN or WireGuard | delivers what the kernel decapsulated; point 1 of inbound flows |
+//! | `to_overlay` | egress of the overlay's device | point 2 of outbound flows |
 //! | `to_wire` | egress of an uplink with direct peers | point 2 of outbound flows to them |
 //! | `to_pod` | egress of the host side of a pod's veth | point 2 of inbound flows |
 //!

@@ -132,8 +132,8 @@ programs! {
     from_pod as FromPod: from_pod::run, else Reason::PassPodNotIp.into(), then from_other::of_pod;
     from_wire as FromWire: from_wire::run, else Verdict::Ignore, then from_other::of_wire;
     from_overlay as FromOverlay: from_overlay::run, else Reason::PassOverlay.into(), then judged;
-    to_overlay as ToOverlay: observe::leaves_host, else Verdict::Ignore, then judged;
-    to_wire as ToWire: observe::leaves_host, else Verdict::Ignore, then judged;
+    to_overlay as ToOverlay: observe::leaves_overlay, else Verdict::Ignore, then judged;
+    to_wire as ToWire: observe::leaves_wire, else Verdict::Ignore, then judged;
     to_pod as ToPod: observe::inbound, else Verdict::Ignore, then judged;
 }
 

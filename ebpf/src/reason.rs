@@ -36,7 +36,8 @@ macro_rules! reasons {
 reasons! {
     /// encapsulated at the pod's veth and sent to the uplink
     FastEncap => "fast_encap",
-    /// an IPv6 aggregate, put straight into the VXLAN device, which encapsulates its segments with their checksums
+    /// put straight into the overlay's device: what WireGuard encrypts; of VXLAN an IPv6 aggregate, whose segments get their
+    /// outer checksums there
     FastOverlayOut => "fast_overlay_out",
     /// decapsulated at the uplink and delivered into the pod
     FastDecap => "fast_decap",
@@ -46,7 +47,7 @@ reasons! {
     FastDirectIn => "fast_direct_in",
     /// from one local pod straight to another
     FastLocal => "fast_local",
-    /// decapsulated by the kernel, then delivered into the pod past the host stack
+    /// decapsulated or decrypted by the kernel, then delivered into the pod past the host stack
     FastOverlay => "fast_overlay",
 
     /// from a pod: of no family that the network has (ARP, say), or with a VLAN tag
@@ -75,7 +76,7 @@ reasons! {
     PassPodGate => "pass_pod_gate",
     /// from a pod: SYN, FIN or RST of a flow that is gated
     PassPodTcpControl => "pass_pod_tcp_control",
-    /// from a pod: does not fit the underlay's MTU after encapsulation
+    /// from a pod: does not fit the underlay's MTU after encapsulation, or the device that encrypts
     PassPodTooBig => "pass_pod_too_big",
     /// from a pod: the kernel could not make room for the headers
     PassPodNoRoom => "pass_pod_no_room",
@@ -114,7 +115,7 @@ reasons! {
 
     /// from a direct peer at the uplink: handed on to the host stack
     PassDirect => "pass_direct",
-    /// from the VXLAN device: handed on to the host stack
+    /// from the VXLAN or WireGuard device: handed on to the host stack
     PassOverlay => "pass_overlay",
 
     /// at an uplink or any other interface: VXLAN from an address that is no peer's
@@ -130,7 +131,7 @@ reasons! {
     /// the packet was changed already when the kernel refused to redirect it
     DropRedirect => "drop_redirect",
 
-    /// seen at the VXLAN device or a pod's veth with another tuple than before the host stack: translated
+    /// seen at the overlay's device or a pod's veth with another tuple than before the host stack: translated
     NoteTranslated => "note_translated",
 }
 

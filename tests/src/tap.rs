@@ -25,6 +25,8 @@ use crate::netns::Netns;
 const OFFLOADS: c_ulong = 0x01 | 0x02;
 /// Length of a virtio-net header.
 const VNET_LEN: usize = 10;
+/// Larger than any frame, in bytes.
+const LARGEST: usize = 70_000;
 
 /// A tap device, held open.
 #[derive(Debug)]
@@ -89,6 +91,18 @@ impl Tap {
         (&self.file).write_all(frame).context("the device refuses a frame")
     }
 
+    /// The next frame that the device sends, of a tun device a packet; `None` where there is none now.
+    ///
+    /// # Errors
+    ///
+    /// Where the device is gone.
+    pub fn next(&self) -> Result<Option<Vec<u8>>> {
+        let mut buffer = vec![0; LARGEST];
+        let Some(len) = self.read(&mut buffer)? else { return Ok(None) };
+        buffer.truncate(len);
+        Ok(Some(buffer))
+    }
+
     /// The next frame with its header; `None` where there is none now.
     fn read(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
         match (&self.file).read(buffer) {
@@ -121,7 +135,7 @@ pub struct Traffic {
 ///
 /// Where a device is gone, or does not take a frame.
 pub fn carry(a: &Tap, b: &Tap, traffic: &Traffic, stop: &AtomicBool) -> Result<()> {
-    let mut buffer = vec![0; 70_000];
+    let mut buffer = vec![0; LARGEST];
     while !stop.load(Ordering::Relaxed) {
         let mut idle = true;
         for (from, to) in [(a, b), (b, a)] {

@@ -36,6 +36,7 @@ pub(super) struct Constants {
     strict: u8,
     drop_forged: u8,
     coarse_clock: u8,
+    bare_device: u8,
     log_level: u8,
 }
 
@@ -58,6 +59,7 @@ impl Constants {
             strict: settings.strict.into(),
             drop_forged: settings.drop_forged.into(),
             coarse_clock: features::has_coarse_clock().into(),
+            bare_device: settings.bare_device.into(),
             // aya-log's levels: 3 is info; at 0 nothing is told, and the verifier removes the telling.
             log_level: if settings.log_packets { 3 } else { 0 },
             ..Self::default()
@@ -120,6 +122,7 @@ impl Constants {
             .override_global(global::STRICT, &self.strict, true)
             .override_global(global::DROP_FORGED, &self.drop_forged, true)
             .override_global(global::COARSE_CLOCK, &self.coarse_clock, true)
+            .override_global(global::BARE_DEVICE, &self.bare_device, true)
             .override_global(aya_log::LEVEL, &self.log_level, true);
     }
 }

@@ -37,6 +37,9 @@ pub struct Settings {
     pub strict: bool,
     /// Drop packets with a forged source.
     pub drop_forged: bool,
+    /// The packets of the overlay's devices have no Ethernet header (WireGuard).
+    #[serde(default)]
+    pub bare_device: bool,
     /// Tell of every packet in the agent's log.
     pub log_packets: bool,
 }

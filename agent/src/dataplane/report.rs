@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
-use loden_ebpf::abi::{FLOWS_MAX, VTEPS_MAX};
+use loden_ebpf::abi::{FLOWS_MAX, VTEPS_MAX, way};
 
 use super::{Dataplane, Direction, Mapped, Program, mapped::subnet, tables::Tables};
 
@@ -54,7 +54,7 @@ impl<F: Mapped> Tables<F> {
     /// The subnets of direct peers.
     #[must_use]
     pub fn direct_peers(&self) -> BTreeSet<F::Net> {
-        self.peers_held.values().filter(|peer| peer.direct == 1).map(subnet::<F>).collect()
+        self.peers_held.values().filter(|peer| peer.way == way::DIRECT).map(subnet::<F>).collect()
     }
 
     fn fill(&self) -> Vec<(&'static str, u64, u64)> {

@@ -13,13 +13,14 @@ use aya::{
 };
 use loden_ebpf::{
     abi::{
-        Counter, Endpoint, EndpointTraffic, Flow, FlowKey, Peer, Sighting, TRANSLATED, Traffic, UNPROVEN, map,
+        Counter, Endpoint, EndpointTraffic, Flow, FlowKey, Peer, Sighting, TRANSLATED, Traffic, UNPROVEN,
+        map, way,
     },
     reason::Reason,
 };
 use tokio::io::unix::AsyncFd;
 
-use super::{Changes, Counters, Dataplane, DataplaneError, FamilySettings, Mapped, PeerPath, Settings};
+use super::{Changes, Counters, Dataplane, DataplaneError, FamilySettings, Mapped, PeerPath, Settings, Way};
 
 /// One family's maps, and what they hold.
 pub struct Tables<F: Mapped> {
@@ -355,7 +356,11 @@ fn peer<F: Mapped>(path: &PeerPath<F>) -> Peer<F::Octets> {
         vtep_mac: path.vtep_mac,
         subnet: F::octets(F::base(path.subnet)),
         prefix_len: F::prefix_len(path.subnet),
-        direct: u8::from(path.direct),
+        way: match path.way {
+            Way::Encapsulated => way::ENCAPSULATED,
+            Way::Direct => way::DIRECT,
+            Way::Device => way::DEVICE,
+        },
         ..Peer::default()
     };
     if let Some(underlay) = path.underlay {

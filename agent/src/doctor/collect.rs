@@ -182,12 +182,15 @@ fn expected_hooks(
         add(Program::FromPod, link.index);
         add(Program::ToPod, link.index);
     }
-    add(Program::FromWire, facts.uplink.ifindex);
+    if facts.wireguard.is_empty() {
+        add(Program::FromWire, facts.uplink.ifindex);
+    }
     let devices =
         [v4.and_then(|half| half.facts.device.as_ref()), v6.and_then(|half| half.facts.device.as_ref())];
-    for device in devices.into_iter().flatten() {
-        add(Program::FromOverlay, device.index);
-        add(Program::ToOverlay, device.index);
+    let devices = devices.into_iter().flatten().map(|device| device.index);
+    for device in devices.chain(facts.wireguard.iter().map(|tunnel| tunnel.index)) {
+        add(Program::FromOverlay, device);
+        add(Program::ToOverlay, device);
     }
     if has_direct_peers(v4) || has_direct_peers(v6) {
         add(Program::ToWire, facts.uplink.ifindex);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use loden_ebpf::{
-    abi::{Endpoint, Flow, FlowKey, Peer, TRANSLATED, UNPROVEN},
+    abi::{Endpoint, Flow, FlowKey, Peer, TRANSLATED, UNPROVEN, way},
     flow::{self, Direction},
     vxlan::{ENCAP_LEN, ENCAP_LEN_V6},
 };
@@ -50,7 +50,7 @@ pub(super) fn tell<F: Mapped>(
             lines.push(("size", arithmetic::<F>(&peer, size, view.facts.pod_mtu)));
         }
         if F::BITS == 32
-            && known.peer.is_some_and(|(_, peer)| peer.direct == 0)
+            && known.peer.is_some_and(|(_, peer)| peer.way == way::ENCAPSULATED)
             && direction == Direction::Inbound
         {
             let outer = "as the peer's fast path sends it, without a checksum; one of its kernel's, with one, is verified \
@@ -101,17 +101,20 @@ fn peer<F: Mapped>(view: &View<'_, F>, address: F::Addr, found: Option<(u32, Pee
             "{subnet} at {vtep}, to which the fast path has no way: several next hops, or another uplink"
         );
     }
+    if peer.way == way::DEVICE {
+        return format!("{subnet} at {vtep}, encrypted by {}", view.interface(peer.uplink));
+    }
     format!(
         "{subnet} at {vtep}, by {} on {}, {}",
         F::of_octets(peer.next_hop),
         view.interface(peer.uplink),
-        if peer.direct == 1 { "routed without encapsulation" } else { "encapsulated" }
+        if peer.way == way::DIRECT { "routed without encapsulation" } else { "encapsulated" }
     )
 }
 
 fn arithmetic<F: Mapped>(peer: &Peer<F::Octets>, size: u16, pod_mtu: u32) -> String {
     let headers = if F::BITS == 32 { ENCAP_LEN } else { ENCAP_LEN_V6 };
-    let added = if peer.direct == 1 { 0 } else { headers as u32 };
+    let added = if peer.way == way::ENCAPSULATED { headers as u32 } else { 0 };
     let sum = |inner: u32| {
         let outer = inner + added;
         let answer = if outer > u32::from(peer.mtu) { "too big" } else { "fits" };
@@ -209,7 +212,8 @@ mod tests {
         );
         assert!(arithmetic::<V4>(&peer, 1451, 1450).starts_with("1451 + 50 = 1501 bytes of 1500: too big"));
         assert!(
-            arithmetic::<V4>(&Peer { direct: 1, ..peer }, 1500, 1500).starts_with("1500 + 0 = 1500 bytes")
+            arithmetic::<V4>(&Peer { way: way::DIRECT, ..peer }, 1500, 1500)
+                .starts_with("1500 + 0 = 1500 bytes")
         );
         let peer = Peer { mtu: 1500, ..Peer::default() };
         assert!(arithmetic::<V6>(&peer, 100, 1430).starts_with("100 + 70 = 170 bytes of 1500: fits"));

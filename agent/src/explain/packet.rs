@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use loden_ebpf::{
-    abi::FlowKey,
+    abi::{FlowKey, way},
     checksum, ethernet,
     flow::Direction,
     ipv4, ipv6,
@@ -119,7 +119,7 @@ impl<F: Mapped> Packet<F> {
         size: u16,
     ) -> (Vec<u8>, Option<u32>) {
         let inner = self.ip(size);
-        let Some((_, peer)) = known.peer.filter(|(_, peer)| peer.direct == 0) else {
+        let Some((_, peer)) = known.peer.filter(|(_, peer)| peer.way == way::ENCAPSULATED) else {
             return (ethernet_frame::<F>(uplink_mac, SOMEBODY, &inner), None);
         };
         let vxlan = settings.vxlan.unwrap_or_default();

@@ -6,7 +6,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 use loden_ebpf::abi::Sighting;
 
-use super::{Reconciler, Work, half::Side};
+use super::{Reconciler, Work, half::Side, wireguard::Wireguard};
 use crate::{
     bridges::{self, AddressedBridge, Half, Lease},
     config::Xdp,
@@ -185,13 +185,17 @@ impl Reconciler {
             .collect();
         let find = |index: u32| links.iter().find(move |link| link.index == index);
         let uplink = find(self.node.uplink.ifindex);
-        // Not the WireGuard devices: their packets have no Ethernet header, and their peers are none of the programs'.
         let overlays = [self.node.overlay(), self.node.overlay_v6()];
-        let devices: Vec<&Link> =
-            overlays.iter().flatten().filter_map(|overlay| find(overlay.device.index)).collect();
-        // What comes back from a peer may come where its way begins.
+        let overlays = overlays.into_iter().flatten().map(|overlay| overlay.device.index);
+        let tunnels = self.node.wireguard.iter().flat_map(Wireguard::tunnels).map(|it| it.device.index);
+        let devices: Vec<&Link> = overlays.chain(tunnels).filter_map(find).collect();
+        // What comes back from a peer may come where its way begins. Of WireGuard the uplink has what is encrypted: nothing
+        // that the programs could tell.
         let ways: BTreeSet<u32> = self.v4.ways_begin().chain(self.v6.ways_begin()).collect();
-        let is_wire = |link: &&Link| link.index == self.node.uplink.ifindex || ways.contains(&link.index);
+        let is_wire = |link: &&Link| {
+            self.node.wireguard.is_none()
+                && (link.index == self.node.uplink.ifindex || ways.contains(&link.index))
+        };
         let wires = links.iter().filter(is_wire);
         let others = links
             .iter()

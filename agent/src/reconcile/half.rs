@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use super::{Node, Overlay, Path, Reconciler, Work};
 use crate::{
-    dataplane::{Mapped, PeerPath, Underlay},
+    dataplane::{Mapped, PeerPath, Underlay, Way},
     endpoints::{Bridge, Endpoints},
     family::{Family, V4, V6},
     firewall::{Firewall, FirewallSpec},
@@ -311,21 +311,27 @@ impl Reconciler {
             Ok(peer)
         };
         let Some(desired) = self.desired::<F>(cluster, peer, &mut refused).await else { return Ok(false) };
-        F::kept_mut(self).has_direct_peers = paths.iter().any(|path| path.direct);
-        let gone = match self.dataplane() {
-            Some(dataplane) => dataplane.half_mut::<F>().retain_peers(&paths)?,
-            None => 0,
-        };
-        let mut changed = self.program(desired, work, refused).await? || gone > 0;
-        if let Some(dataplane) = self.dataplane() {
-            let changes = dataplane.half_mut::<F>().set_peers(&paths)?;
-            if gone > 0 || changes.invalidates() {
-                dataplane.bump_epoch()?;
-            }
-            changed |= !changes.is_empty();
-            F::kept_mut(self).maps_know_peers = true;
+        F::kept_mut(self).has_direct_peers = paths.iter().any(|path| path.way == Way::Direct);
+        let gone = self.retain_in_maps(&paths)?;
+        let changed = self.program(desired, work, refused).await?;
+        Ok(self.put_into_maps(&paths, gone)? || changed)
+    }
+
+    /// Takes all but these peers off the fast path; returns how many were there.
+    pub(super) fn retain_in_maps<F: Side>(&mut self, paths: &[PeerPath<F>]) -> Result<usize> {
+        let Some(dataplane) = self.dataplane() else { return Ok(0) };
+        Ok(dataplane.half_mut::<F>().retain_peers(paths)?)
+    }
+
+    /// Makes these the peers of the fast path, of which `gone` have been taken off; says whether anything changed.
+    pub(super) fn put_into_maps<F: Side>(&mut self, paths: &[PeerPath<F>], gone: usize) -> Result<bool> {
+        let Some(dataplane) = self.dataplane() else { return Ok(false) };
+        let changes = dataplane.half_mut::<F>().set_peers(paths)?;
+        if gone > 0 || changes.invalidates() {
+            dataplane.bump_epoch()?;
         }
-        Ok(changed)
+        F::kept_mut(self).maps_know_peers = true;
+        Ok(gone > 0 || !changes.is_empty())
     }
 
     /// Whether the programs' maps hold the peers of every family that the network has.

@@ -80,6 +80,7 @@ pub(super) fn settings(node: &Node) -> Result<Settings> {
         source_ports: source_ports.unwrap_or((32768, 60999)),
         strict: node.config.gate == Gate::Strict,
         drop_forged: node.config.source_check == SourceCheck::Drop,
+        bare_device: node.wireguard.is_some(),
         log_packets: node.config.bpf_log,
     })
 }

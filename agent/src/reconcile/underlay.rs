@@ -5,7 +5,7 @@ use futures::{StreamExt as _, stream};
 
 use super::{Reconciler, half::Side};
 use crate::{
-    dataplane::{PeerPath, Underlay},
+    dataplane::{PeerPath, Underlay, Way},
     lease::Lease,
     overlay::OverlayPeer,
 };
@@ -35,7 +35,8 @@ impl Reconciler {
         let on_link = |way: Underlay<F>| way.next_hop == vtep && way.uplink == self.node.uplink.ifindex;
         let direct = wants_direct && underlay.is_some_and(on_link);
         let peer = OverlayPeer { subnet, vtep, vtep_mac, direct };
-        let path = PeerPath { subnet, vtep, vtep_mac, direct, underlay };
+        let way = if direct { Way::Direct } else { Way::Encapsulated };
+        let path = PeerPath { subnet, vtep, vtep_mac, way, underlay };
         Ok((peer, path))
     }
 

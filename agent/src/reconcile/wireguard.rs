@@ -1,4 +1,5 @@
-//! The wireguard backend's devices and peers. The kernel's path carries them.
+//! The wireguard backend's devices and peers: in the kernel, which encrypts, and in the programs' maps, which skip the rest
+//! of the host's stack between pod and device.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,10 +9,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::{Reconciler, Work, half::Side};
 use crate::{
+    dataplane::{PeerPath, Underlay, Way},
     facts,
     family::{Family, V4, V6},
     host::Prefixes,
@@ -127,27 +130,52 @@ impl Wireguard {
         self.socket.apply(tunnel.device.index, plan).map_err(|error| taken_port(error, tunnel))
     }
 
-    /// Gives the devices the peers that the leases tell; returns whether something differed, and who is left out.
-    fn set_peers(
-        &mut self,
-        own_ipv6: Option<std::net::Ipv6Addr>,
-        leases: &[Lease],
-    ) -> Result<(bool, BTreeSet<String>)> {
-        let mut changed = false;
-        let mut refused = BTreeSet::new();
-        for at in 0..self.tunnels.len() {
-            let tunnel = &self.tunnels[at];
+    /// The peers that the leases tell, of each device.
+    fn peers_of(&self, own_ipv6: Option<std::net::Ipv6Addr>, leases: &[Lease]) -> Vec<Peers> {
+        let peers = |tunnel: &Tunnel| {
             let (settings, half, own_key) = (&self.settings, tunnel.half, self.public_key);
-            let wanted = Wanted { settings, half, own_key, own_ipv6 };
-            let Peers { peers, refused: left_out } = wireguard::peers(&wanted, leases);
-            refused.extend(left_out);
+            wireguard::peers(&Wanted { settings, half, own_key, own_ipv6 }, leases)
+        };
+        self.tunnels.iter().map(peers).collect()
+    }
+
+    /// Gives each device its peers; says whether something differed.
+    fn set_peers(&mut self, of_devices: Vec<Peers>) -> Result<bool> {
+        let mut changed = false;
+        for (at, Peers { peers, .. }) in of_devices.into_iter().enumerate() {
+            let tunnel = &self.tunnels[at];
             let told = peers.iter().map(|(key, peer)| (*key, peer.endpoint)).collect();
             let plan = self.plan(tunnel, peers, &self.socket.device(tunnel.device.index)?);
             self.apply(tunnel, &plan)?;
             changed |= !plan.is_empty();
             self.tunnels[at].told = told;
         }
-        Ok((changed, refused))
+        Ok(changed)
+    }
+
+    /// The ways of a family's packets into its device, as far as that has the peer.
+    fn paths<F: Family>(&self, of_devices: &[Peers], desired: &Desired<F>) -> Vec<PeerPath<F>> {
+        let tunnels = self.tunnels.iter().zip(of_devices);
+        let Some((tunnel, Peers { peers, .. })) =
+            tunnels.into_iter().find(|(tunnel, _)| tunnel.carries::<F>())
+        else {
+            return Vec::new();
+        };
+        let allowed: BTreeSet<IpNet> = peers.values().flat_map(|peer| peer.allowed.iter().copied()).collect();
+        let carried = desired.peers.values().filter(|peer| allowed.contains(&peer.subnet.into()));
+        let path = |peer: &OverlayPeer<F>| PeerPath {
+            subnet: peer.subnet,
+            vtep: peer.vtep,
+            vtep_mac: peer.vtep_mac,
+            way: Way::Device,
+            underlay: Some(Underlay {
+                uplink: tunnel.device.index,
+                next_hop: F::UNSPECIFIED,
+                source: F::UNSPECIFIED,
+                mtu: u16::try_from(tunnel.device.mtu).unwrap_or(u16::MAX),
+            }),
+        };
+        carried.map(path).collect()
     }
 
     fn tunnel<F: Family>(&self) -> Option<&Tunnel> {
@@ -297,28 +325,15 @@ impl Reconciler {
         Ok(!right)
     }
 
-    /// The devices' peers, and the route of the network. The programs know no peer: they would have to let the kernel
-    /// encrypt every packet anyway.
+    /// The devices' peers, the route of the network, and the programs' maps: off the fast path first, onto it last.
     pub(super) async fn wireguard_peers(&mut self, cluster: &Cluster, work: Work) -> Result<bool> {
-        let gone = match self.dataplane() {
-            Some(dataplane) => {
-                dataplane.half_mut::<V4>().retain_peers(&[])? + dataplane.half_mut::<V6>().retain_peers(&[])?
-            }
-            None => 0,
-        };
-        if gone > 0
-            && let Some(dataplane) = self.dataplane()
-        {
-            dataplane.bump_epoch()?;
-        }
-        (self.v4.maps_know_peers, self.v6.maps_know_peers) = (true, true);
         let (mut refused, mut refused_v6) = (BTreeSet::new(), BTreeSet::new());
         let v4 =
             self.desired::<V4>(cluster, async |_, lease, subnet| peer(lease, subnet), &mut refused).await;
         let v6 =
             self.desired::<V6>(cluster, async |_, lease, subnet| peer(lease, subnet), &mut refused_v6).await;
         if v4.is_none() && v6.is_none() {
-            return Ok(gone > 0);
+            return Ok(false);
         }
         let leases: Vec<Lease> = cluster
             .peers
@@ -331,22 +346,31 @@ impl Reconciler {
             })
             .collect();
         let own_ipv6 = self.node.uplink.public_ipv6;
-        let Some(wireguard) = &mut self.node.wireguard else { return Ok(gone > 0) };
-        // Peers before routes: no packet finds a device that does not know where it goes.
-        let (mut changed, left_out) = wireguard.set_peers(own_ipv6, &leases)?;
+        let Some(wireguard) = &self.node.wireguard else { return Ok(false) };
+        let of_devices = wireguard.peers_of(own_ipv6, &leases);
+        let paths = v4.as_ref().map(|v4| wireguard.paths(&of_devices, v4));
+        let paths_v6 = v6.as_ref().map(|v6| wireguard.paths(&of_devices, v6));
+        let left_out = of_devices.iter().flat_map(|peers| peers.refused.iter().cloned());
         match v4 {
             Some(_) => refused.extend(left_out),
             None => refused_v6.extend(left_out),
         }
-        if let Some(v4) = v4 {
+        let gone = self.retain_in_maps(paths.as_deref().unwrap_or_default())?;
+        let gone_v6 = self.retain_in_maps(paths_v6.as_deref().unwrap_or_default())?;
+        let Some(wireguard) = &mut self.node.wireguard else { return Ok(false) };
+        // Peers before routes: no packet finds a device that does not know where it goes.
+        let mut changed = wireguard.set_peers(of_devices)?;
+        if let (Some(v4), Some(paths)) = (v4, paths) {
             check_network(&self.v4.prefixes, v4.network)?;
             changed |= self.program(v4, work, refused).await?;
+            changed |= self.put_into_maps(&paths, gone)?;
         }
-        if let Some(v6) = v6 {
+        if let (Some(v6), Some(paths)) = (v6, paths_v6) {
             check_network(&self.v6.prefixes, v6.network)?;
             changed |= self.program(v6, work, refused_v6).await?;
+            changed |= self.put_into_maps(&paths, gone_v6)?;
         }
-        Ok(changed || gone > 0)
+        Ok(changed)
     }
 }
 

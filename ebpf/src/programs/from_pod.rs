@@ -1,7 +1,7 @@
 //! What a pod sends: checked, encapsulated, sent to the underlay.
 
 use loden_ebpf::{
-    abi::{Endpoint, FlowKey, Peer, Sighting},
+    abi::{Endpoint, FlowKey, Peer, Sighting, way},
     ethernet,
     flow::Direction,
     reason::Reason,
@@ -55,7 +55,7 @@ pub(super) fn run<F: Encapsulate>(skb: &mut Skb) -> Verdict {
             skb.set_for_host();
             Verdict::Redirect(Reason::FastLocal, skb.redirect_peer(to.ifindex))
         }
-        Way::Peer(peer) if peer.direct == 1 => {
+        Way::Peer(peer) if peer.way != way::ENCAPSULATED => {
             traffic::sent::<F>(Some(peer), Some(from), traffic::Way::Fast, load);
             route::<F>(skb, peer)
         }
@@ -183,7 +183,7 @@ fn may_be_fast<F: Encapsulate>(
     if peer.uplink == 0 {
         return Err(Reason::PassPodNoUplink);
     }
-    let added = if peer.direct == 1 { 0 } else { F::ENCAP_LEN as u32 };
+    let added = if peer.way == way::ENCAPSULATED { F::ENCAP_LEN as u32 } else { 0 };
     if largest_segment::<F>(skb, ip) + added > u32::from(peer.mtu) || skb.len() + added > 0xffff {
         return Err(Reason::PassPodTooBig);
     }
@@ -260,12 +260,15 @@ fn foreign_source<F: Encapsulate>(
     Reason::PassPodForeignSource.into()
 }
 
-/// Sends to a peer that is a hop away: a router's part, without encapsulation.
+/// Sends to a peer that is a hop away, or into the device that encrypts for it: a router's part, without encapsulation.
 #[inline(always)]
 fn route<F: Encapsulate>(skb: &mut Skb, peer: &Peer<F::Octets>) -> Verdict {
     let Some(ip) = skb.write::<F::Header>(IP) else { return Reason::PassPodMalformed.into() };
     F::take_hop(ip);
-    // The redirect passes the uplink's egress, where point 2 would take it for a packet that the host translated.
+    // The redirect passes an egress where point 2 would take it for a packet that the host translated.
     skb.note_fast();
+    if peer.way == way::DEVICE {
+        return Verdict::Redirect(Reason::FastOverlayOut, skb.redirect(peer.uplink));
+    }
     Verdict::Redirect(Reason::FastDirectOut, skb.redirect_neighbour::<F>(peer.uplink, &peer.next_hop))
 }

@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 
 use loden_ebpf::{
-    abi::{Endpoint, FlowKey, Peer},
+    abi::{Endpoint, FlowKey, Peer, way},
     ecn::{self, Ecn},
     ethernet,
     flow::Direction,
@@ -98,12 +98,12 @@ fn decide<F: CheckOuter>(skb: &mut Skb) -> Result<Arrival<F::Octets>, Verdict> {
 #[inline(always)]
 fn direct<F: CheckOuter>(skb: &mut Skb) -> Result<Delivery<F::Octets>, Verdict> {
     let Some(ip) = skb.read::<F::Header>(OUTER_IP) else { return Err(Verdict::Ignore) };
-    let peer = F::peer(F::source(ip)).filter(|peer| peer.direct == 1);
+    let peer = F::peer(F::source(ip)).filter(|peer| peer.way == way::DIRECT);
     let (Some(peer), Some(endpoint)) = (peer, F::endpoint(F::destination(ip))) else {
         return Err(Verdict::Ignore);
     };
     let load = Load::of::<F>(skb, OUTER_IP);
-    match observe::forward::<F>(skb, endpoint) {
+    match observe::forward::<F, ETH>(skb, endpoint) {
         Ok(endpoint) => Ok(Delivery { endpoint, peer: peer.traffic, ecn: None }),
         Err(()) => {
             traffic::received::<F>(Some(peer.traffic), Some(endpoint), Way::Slow, load);

@@ -28,6 +28,7 @@ globals! {
     STRICT: u8 = 1;
     DROP_FORGED: u8 = 1;
     COARSE_CLOCK: u8 = 1;
+    BARE_DEVICE: u8 = 0;
     HAS_V6: u8 = 1;
     V6_GRID: [u64; 2] = [0; 2];
     V6_GRID_MASK: [u64; 2] = [0; 2];

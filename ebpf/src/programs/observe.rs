@@ -9,44 +9,58 @@ use loden_ebpf::{
     transport,
 };
 
-use super::{Verdict, gate, half::Half, skb::Skb, traffic};
+use super::{Verdict, gate, globals, half::Half, skb::Skb, traffic};
 
+/// Where the IP header of a frame stands. Of a device whose packets have no Ethernet header it stands at 0, so what looks
+/// at either takes the place as `AT`.
 const IP: usize = ethernet::LEN;
 
-/// Egress of the VXLAN device, or of an uplink with direct peers: what skipped the host stack was concluded already.
+/// Egress of the overlay's device.
 #[inline(always)]
-pub(super) fn leaves_host<F: Half>(skb: &mut Skb) -> Verdict {
+pub(super) fn leaves_overlay<F: Half>(skb: &mut Skb) -> Verdict {
+    if globals::BARE_DEVICE.load() == 1 { leaves_host::<F, 0>(skb) } else { leaves_host::<F, IP>(skb) }
+}
+
+/// Egress of an uplink with direct peers.
+#[inline(always)]
+pub(super) fn leaves_wire<F: Half>(skb: &mut Skb) -> Verdict {
+    leaves_host::<F, IP>(skb)
+}
+
+/// What skipped the host stack was concluded already.
+#[inline(always)]
+fn leaves_host<F: Half, const AT: usize>(skb: &mut Skb) -> Verdict {
     if skb.take_fast() {
         return Verdict::Ignore;
     }
-    traffic::leaves_host::<F>(skb);
-    outbound::<F>(skb)
+    traffic::leaves_host::<F>(skb, AT);
+    outbound::<F, AT>(skb)
 }
 
 /// From a local pod towards a peer.
 #[inline(always)]
-fn outbound<F: Half>(skb: &mut Skb) -> Verdict {
-    reach::<F>(skb);
-    let Some((ip, key, _)) = read::<F>(skb, Direction::Outbound) else { return Verdict::Ignore };
+fn outbound<F: Half, const AT: usize>(skb: &mut Skb) -> Verdict {
+    reach::<F>(skb, AT);
+    let Some((ip, key, _)) = read::<F>(skb, AT, Direction::Outbound) else { return Verdict::Ignore };
     let Some(endpoint) = F::endpoint(F::source(ip)) else { return Verdict::Ignore };
     if F::peer(F::destination(ip)).is_none() {
         return Verdict::Ignore;
     }
-    conclude::<F>(skb, &key, Direction::Outbound, endpoint)
+    conclude::<F>(skb, AT, &key, Direction::Outbound, endpoint)
 }
 
 /// Egress of the host side of a pod's veth: from a peer's pod towards the local one.
 #[inline(always)]
 pub(super) fn inbound<F: Half>(skb: &mut Skb) -> Verdict {
-    reach::<F>(skb);
-    let Some((ip, key, _)) = read::<F>(skb, Direction::Inbound) else { return Verdict::Ignore };
+    reach::<F>(skb, IP);
+    let Some((ip, key, _)) = read::<F>(skb, IP, Direction::Inbound) else { return Verdict::Ignore };
     let (source, destination) = (F::source(ip), F::destination(ip));
     // A bridge floods what it has not learned: only the destination's own port counts.
     let Some(endpoint) = F::endpoint(destination).filter(|endpoint| endpoint.ifindex == skb.ifindex()) else {
         return Verdict::Ignore;
     };
     if F::peer(source).is_some() {
-        return conclude::<F>(skb, &key, Direction::Inbound, endpoint);
+        return conclude::<F>(skb, IP, &key, Direction::Inbound, endpoint);
     }
     if let Some(sender) = F::endpoint(source) {
         // From another local pod: the flow is that one's, and its reverse is this one's.
@@ -63,7 +77,7 @@ fn conclude_local<F: Half>(
     sender: &Endpoint<F::Octets>,
     destination: F::Addr,
 ) -> Verdict {
-    let verdict = conclude::<F>(skb, key, Direction::Outbound, sender);
+    let verdict = conclude::<F>(skb, IP, key, Direction::Outbound, sender);
     if let Verdict::Pass(_) = verdict {
         F::gate_endpoint(destination);
     }
@@ -71,41 +85,42 @@ fn conclude_local<F: Half>(
 }
 
 /// An IP packet for a pod, not encapsulated, on its way into the host stack: may it skip that? If not, it is noted
-/// as point 1 of its flow.
+/// as point 1 of its flow. One that may, and has no Ethernet header, has room for one then.
 #[inline(always)]
-pub(super) fn forward<F: Half>(
+pub(super) fn forward<F: Half, const AT: usize>(
     skb: &mut Skb,
     endpoint: &'static Endpoint<F::Octets>,
 ) -> Result<&'static Endpoint<F::Octets>, ()> {
-    reach::<F>(skb);
-    let (ip, key, tcp_flags) = read::<F>(skb, Direction::Inbound).ok_or(())?;
+    reach::<F>(skb, AT);
+    let (ip, key, tcp_flags) = read::<F>(skb, AT, Direction::Inbound).ok_or(())?;
     let plain = F::is_plain(ip)
         && F::is_undamaged(ip)
         && !skb.has_vlan()
         && !F::is_fragment(ip)
         && F::hops(ip) > 1
-        && F::packet_len(ip) + ethernet::LEN as u32 == skb.len();
-    if plain && skb.is_for_host() {
-        if !gate::is_gated(endpoint) {
-            return Ok(endpoint);
-        }
-        if let gate::Answer::Fast = gate::ask::<F>(&key, Direction::Inbound, tcp_flags) {
-            return Ok(endpoint);
-        }
+        && F::packet_len(ip) + AT as u32 == skb.len();
+    let is_fast = plain
+        && skb.is_for_host()
+        && (!gate::is_gated(endpoint)
+            || matches!(gate::ask::<F>(&key, Direction::Inbound, tcp_flags), gate::Answer::Fast));
+    // Only making room can fail without harm, so it comes before everything else that is done to the packet.
+    if is_fast && (AT != 0 || skb.grow_ethernet()) {
+        return Ok(endpoint);
     }
-    gate::enter::<F>(skb, IP, &key, Direction::Inbound);
+    gate::enter::<F>(skb, AT, &key, Direction::Inbound);
     Err(())
 }
 
 #[inline(always)]
 fn conclude<F: Half>(
     skb: &Skb,
+    at: usize,
     key: &FlowKey<F::Octets>,
     direction: Direction,
     local: &Endpoint<F::Octets>,
 ) -> Verdict {
     // A new endpoint may have come between both points; the agent looks up whether it is that or a translation.
-    if gate::leave::<F>(skb, IP, key, direction) != Left::Translated || local.gated == UNPROVEN {
+    if gate::leave::<F>(skb, at, key, direction) != Left::Translated || local.gated == UNPROVEN {
         return Verdict::Ignore;
     }
     gate::translated::<F>(key);
@@ -115,21 +130,21 @@ fn conclude<F: Half>(
 
 /// Brings what [`read`] looks at into the linear part.
 #[inline(always)]
-fn reach<F: Half>(skb: &mut Skb) {
-    skb.reach(IP + F::LEN + 8, (IP + F::LEN + 20) as u32);
+fn reach<F: Half>(skb: &mut Skb, at: usize) {
+    skb.reach(at + F::LEN + 8, (at + F::LEN + 20) as u32);
 }
 
-/// A frame's IP header, its flow, and TCP's flags.
+/// An IP header, its flow, and TCP's flags.
 type Read<'a, F> = (&'a <F as Family>::Header, FlowKey<<F as Family>::Octets>, u8);
 
-/// Reads the header and the flow of a frame; `None` where the gate has nothing to go by.
+/// Reads the IP header at `at` and the flow; `None` where the gate has nothing to go by.
 #[inline(always)]
-fn read<F: Half>(skb: &Skb, direction: Direction) -> Option<Read<'_, F>> {
-    let ip = skb.read::<F::Header>(IP)?;
+fn read<F: Half>(skb: &Skb, at: usize, direction: Direction) -> Option<Read<'_, F>> {
+    let ip = skb.read::<F::Header>(at)?;
     if F::is_later_fragment(ip) {
         return None;
     }
-    let next = IP + F::header_len(ip);
+    let next = at + F::header_len(ip);
     let protocol = F::protocol(ip);
     let (source_port, destination_port) = F::ports(ip, skb.bytes(next)?)?;
     let tcp_flags = if protocol == transport::TCP { skb.bytes::<1>(next + 13)?[0] } else { 0 };

@@ -19,7 +19,7 @@ use aya_ebpf::{
     helpers::{
         bpf_csum_level, bpf_csum_update, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh,
         bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
-        generated::{bpf_fib_lookup, bpf_skb_load_bytes_relative},
+        generated::{bpf_fib_lookup, bpf_skb_change_head, bpf_skb_load_bytes_relative},
     },
     programs::TcContext,
 };
@@ -294,6 +294,14 @@ impl Skb {
         }
     }
 
+    /// Makes room for an Ethernet header, all zeroes, in front of a packet that has none. Failing, it has changed nothing.
+    /// Aggregates stay aggregates, and checksums what they were: those of the stack begin behind it.
+    #[inline(always)]
+    pub(super) fn grow_ethernet(&mut self) -> bool {
+        // SAFETY: as in `grow`. (Linux 4.10)
+        unsafe { bpf_skb_change_head(self.raw, ethernet::LEN as u32, 0) == 0 }
+    }
+
     /// Whether the kernel would take the checksum of the outermost UDP or TCP header for right without a look: NIC or
     /// GRO have verified it (`CHECKSUM_UNNECESSARY`). GRO has that of every segment of an aggregate, too, and what a
     /// sender on this machine hands over in one piece has no checksum yet (`CHECKSUM_PARTIAL`).
@@ -327,7 +335,7 @@ impl Skb {
         }
     }
 
-    /// Sends the packet out of an interface as it is.
+    /// Sends the packet out of an interface as it is; one without Ethernet gets it without the Ethernet header.
     #[inline(always)]
     pub(super) fn redirect(&mut self, ifindex: u32) -> i32 {
         // SAFETY: the helper takes two numbers.

@@ -6,7 +6,6 @@
 
 use loden_ebpf::{
     abi::{Counter, Endpoint, Peer, Traffic},
-    ethernet,
     reason::Reason,
     segments::segments,
     transport,
@@ -90,12 +89,13 @@ pub(super) fn because<F: Half>(endpoint: &Endpoint<F::Octets>, reason: Reason, l
     }
 }
 
-/// What the host stack itself sends to a peer: egress of the VXLAN device, or of an uplink with direct peers.
+/// What the host stack itself sends to a peer: egress of the overlay's device, or of an uplink with direct peers. The IP
+/// header stands at `at`.
 #[inline(always)]
-pub(super) fn leaves_host<F: Half>(skb: &Skb) {
-    let Some(ip) = skb.read::<F::Header>(ethernet::LEN) else { return };
+pub(super) fn leaves_host<F: Half>(skb: &Skb, at: usize) {
+    let Some(ip) = skb.read::<F::Header>(at) else { return };
     let Some(peer) = F::peer(F::destination(ip)) else { return };
-    let load = Load::of::<F>(skb, ethernet::LEN);
+    let load = Load::of::<F>(skb, at);
     sent::<F>(Some(peer), F::endpoint(F::source(ip)), Way::Slow, load);
 }
 

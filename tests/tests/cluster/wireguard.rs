@@ -3,6 +3,9 @@
 //!
 //! `wg` is the tool of WireGuard's own authors: it reads what the agent has set, and sets up the other side.
 
+mod cost;
+mod shortcut;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -18,6 +21,7 @@ use loden_tests::{
     capture::Capture,
     cluster::{Cluster, PREFIX, Plan},
     container::Container,
+    counters::Counters,
     netns::Netns,
     node::{BRIDGE, Node},
     process::wait_for,
@@ -273,7 +277,7 @@ fn trickle(from: &Container, to: &Container, work: impl FnOnce()) -> (u64, usize
 
 #[test]
 #[ignore = "needs a kernel with WireGuard: cargo xtask test --kernels"]
-fn restarts_lose_no_packet_and_keep_key_device_and_session() {
+fn restarts_lose_no_packet_and_keep_key_device_session_and_fast_path() {
     let mut cluster = start(&plan(""), &[]);
     let containers = cluster.run_containers(1).unwrap();
     let (a, b) = (&containers[0], &containers[1]);
@@ -281,6 +285,11 @@ fn restarts_lose_no_packet_and_keep_key_device_and_session() {
     stream::run(b.host(), a.host(), None, Until::Bytes(3_000_000)).unwrap();
     let of = |node: &Node| (public_key(node.netns()), index(node.netns()), peers(node.netns()));
     let before = (of(&cluster.nodes[0]), transferred(&cluster.nodes[0]));
+    let fast = |node: &Node| {
+        let counters = Counters::read(node).unwrap();
+        ["fast_overlay_out", "fast_overlay"].map(|reason| counters.get(reason))
+    };
+    let fast_before = fast(&cluster.nodes[0]);
     let node = &mut cluster.nodes[0];
     let mut back = (0, 0);
     let there = trickle(a, b, || {
@@ -294,6 +303,12 @@ fn restarts_lose_no_packet_and_keep_key_device_and_session() {
     for (sent, heard) in [there, back] {
         assert!(sent > 50, "{sent}");
         assert_eq!(u64::try_from(heard).unwrap(), sent, "datagrams that arrived");
+    }
+    // The programs go on without an agent. What is not fast are flows that prove themselves anew.
+    for ((after, before), (sent, _)) in
+        fast(&cluster.nodes[0]).into_iter().zip(fast_before).zip([there, back])
+    {
+        assert!(after - before > sent / 2, "{} of {sent}", after - before);
     }
     assert_eq!(of(&cluster.nodes[0]), before.0);
     // A peer that is made anew begins to count anew, and what has come since is less than what came before.

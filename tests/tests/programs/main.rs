@@ -8,6 +8,7 @@
     reason = "a test ends at the first surprise; clippy knows tests by their attribute, and not their helpers"
 )]
 
+mod bare_device;
 mod case;
 mod flow_cache;
 mod from_other;

@@ -8,8 +8,8 @@ use crate::{case::Case, from_other, from_overlay, from_pod, from_wire, gate, obs
 
 /// Reasons that no row produces, and why.
 const OUT_OF_REACH: [(Reason, &str); 4] = [
-    (Reason::FastOverlayOut, "of IPv6: see the module v6"),
-    (Reason::PassPodChecksum, "of IPv6: see the module v6"),
+    (Reason::FastOverlayOut, "of IPv6 and of WireGuard: see the modules v6 and bare_device"),
+    (Reason::PassPodChecksum, "of IPv6 and of WireGuard: see the modules v6 and bare_device"),
     (Reason::DropGuard, "an XDP program's: see the module guard"),
     (
         Reason::DropRedirect,

@@ -11,7 +11,7 @@ use aya::{
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use loden_agent::dataplane::{
-    Counters, Dataplane, FamilySettings, PeerPath, Pins, Program, Settings, Underlay, VxlanSettings,
+    Counters, Dataplane, FamilySettings, PeerPath, Pins, Program, Settings, Underlay, VxlanSettings, Way,
 };
 use loden_agent::family::V4;
 use loden_ebpf::{
@@ -176,6 +176,7 @@ impl<'a> Rig<'a> {
             source_ports: SOURCE_PORTS,
             strict: mode.strict,
             drop_forged: mode.drop_forged,
+            bare_device: false,
             log_packets: false,
         };
         let pins = lab.bpffs.path().join(format!("strict-{}-forged-{}", mode.strict, mode.drop_forged));
@@ -319,28 +320,28 @@ pub(crate) fn peers(lab: &Lab) -> Vec<PeerPath> {
             subnet: "10.5.2.0/24".parse().unwrap(),
             vtep: PEER_VTEP,
             vtep_mac: PEER_VTEP_MAC,
-            direct: false,
+            way: Way::Encapsulated,
             underlay: Some(underlay(PEER_VTEP)),
         },
         PeerPath {
             subnet: "10.5.3.0/24".parse().unwrap(),
             vtep: KERNEL_PEER_VTEP,
             vtep_mac: [2, 0, 0, 0, 0x77, 13],
-            direct: false,
+            way: Way::Encapsulated,
             underlay: None,
         },
         PeerPath {
             subnet: "10.5.8.0/22".parse().unwrap(),
             vtep: WIDE_PEER_VTEP,
             vtep_mac: WIDE_PEER_VTEP_MAC,
-            direct: false,
+            way: Way::Encapsulated,
             underlay: Some(underlay(Ipv4Addr::new(192, 168, 77, 1))),
         },
         PeerPath {
             subnet: "10.5.4.0/24".parse().unwrap(),
             vtep: DIRECT_PEER_VTEP,
             vtep_mac: [0; 6],
-            direct: true,
+            way: Way::Direct,
             underlay: Some(underlay(DIRECT_PEER_VTEP)),
         },
     ]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Instant};
 
 use ipnet::Ipv4Net;
 use loden_agent::dataplane::{
-    Changes, Dataplane, FamilySettings, PeerPath, Settings, Underlay, VxlanSettings,
+    Changes, Dataplane, FamilySettings, PeerPath, Settings, Underlay, VxlanSettings, Way,
 };
 use loden_agent::family::V4;
 use loden_ebpf::abi::Endpoint;
@@ -26,6 +26,7 @@ fn load(network: &str, subnet: &str, pins: &Path) -> Dataplane {
         source_ports: (32768, 60999),
         strict: true,
         drop_forged: true,
+        bare_device: false,
         log_packets: false,
     };
     Dataplane::load(&settings, pins).unwrap()
@@ -45,7 +46,7 @@ fn sixty_five_thousand_peers_fit_and_the_next_agent_finds_them() {
                 subnet: Ipv4Net::new(Ipv4Addr::from(0x0a00_0000 + (slot << 8)), 24).unwrap(),
                 vtep: Ipv4Addr::from(0xc612_0000 + slot),
                 vtep_mac: [2, 0, 0, 0, (slot >> 8) as u8, slot as u8],
-                direct: false,
+                way: Way::Encapsulated,
                 underlay: Some(Underlay {
                     uplink: 1,
                     next_hop: Ipv4Addr::new(192, 0, 2, 254),

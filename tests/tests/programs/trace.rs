@@ -16,7 +16,7 @@ use loden_ebpf::{
 use crate::{packet::*, rig::*, samples::*};
 
 const OPEN: Mode = Mode { strict: false, drop_forged: true };
-const ALL: Tracer = Tracer {
+pub(crate) const ALL: Tracer = Tracer {
     until: 0,
     owner: 0,
     reasons: u64::MAX,
@@ -38,7 +38,7 @@ fn in_runtime<T: Send>(f: impl FnOnce(&Lab, &tokio::runtime::Runtime) -> T + Sen
 }
 
 /// All that the listener has been told by now.
-fn told(runtime: &tokio::runtime::Runtime, listener: &mut Listener) -> Vec<Traced> {
+pub(crate) fn told(runtime: &tokio::runtime::Runtime, listener: &mut Listener) -> Vec<Traced> {
     let mut told = Vec::new();
     runtime.block_on(async {
         loop {

@@ -1,7 +1,7 @@
 //! The programs on IPv6, in a network that has nothing else: verdict, frame and count of each row, and the outer UDP
 //! checksum added up the long way, over all of the packet.
 
-mod frame;
+pub(crate) mod frame;
 
 use std::{collections::BTreeMap, net::Ipv6Addr};
 
@@ -13,7 +13,7 @@ use loden_agent::{
     dataplane::{
         Dataplane, FamilySettings, PeerPath, Pins, Program,
         Program::{FromOther, FromOverlay, FromPod, FromWire, ToOverlay, ToPod},
-        Settings, Underlay, VxlanSettings,
+        Settings, Underlay, VxlanSettings, Way,
     },
     family::V6,
 };
@@ -40,11 +40,11 @@ const VTEP: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x11);
 const PEER_VTEP: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x12);
 const DIRECT_VTEP: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x15);
 const STRANGER: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x66);
-const POD: Ipv6Addr = pod(0x1, 2);
+pub(crate) const POD: Ipv6Addr = pod(0x1, 2);
 const OTHER_POD: Ipv6Addr = pod(0x1, 3);
 const ROUTED_POD: Ipv6Addr = pod(0x1, 4);
 const UNKNOWN_POD: Ipv6Addr = pod(0x1, 77);
-const REMOTE: Ipv6Addr = pod(0x2, 9);
+pub(crate) const REMOTE: Ipv6Addr = pod(0x2, 9);
 const DIRECT_REMOTE: Ipv6Addr = pod(0x4, 9);
 const VACANT: Ipv6Addr = pod(0x99, 1);
 const OUTSIDE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
@@ -76,6 +76,7 @@ impl<'a> Rig<'a> {
             source_ports: SOURCE_PORTS,
             strict,
             drop_forged: true,
+            bare_device: false,
             log_packets,
         };
         let pins = lab.bpffs.path().join(format!("v6-strict-{strict}-log-{log_packets}"));
@@ -144,14 +145,17 @@ impl<'a> Rig<'a> {
 }
 
 fn peers(lab: &Lab) -> Vec<PeerPath<V6>> {
-    let peer = |subnet: &str, vtep, direct| PeerPath {
+    let peer = |subnet: &str, vtep, way| PeerPath {
         subnet: subnet.parse().unwrap(),
         vtep,
         vtep_mac: PEER_VTEP_MAC,
-        direct,
+        way,
         underlay: Some(Underlay { uplink: lab.wire, next_hop: vtep, source: VTEP, mtu: PEER_MTU }),
     };
-    vec![peer("fc00:0:0:2::/64", PEER_VTEP, false), peer("fc00:0:0:4::/64", DIRECT_VTEP, true)]
+    vec![
+        peer("fc00:0:0:2::/64", PEER_VTEP, Way::Encapsulated),
+        peer("fc00:0:0:4::/64", DIRECT_VTEP, Way::Direct),
+    ]
 }
 
 fn endpoints(lab: &Lab) -> BTreeMap<Ipv6Addr, Endpoint<[u8; 16]>> {

@@ -151,6 +151,7 @@ fn healthy() -> Snapshot {
         source_ports: (32_768, 60_999),
         strict: true,
         drop_forged: true,
+        bare_device: false,
         log_packets: false,
     };
     let half = facts::Half {

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 /// An IPv6 header in the making.
 #[derive(Clone, Copy)]
-pub(super) struct Ip {
+pub(crate) struct Ip {
     source: Ipv6Addr,
     destination: Ipv6Addr,
     class: u8,
@@ -13,24 +13,24 @@ pub(super) struct Ip {
 }
 
 impl Ip {
-    pub(super) fn new(source: Ipv6Addr, destination: Ipv6Addr) -> Self {
+    pub(crate) fn new(source: Ipv6Addr, destination: Ipv6Addr) -> Self {
         Self { source, destination, class: 0, label: 0, hops: 64 }
     }
 
-    pub(super) fn class(self, class: u8) -> Self {
+    pub(crate) fn class(self, class: u8) -> Self {
         Self { class, ..self }
     }
 
-    pub(super) fn label(self, label: u32) -> Self {
+    pub(crate) fn label(self, label: u32) -> Self {
         Self { label, ..self }
     }
 
-    pub(super) fn hops(self, hops: u8) -> Self {
+    pub(crate) fn hops(self, hops: u8) -> Self {
         Self { hops, ..self }
     }
 
     /// The packet with a payload of this protocol.
-    pub(super) fn next(self, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn next(self, protocol: u8, payload: &[u8]) -> Vec<u8> {
         let first = 6 << 28 | u32::from(self.class) << 20 | self.label;
         let mut packet = first.to_be_bytes().to_vec();
         packet.extend((payload.len() as u16).to_be_bytes());
@@ -41,7 +41,7 @@ impl Ip {
         packet
     }
 
-    pub(super) fn udp(self, source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn udp(self, source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
         let mut segment = [source.to_be_bytes(), destination.to_be_bytes()].concat();
         segment.extend((payload.len() as u16 + 8).to_be_bytes());
         segment.extend([0, 0]);
@@ -49,14 +49,14 @@ impl Ip {
         self.summed(17, segment, 6)
     }
 
-    pub(super) fn tcp(self, source: u16, destination: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn tcp(self, source: u16, destination: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut segment = [source.to_be_bytes(), destination.to_be_bytes()].concat();
         segment.extend([0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x50, flags, 0xff, 0, 0, 0, 0, 0]);
         segment.extend(payload);
         self.summed(6, segment, 16)
     }
 
-    pub(super) fn icmp(self, kind: u8, id: u16, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn icmp(self, kind: u8, id: u16, payload: &[u8]) -> Vec<u8> {
         let mut segment = vec![kind, 0, 0, 0];
         segment.extend(id.to_be_bytes());
         segment.extend([0, 1]);
@@ -86,6 +86,6 @@ impl Ip {
     }
 }
 
-pub(super) fn ethernet(destination: [u8; 6], source: [u8; 6], packet: &[u8]) -> Vec<u8> {
+pub(crate) fn ethernet(destination: [u8; 6], source: [u8; 6], packet: &[u8]) -> Vec<u8> {
     [&destination[..], &source, &[0x86, 0xdd], packet].concat()
 }
