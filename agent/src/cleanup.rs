@@ -29,6 +29,10 @@ pub async fn run(config: &Config, keep_kernel: bool) -> Result<Vec<String>> {
     let mut errors: Vec<String> =
         dataplane::detach_all(&config.bpffs_dir).iter().map(ToString::to_string).collect();
     println!("programs, links and maps below {} removed", config.bpffs_dir.display());
+    match Kernel::connect()?.ask_for_no_room().await {
+        Ok(links) => links.iter().for_each(|link| println!("link {link} removed")),
+        Err(error) => errors.push(error.to_string()),
+    }
     if keep_kernel {
         errors.extend(hand_back(config, &state).await?);
         return Ok(errors);

@@ -56,6 +56,8 @@ pub struct Config {
     pub xdp: Xdp,
     /// What happens to a packet whose inner source is not in its peer's subnet.
     pub source_check: SourceCheck,
+    /// Have the containers' bridge ask for room for the overlay's headers.
+    pub pod_headroom: bool,
     /// Have the programs tell of every packet.
     pub bpf_log: bool,
     /// Directory of the control socket; absolute.
@@ -109,6 +111,7 @@ impl Config {
             gate: args.gate,
             xdp: args.xdp,
             source_check: args.source_check,
+            pod_headroom: args.pod_headroom,
             bpf_log: args.bpf_log,
             run_dir: args.run_dir,
             bpffs_dir: args.bpffs_dir,

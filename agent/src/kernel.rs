@@ -9,6 +9,7 @@
 mod address;
 pub mod conntrack;
 mod event;
+mod headroom;
 mod link;
 mod neighbour;
 mod netns;
@@ -52,6 +53,7 @@ use crate::family::Family;
 pub use self::{
     address::{Address, AddressScope},
     event::{Change, Events, Ipv6Event, KernelEvent},
+    headroom::room_for,
     link::{Link, LinkKind, VxlanAttrs},
     neighbour::{FdbEntry, FdbOf, Neighbour, NeighbourState},
     peers::{OpError, Removed},

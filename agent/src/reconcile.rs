@@ -7,6 +7,7 @@
 mod containers;
 mod facts;
 mod half;
+mod headroom;
 mod ipv6;
 mod pass;
 mod path;
@@ -156,6 +157,8 @@ pub struct Reconciler {
     v6: Kept<V6>,
     /// What is wrong with the host's bridges, and what to do.
     advice: Vec<String>,
+    /// The kernel has refused a port that asks for headroom.
+    no_headroom: bool,
     /// When to leave the facts behind again.
     facts_due: Option<Instant>,
     /// What was last written of the facts.
@@ -217,6 +220,7 @@ impl Reconciler {
             v6: Kept::of(&path),
             path,
             advice: Vec::new(),
+            no_headroom: false,
             facts_due: None,
             facts_left: None,
             failures: BTreeMap::new(),

@@ -79,6 +79,12 @@ pub struct AgentArgs {
     #[arg(long, value_enum, default_value_t = SourceCheck::Drop, help_heading = LODEN)]
     pub source_check: SourceCheck,
 
+    /// Have the containers' bridge ask for room for the overlay's headers in front of what they send, by a port that is
+    /// never up: datagrams need not be copied to be encapsulated
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true",
+          value_parser = flag_value::boolean, value_name = "BOOL", help_heading = LODEN)]
+    pub pod_headroom: bool,
+
     /// Have the programs tell of every packet in the log; for a look at little traffic
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
           value_parser = flag_value::boolean, value_name = "BOOL", help_heading = LODEN)]

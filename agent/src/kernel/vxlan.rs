@@ -12,7 +12,8 @@ use nix::errno::Errno;
 use rtnetlink::packet_route::{RouteNetlinkMessage, link::InfoVxlan};
 
 pub(crate) use self::attributes::random_mac;
-use self::attributes::{creation, difference, learning, vxlan_info, wanted_port};
+pub(super) use self::attributes::vxlan_info;
+use self::attributes::{creation, difference, learning, wanted_port};
 use super::{
     How, Kernel, KernelError, Link, LinkKind, Result, VxlanAttrs, is_wireguard,
     link::{check_name, for_index},

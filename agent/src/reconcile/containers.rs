@@ -28,7 +28,8 @@ impl Reconciler {
         self.v4.bridges = self.read_bridges(&links, &v4).await?;
         self.v6.bridges = self.read_bridges(&links, &v6).await?;
         self.advise(&links, &v4, &v6);
-        self.endpoints_and_hooks(&links).await
+        let changed = self.headroom(&links).await;
+        Ok(self.endpoints_and_hooks(&links).await? | changed)
     }
 
     async fn endpoints_and_hooks(&mut self, links: &[Link]) -> Result<bool> {

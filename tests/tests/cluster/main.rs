@@ -14,6 +14,7 @@ mod dual;
 mod families;
 mod fast_path;
 mod guard;
+mod headroom;
 mod healing;
 mod ipv6_fast;
 mod ipv6_only;

@@ -61,7 +61,7 @@ pub(super) fn creation(spec: &VxlanSpec, mac: [u8; 6]) -> LinkMessage {
     message
 }
 
-pub(super) fn vxlan_info(data: Vec<InfoVxlan>) -> LinkAttribute {
+pub(in crate::kernel) fn vxlan_info(data: Vec<InfoVxlan>) -> LinkAttribute {
     LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))])
 }
 
