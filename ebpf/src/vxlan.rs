@@ -6,7 +6,7 @@
 //! ```
 //! The outer Ethernet header is not part of it: `bpf_redirect_neigh` writes that one.
 
-use crate::{checksum, ethernet, ipv6, transport};
+use crate::{checksum, ethernet, ipv4, ipv6, transport};
 
 /// What encapsulation adds to an inner IPv4 packet, in bytes.
 pub const ENCAP_LEN: usize = 50;
@@ -153,6 +153,34 @@ pub fn checksum_v6(headers: &[u8; ENCAP_LEN_V6], inner: &ipv6::Header) -> u16 {
     sum += u64::from(!u16::from(inner[6]).to_be());
     let sum = (sum >> 32) + (sum & 0xffff_ffff);
     checksum::finish((sum >> 32) as u32 + checksum::words(sum as u32))
+}
+
+/// Whether the outer UDP checksum of an encapsulated IPv4 packet follows from the headers: as in [`checksum_v6`], it then is
+/// right if the checksum of the inner transport header is. `headers` are all in front of the inner packet, which has no
+/// options, a right header checksum and all of its payload.
+#[inline(always)]
+#[must_use]
+pub fn has_right_checksum(headers: &[u8; ENCAP_LEN], inner: &ipv4::Header) -> bool {
+    // In memory order, as there: the outer addresses, UDP, VXLAN and Ethernet.
+    let mut sum = u64::from(u16::from_ne_bytes([headers[48], headers[49]]));
+    let mut at = 12;
+    while at < 48 {
+        sum +=
+            u64::from(u32::from_ne_bytes([headers[at], headers[at + 1], headers[at + 2], headers[at + 3]]));
+        at += 4;
+    }
+    // The outer pseudo header's length and protocol.
+    sum += u64::from(u16::from_ne_bytes([headers[24], headers[25]]));
+    sum += u64::from(u16::from(transport::UDP).to_be());
+    // The inner header sums to zero; what is behind it, to zero, or with a pseudo header to the complement of that one.
+    if ipv4::protocol(inner) != transport::ICMP {
+        let word = |at: usize| u32::from_ne_bytes([inner[at], inner[at + 1], inner[at + 2], inner[at + 3]]);
+        sum += u64::from(!word(12)) + u64::from(!word(16));
+        sum += u64::from(!u16::from(ipv4::protocol(inner)).to_be());
+        sum += u64::from(!(ipv4::total_len(inner).wrapping_sub(ipv4::LEN as u16)).to_be());
+    }
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    checksum::finish((sum >> 32) as u32 + checksum::words(sum as u32)) == 0
 }
 
 /// The UDP source port that Linux picks for a flow hash (`udp_flow_src_port`, with the range of
@@ -340,6 +368,58 @@ mod tests {
                 Some(at) => header[at] ^= bits,
             }
             prop_assert_ne!(checksum_v6(&out, &header), 0);
+        }
+    }
+
+    /// An IPv4 packet with a payload of these bytes behind a UDP or an ICMP header, its checksums right.
+    fn packet_v4(payload: &[u8], is_icmp: bool) -> Vec<u8> {
+        let (protocol, len) = (if is_icmp { transport::ICMP } else { transport::UDP }, 8 + payload.len());
+        let mut packet = vec![0x45, 0x20];
+        packet.extend((20 + len as u16).to_be_bytes());
+        packet.extend([7, 9, 0x40, 0, 61, protocol, 0, 0, 10, 5, 1, 2, 10, 5, 2, 3]);
+        let sum = full(&packet);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        packet.extend(if is_icmp { [8, 0, 0, 0] } else { [0x13, 0x88, 0, 53] });
+        packet.extend((len as u16).to_be_bytes());
+        packet.extend([0, 0]);
+        packet.extend(payload);
+        if is_icmp {
+            let sum = full(&packet[20..]);
+            packet[22..24].copy_from_slice(&sum.to_be_bytes());
+        } else {
+            let pseudo = pseudo_header(&packet[12..20], len, protocol);
+            let sum = full(&[&pseudo, &packet[20..]].concat());
+            packet[26..28].copy_from_slice(&sum.to_be_bytes());
+        }
+        packet
+    }
+
+    /// Headers in front of an IPv4 packet, with the UDP checksum that covers it all.
+    fn summed(inner: &[u8]) -> [u8; ENCAP_LEN] {
+        let mut out = [0; ENCAP_LEN];
+        Outer { inner_len: inner.len() as u16, ..OUTER }.write(&mut out);
+        let udp = [&out[20..], inner].concat();
+        let sum = full(&[&pseudo_header(&out[12..20], udp.len(), transport::UDP)[..], &udp].concat());
+        out[26..28].copy_from_slice(&sum.to_be_bytes());
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn a_right_outer_checksum_of_ipv4_is_known_by_the_headers(
+            payload in prop::collection::vec(any::<u8>(), 0..200),
+            is_icmp in any::<bool>(),
+        ) {
+            let inner = packet_v4(&payload, is_icmp);
+            prop_assert!(has_right_checksum(&summed(&inner), inner[..20].try_into().unwrap()));
+        }
+
+        #[test]
+        fn one_changed_byte_of_ipv4_headers_is_noticed(at in 12..ENCAP_LEN, bits in 1u8.., is_icmp in any::<bool>()) {
+            let inner = packet_v4(b"payload", is_icmp);
+            let mut out = summed(&inner);
+            out[at] ^= bits;
+            prop_assert!(!has_right_checksum(&out, inner[..20].try_into().unwrap()));
         }
     }
 

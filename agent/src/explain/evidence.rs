@@ -53,8 +53,8 @@ pub(super) fn tell<F: Mapped>(
             && known.peer.is_some_and(|(_, peer)| peer.way == way::ENCAPSULATED)
             && direction == Direction::Inbound
         {
-            let outer = "as the peer's fast path sends it, without a checksum; one of its kernel's, with one, is verified \
-                         by this node's kernel";
+            let outer = "as the peer's fast path sends it, without a checksum; one of its kernel's has one, and is fast \
+                         where that is right";
             lines.push(("outer", outer.to_owned()));
         }
     }

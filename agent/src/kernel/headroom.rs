@@ -24,7 +24,7 @@ const MAC: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 const MTU: u32 = 65_535;
 
 impl Link {
-    /// Whether this is a device that asks for room. Of which family the headers are for which it does.
+    /// For which family's headers ([`room_for`]) this device asks for room, if it is here for that.
     #[must_use]
     pub fn asks_for_room(&self) -> Option<IpAddr> {
         match self.kind {

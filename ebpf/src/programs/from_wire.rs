@@ -228,8 +228,8 @@ pub(super) fn check_source<F: Half>(source: F::Addr, sender: F::Addr) -> Result<
     }
 }
 
-/// Only what the gate could follow is fast, gated or not, so that both decide alike. An outer checksum, which Loden's
-/// own packets have not, is the kernel's to verify unless that has been done: it drops what is damaged.
+/// Only what the gate could follow is fast, gated or not, so that both decide alike. An outer checksum that is not right is
+/// the kernel's to look at: it drops what is damaged.
 #[inline(always)]
 fn check_next_header<F: CheckOuter>(
     skb: &Skb,

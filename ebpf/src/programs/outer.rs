@@ -51,10 +51,23 @@ impl CheckOuter for V4 {
         Ok(ip + ipv4::header_len(outer))
     }
 
-    /// Loden's own packets have none.
+    /// Loden's own packets have none. One that the kernel's device wrote must be what follows from the headers, where nobody
+    /// has verified it; the payload is the pod's to verify, if it can.
     #[inline(always)]
-    fn is_checksum_right(skb: &Skb, _: &ipv4::Header, _: &NextHeader, headers: &vxlan::Headers) -> bool {
-        vxlan::udp_checksum(headers) == 0 || skb.is_checksum_verified()
+    fn is_checksum_right(
+        skb: &Skb,
+        inner: &ipv4::Header,
+        next: &NextHeader,
+        headers: &vxlan::Headers,
+    ) -> bool {
+        if vxlan::udp_checksum(headers) == 0 || skb.is_checksum_verified() {
+            return true;
+        }
+        if ipv4::protocol(inner) == transport::UDP && transport::udp_checksum(next) == 0 {
+            return false;
+        }
+        let outer = skb.bytes::<{ vxlan::ENCAP_LEN }>(loden_ebpf::ethernet::LEN);
+        outer.is_some_and(|outer| vxlan::has_right_checksum(outer, inner))
     }
 }
 

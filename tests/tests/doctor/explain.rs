@@ -57,12 +57,7 @@ fn assert_foretold(node: &Node, client: &Container, server: &Container) -> Vec<V
     exchange(client, server, 100);
     let counted = Counters::read(node).unwrap().since(&before);
     for reason in reasons(&legs) {
-        // What the far end's kernel encapsulates has an outer checksum, and this node's kernel verifies that.
-        let by_kernel = reason == "pass_wire_gate" && counted.get("pass_wire_checksum") >= 1;
-        assert!(
-            counted.get(reason) >= 1 || by_kernel,
-            "{reason} was foretold, counted was {counted:?}: {legs:#?}"
-        );
+        assert!(counted.get(reason) >= 1, "{reason} was foretold, counted was {counted:?}: {legs:#?}");
     }
     legs
 }

@@ -381,10 +381,19 @@ fn checksums() -> Vec<Case> {
         // The outer checksum covers all behind the outer IP header.
         outer().udp_checksum(outer_checksum(&plain)).then(inner)
     };
+    let sum = outer_checksum(&outer().then(inner_udp()).build());
+    let off_by_one = outer().udp_checksum(sum ^ 1).then(inner_udp());
     vec![
         // Nobody has verified the checksum of a frame that a test makes.
-        case("an outer checksum beside an inner one", &summed(inner_udp())).passes(PassWireChecksum),
-        case("an outer checksum beside TCP's", &summed(inner_tcp(ACK))).passes(PassWireChecksum),
+        case("an outer checksum beside an inner one", &summed(inner_udp()))
+            .delivers(FastDecap, delivered(inner_udp())),
+        case("an outer checksum beside TCP's", &summed(inner_tcp(ACK)))
+            .delivers(FastDecap, delivered(inner_tcp(ACK))),
+        case("an outer checksum beside an echo's", &summed(inner_echo(8)))
+            .delivers(FastDecap, delivered(inner_echo(8))),
+        case("an outer checksum beside an odd length", &summed(inner_ip().udp(1, 2).payload(7)))
+            .delivers(FastDecap, delivered(inner_ip().udp(1, 2).payload(7))),
+        case("an outer checksum that is off by one", &off_by_one).passes(PassWireChecksum),
         case("an outer checksum over UDP that has none", &summed(inner_udp().udp_checksum(0)))
             .passes(PassWireChecksum),
         case("an outer checksum with a low byte of zero", &outer().udp_checksum(0x0100).then(inner_udp()))

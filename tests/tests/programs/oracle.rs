@@ -11,7 +11,7 @@ use loden_agent::dataplane::Program::{self, *};
 
 use crate::{
     case::with_free_fields,
-    packet::{ICMP, Mac, Packet, TCP, UDP},
+    packet::{ICMP, Mac, Packet, TCP, UDP, internet_checksum},
     rig::*,
     samples::{ECHO, LOCAL_PORT, REMOTE_PORT},
 };
@@ -210,9 +210,8 @@ fn from_wire(frame: &[u8], strict: bool) -> Option<Allowed> {
         && ones_complement_sum(&frame[14..34]) == 0xffff;
     let inner_tos = *frame.get(65)?;
     let (ce, not_ect) = (outer.tos & 3 == 3, inner_tos & 3 == 0);
-    // Nobody has verified the checksum of a frame of ours.
-    let is_summed = word(udp, 6) != Some(0);
-    if !is_vxlan || ce && not_ect || is_summed {
+    let is_wrong = word(udp, 6) != Some(0) && !may_be_right(frame).unwrap_or(false);
+    if !is_vxlan || ce && not_ect || is_wrong {
         return None;
     }
     let from_its_peer = |source| peer_of(source).is_some_and(|(vtep, _)| vtep == outer.source);
@@ -225,6 +224,19 @@ fn from_wire(frame: &[u8], strict: bool) -> Option<Allowed> {
         }
     }
     Some(allowed)
+}
+
+/// Whether the outer UDP checksum is right, provided that the checksum of the inner transport header is.
+fn may_be_right(frame: &[u8]) -> Option<bool> {
+    let (outer, inner) = (frame.get(14..34)?, frame.get(64..84)?);
+    let has_none = inner[9] == UDP && frame.get(90..92)? == [0, 0];
+    // What a segment with a right checksum sums to: nothing with its pseudo header, which ICMP has not.
+    let len = (frame.len() as u16).wrapping_sub(84).to_be_bytes();
+    let segment =
+        if inner[9] == ICMP { 0 } else { internet_checksum(&[&inner[12..20], &[0, inner[9]], &len]) };
+    let len = (frame.len() as u16).wrapping_sub(34).to_be_bytes();
+    let parts = [&outer[12..20], &[0, UDP], &len, &frame[34..84], &segment.to_be_bytes()];
+    Some(!has_none && internet_checksum(&parts) == 0)
 }
 
 /// The sum that RFC 791 wants to be all ones over a whole header.

@@ -76,8 +76,7 @@ fn outer(stage: &Stage) -> Vec<Case> {
         raw(stage, "a wrong header checksum outside", &damaged).second("pass_wire_outer", 1),
         on_wire(stage, "a UDP checksum outside", &vxlan.packet_with_checksum())
             .arrives(1)
-            .second("pass_wire_checksum", 1)
-            .second("fast_overlay", 1),
+            .second("fast_decap", 1),
         on_wire(stage, "a wrong UDP checksum outside", &wrong_sum)
             .second("pass_wire_checksum", 1)
             .second("fast_overlay", 0),
