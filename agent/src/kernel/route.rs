@@ -13,6 +13,9 @@ use rtnetlink::packet_route::{
 use super::{Kernel, KernelError, Result, wire_family};
 use crate::family::{Family, V4};
 
+/// Number of UDP (IANA).
+const UDP: u8 = 17;
+
 /// The protocol number on every route that Loden writes, by which it knows its own again. Not in the
 /// kernel's list (`rtnetlink.h`) nor in iproute2's `rt_protos`.
 pub const ROUTE_PROTOCOL: u8 = 76;
@@ -162,8 +165,8 @@ impl Kernel {
         self.route_from(None, dst).await
     }
 
-    /// The same for packets with this source address, which must be the host's own: of several next hops the kernel
-    /// chooses one by both addresses (`fib_multipath_hash_policy` 0, the default).
+    /// The same for UDP with this source address, which must be the host's own: of several next hops the kernel chooses
+    /// one by both addresses, of IPv6 also by the protocol (`fib_multipath_hash_policy` 0, the default).
     ///
     /// # Errors
     ///
@@ -212,6 +215,7 @@ impl Kernel {
         if let Some(source) = source {
             question.header.source_prefix_length = F::BITS;
             question.attributes.push(RouteAttribute::Source(wire_address::<F>(source)));
+            question.attributes.push(RouteAttribute::IpProto(UDP));
         }
         question.header.destination_prefix_length = F::BITS;
         question.header.flags = flags;

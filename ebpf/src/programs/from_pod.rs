@@ -188,8 +188,8 @@ fn may_be_fast<F: Encapsulate>(
         return Err(Reason::PassPodTooBig);
     }
     let Some(next) = skb.bytes::<8>(IP + F::LEN) else { return Err(Reason::PassPodMalformed) };
-    // TCP whose flags are cut off is not fast through either gate.
-    let is_cut = F::protocol(ip) == transport::TCP && skb.bytes::<1>(IP + F::LEN + 13).is_none();
+    // The gate reads TCP's flags, and an outer checksum follows from its own: a header that has not both is not fast.
+    let is_cut = F::protocol(ip) == transport::TCP && skb.bytes::<20>(IP + F::LEN).is_none();
     if !F::has_ports(ip, next) || is_cut {
         return Err(Reason::PassPodProtocol);
     }

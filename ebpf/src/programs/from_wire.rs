@@ -237,7 +237,7 @@ fn check_next_header<F: CheckOuter>(
     headers: &vxlan::Headers,
 ) -> Result<(), Reason> {
     let Some(next) = skb.bytes::<8>(At::<F>::INNER_NEXT) else { return Err(Reason::PassWireProtocol) };
-    let is_cut = F::protocol(ip) == transport::TCP && skb.bytes::<1>(At::<F>::INNER_NEXT + 13).is_none();
+    let is_cut = F::protocol(ip) == transport::TCP && skb.bytes::<20>(At::<F>::INNER_NEXT).is_none();
     if !F::has_ports(ip, next) || is_cut {
         return Err(Reason::PassWireProtocol);
     }

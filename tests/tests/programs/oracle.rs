@@ -116,8 +116,8 @@ fn pod_macs(pod: Ipv4Addr) -> Option<(Mac, Mac)> {
 fn gate(frame: &[u8], at: usize, ip: &Ip, outbound: bool, strict: bool) -> Option<()> {
     let next = frame.get(at + 20..).filter(|next| next.len() >= 8)?;
     let ports = match ip.protocol {
-        // To be followed, TCP must show its flags, whether the gate asks for them or not.
-        TCP if next.len() < 14 => return None,
+        // To be followed, TCP must show its header, whether the gate asks for it or not.
+        TCP if next.len() < 20 => return None,
         TCP | UDP => (word(next, 0)?, word(next, 2)?),
         // Of an echo, either way, the run has qualified the identifier.
         ICMP if next[0] == 0 || next[0] == 8 => {

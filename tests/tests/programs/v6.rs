@@ -237,6 +237,7 @@ fn what_the_fast_path_is_not_for_goes_to_the_kernel_unchanged() {
             ("a fragment", ip.next(44, &[17, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0, 0]), PassPodOptions),
             ("ESP", ip.next(50, &[0; 40]), PassPodProtocol),
             ("SCTP", ip.next(132, &[0; 40]), PassPodProtocol),
+            ("a TCP header of 19 bytes", ip.next(6, &[0; 19]), PassPodProtocol),
             ("packet too big", ip.icmp(2, 0, &[0; 60]), PassPodProtocol),
             ("a neighbour solicitation", ip.next(58, &solicitation), PassPodProtocol),
             ("UDP without a checksum", no_checksum, PassPodChecksum),
@@ -361,6 +362,7 @@ fn what_is_odd_on_the_wire_is_the_kernels_and_strangers_end_there() {
                 PassWireInnerPacket,
             ),
             ("ESP inside", arrived(PEER_VTEP, &ip.next(50, &[0; 40])), PassWireProtocol),
+            ("a TCP header of 19 bytes inside", arrived(PEER_VTEP, &ip.next(6, &[0; 19])), PassWireProtocol),
             (
                 "to an unknown pod",
                 arrived(PEER_VTEP, &Ip::new(REMOTE, UNKNOWN_POD).udp(1, 2, b"")),
