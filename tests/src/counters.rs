@@ -1,4 +1,4 @@
-//! What the agent's programs have counted, read as an operator reads it: `loden status --json`.
+//! What the agent's programs have counted, as the status document has it.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ impl Counters {
     ///
     /// Where the agent does not answer.
     pub fn read(node: &Node) -> Result<Self> {
-        let status = node.status()?;
+        let status = node.status_at_socket()?;
         let Some(counters) = status["counters"].as_object() else { return Ok(Self::default()) };
         let number = |(name, value): (&String, &Value)| {
             Ok((name.clone(), value.as_u64().with_context(|| format!("counter {name} is {value}"))?))

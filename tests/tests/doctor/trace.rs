@@ -12,7 +12,7 @@ use loden_tests::{
     cluster::{Cluster, Plan},
     container::Container,
     node::{self, Node},
-    packet::Vxlan,
+    packet::{Ipv4, Packet as _, Vxlan},
     process::{Process, wait_for},
     tap::Tap,
     traffic::ping,
@@ -156,9 +156,10 @@ fn at_an_interface_without_ethernet_addresses_are_read_where_they_stand() {
     let source = Ipv4Addr::new(192, 0, 2, 66);
     let destination = node.address();
     let frame = vec![0x5a; 60];
-    let stranger = Vxlan { source, destination, ports: (40_000, 8472), flags: 0x0800_0000, vni: 1, frame }
-        .packet()
-        .bytes();
+    let stranger =
+        Vxlan::<Ipv4> { source, destination, ports: (40_000, 8472), flags: 0x0800_0000, vni: 1, frame }
+            .packet()
+            .bytes();
     let told = wait_for("a verdict", Duration::from_secs(10), || {
         tun.deliver(&stranger).unwrap();
         trace.verdicts().pop()

@@ -9,7 +9,7 @@ use std::{
 use loden_tests::{
     capture::Capture,
     netns::{Netns, join},
-    packet::{self, Ipv4, Mac, Vxlan},
+    packet::{self, Ipv4, Mac, Packet as _, Vxlan},
     process::wait_for,
     tap::Tap,
 };

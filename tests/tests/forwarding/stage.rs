@@ -1,30 +1,35 @@
 //! Two nodes, a pod with a neighbour on the first, a pod on the second, and a packet socket at each.
 
-use std::{net::Ipv4Addr, net::UdpSocket, time::Duration};
+use std::{net::UdpSocket, time::Duration};
 
 use loden_tests::{
     capture::Capture,
-    cluster::{Cluster, Plan},
+    cluster::Cluster,
     container::Container,
     counters::Counters,
     netns::Netns,
     node::{BRIDGE, Node},
     packet::{self, Ipv4, Mac, Vxlan},
     process::wait_for,
-    traffic::ping,
+    traffic::{Host, ping},
 };
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
 
+use crate::family::Family;
+
 /// A UDP port at which both pods listen, so that what arrives there is not answered.
 pub(crate) const OPEN_PORT: u16 = 7777;
 /// How long anything here may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take until a pod that has just come is reached: of IPv6 nobody asks for a neighbour before its own
+/// link-local address is known to be its own alone, which takes a second or two.
+const FIRST_ANSWER: Duration = Duration::from_secs(20);
 
 /// The set. Everything runs on one CPU, so that packets are handled in the order in which they were sent.
-pub(crate) struct Stage {
+pub(crate) struct Stage<F: Family = Ipv4> {
     pub(crate) at_sender: Capture,
     pub(crate) at_neighbour: Capture,
     pub(crate) at_destination: Capture,
@@ -34,18 +39,22 @@ pub(crate) struct Stage {
     pub(crate) sender: Container,
     pub(crate) neighbour: Container,
     pub(crate) destination: Container,
+    /// The sender's and the destination's address.
+    pub(crate) ends: [F::Address; 2],
     pub(crate) cluster: Cluster,
 }
 
-impl Stage {
+impl<F: Family> Stage<F> {
     pub(crate) fn set(args: &[&str]) -> Self {
         stay_on_one_cpu();
-        let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, args).unwrap();
+        let mut cluster = Cluster::start(&F::plan(), args).unwrap();
         let sender = cluster.nodes[0].run_container(2).unwrap();
         let neighbour = cluster.nodes[0].run_container(3).unwrap();
         let destination = cluster.nodes[1].run_container(2).unwrap();
         for netns in [sender.netns(), neighbour.netns(), destination.netns()] {
-            netns.exec("sysctl -qw net.ipv6.conf.all.disable_ipv6=1").unwrap();
+            if sender.address6().is_none() {
+                netns.exec("sysctl -qw net.ipv6.conf.all.disable_ipv6=1").unwrap();
+            }
             // The pod may send what is longer than the overlay carries.
             netns.ip("link set eth0 mtu 1500").unwrap();
         }
@@ -53,18 +62,24 @@ impl Stage {
         for netns in nodes.chain([sender.netns(), destination.netns()]) {
             // An error for each packet, not one a second.
             netns.exec("sysctl -qw net.ipv4.icmp_ratelimit=0").unwrap();
+            netns.exec("sysctl -qw net.ipv6.icmp.ratelimit=0").unwrap();
         }
         cluster.nodes[0].netns().ip("link set veth1 mtu 1500").unwrap();
         cluster.nodes[1].netns().ip("link set veth1 mtu 1500").unwrap();
         let eth0 = |netns: &Netns| Capture::open(netns, "eth0").unwrap();
         let listener =
-            |pod: &Container| pod.netns().run(|| UdpSocket::bind((pod.address(), OPEN_PORT)).unwrap());
+            |pod: &Container| pod.netns().run(|| UdpSocket::bind((F::of(pod).into(), OPEN_PORT)).unwrap());
+        for pod in [&sender, &neighbour] {
+            let answers = || ping(pod.netns(), F::of(&destination), 1).ok();
+            wait_for("the first answer", FIRST_ANSWER, answers).unwrap();
+        }
         Self {
             at_sender: eth0(sender.netns()),
             at_neighbour: eth0(neighbour.netns()),
             at_destination: eth0(destination.netns()),
             at_wire: [eth0(cluster.nodes[0].netns()), eth0(cluster.nodes[1].netns())],
             _listeners: [listener(&sender), listener(&destination)],
+            ends: [F::of(&sender), F::of(&destination)],
             sender,
             neighbour,
             destination,
@@ -82,8 +97,7 @@ impl Stage {
 
     /// Waits until a packet is fast at both nodes, each way.
     pub(crate) fn warm_up(&self) {
-        self.ping();
-        ping(self.neighbour.netns(), self.destination.address(), 1).unwrap();
+        self.wait_for_endpoints();
         wait_for("the fast path", PATIENCE, || {
             let before = self.counters();
             self.ping();
@@ -96,7 +110,7 @@ impl Stage {
 
     /// Waits until the flow of [`Self::datagram`] is fast at both nodes: the strict gate knows flows, not pods.
     pub(crate) fn warm_up_flow(&self) {
-        self.ping();
+        self.wait_for_endpoints();
         let frame = self.sent_by_sender(&self.datagram(b"warm").bytes());
         wait_for("the fast flow", PATIENCE, || {
             let before = self.counters();
@@ -109,8 +123,28 @@ impl Stage {
         .unwrap();
     }
 
+    /// Lets every pod say something, and waits until the agents know where each is.
+    fn wait_for_endpoints(&self) {
+        for (node, pod) in [(0, &self.sender), (0, &self.neighbour), (1, &self.destination)] {
+            let address = F::of(pod).to_string();
+            wait_for("the agent to know the pod", PATIENCE, || {
+                let to = if node == 0 { self.ends[1] } else { self.ends[0] };
+                ping(pod.netns(), to, 1).ok()?;
+                let status = self.cluster.nodes[node].status().unwrap();
+                let endpoints = status["endpoints"].as_array().unwrap();
+                endpoints.iter().any(|endpoint| endpoint["address"] == *address).then_some(())
+            })
+            .unwrap_or_else(|error| panic!("{address}: {error:#}"));
+        }
+    }
+
     pub(crate) fn ping(&self) {
-        ping(self.sender.netns(), self.destination.address(), 1).unwrap();
+        ping(self.sender.netns(), self.ends[1], 1).unwrap();
+    }
+
+    /// The pods as ends of a conversation.
+    pub(crate) fn hosts(&self) -> [Host<'_>; 2] {
+        [F::host(&self.sender), F::host(&self.destination)]
     }
 
     pub(crate) fn counters(&self) -> [Counters; 2] {
@@ -119,28 +153,28 @@ impl Stage {
 
     /// A frame from the sending pod to its gateway.
     pub(crate) fn sent_by_sender(&self, packet: &[u8]) -> Vec<u8> {
-        packet::ethernet(self.gateway_mac(0), pod_mac(&self.sender), packet::IPV4, packet)
+        packet::ethernet(self.gateway_mac(0), pod_mac(&self.sender), F::ETHER_TYPE, packet)
     }
 
     /// A frame from the destination pod to its gateway.
     pub(crate) fn sent_by_destination(&self, packet: &[u8]) -> Vec<u8> {
-        packet::ethernet(self.gateway_mac(1), pod_mac(&self.destination), packet::IPV4, packet)
+        packet::ethernet(self.gateway_mac(1), pod_mac(&self.destination), F::ETHER_TYPE, packet)
     }
 
     /// A frame from the first node's uplink to the second's.
     pub(crate) fn on_the_wire(&self, packet: &[u8]) -> Vec<u8> {
         let mac = |i: usize| mac_of(self.cluster.nodes[i].netns(), "eth0");
-        packet::ethernet(mac(1), mac(0), packet::IPV4, packet)
+        packet::ethernet(mac(1), mac(0), F::ETHER_TYPE, packet)
     }
 
     /// What the first node's kernel would make of a packet that its pod sends to the other, routed once.
-    pub(crate) fn encapsulated(&self, inner: &[u8]) -> Vxlan {
-        let mac = |i: usize| mac_of(self.cluster.nodes[i].netns(), "flannel.1");
-        self.encapsulated_frame(packet::ethernet(mac(1), mac(0), packet::IPV4, inner))
+    pub(crate) fn encapsulated(&self, inner: &[u8]) -> Vxlan<F> {
+        let mac = |i: usize| mac_of(self.cluster.nodes[i].netns(), F::DEVICE);
+        self.encapsulated_frame(packet::ethernet(mac(1), mac(0), F::ETHER_TYPE, inner))
     }
 
-    pub(crate) fn encapsulated_frame(&self, frame: Vec<u8>) -> Vxlan {
-        let [source, destination] = [0, 1].map(|i: usize| self.cluster.nodes[i].address());
+    pub(crate) fn encapsulated_frame(&self, frame: Vec<u8>) -> Vxlan<F> {
+        let [source, destination] = [0, 1].map(|i| self.node(i));
         Vxlan { source, destination, ports: (40_000, 8472), flags: 0x0800_0000, vni: 1, frame }
     }
 
@@ -148,15 +182,19 @@ impl Stage {
         mac_of(self.cluster.nodes[node].netns(), BRIDGE)
     }
 
-    /// The address with this last byte in a node's subnet.
-    pub(crate) fn address(&self, node: usize, host: u8) -> Ipv4Addr {
-        let pod = [&self.sender, &self.destination][node].address().octets();
-        Ipv4Addr::new(pod[0], pod[1], pod[2], host)
+    /// A node's address on the underlay.
+    pub(crate) fn node(&self, n: usize) -> F::Address {
+        F::of_node(&self.cluster, n)
+    }
+
+    /// The address with this host part in a node's subnet.
+    pub(crate) fn address(&self, node: usize, host: u8) -> F::Address {
+        F::in_subnet_of(self.ends[node], host)
     }
 
     /// A datagram between the pods to where nobody answers.
-    pub(crate) fn datagram(&self, data: &[u8]) -> Ipv4 {
-        Ipv4::udp(self.sender.address(), self.destination.address(), (5555, OPEN_PORT), data)
+    pub(crate) fn datagram(&self, data: &[u8]) -> F {
+        F::udp(self.ends[0], self.ends[1], (5555, OPEN_PORT), data)
     }
 }
 
@@ -171,6 +209,12 @@ pub(crate) fn mac_of(netns: &Netns, interface: &str) -> Mac {
     let text = links[0]["address"].as_str().unwrap();
     let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
     bytes.try_into().unwrap()
+}
+
+/// Waits until every IPv6 address here is known to be nobody else's: before that nobody asks for a neighbour.
+pub(crate) fn settle(netns: &Netns) {
+    let settled = || netns.ip("-6 address show tentative").unwrap().trim().is_empty().then_some(());
+    wait_for("addresses to be known to be our own", FIRST_ANSWER, settled).unwrap();
 }
 
 /// Softirqs run where the packet was sent; queues between devices are per CPU, and first in, first out.

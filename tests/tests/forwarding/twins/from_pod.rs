@@ -1,26 +1,23 @@
-//! What a pod sends.
+//! What a pod sends, in either family.
 
-use std::net::Ipv4Addr;
+use loden_tests::packet::{self, Mac};
 
-use loden_tests::packet::{self, DONT_FRAGMENT, Ipv4};
-
-use super::{Case, Frame};
-use crate::stage::{Stage, pod_mac};
+use super::{Case, Frame, Twin};
+use crate::stage::{OPEN_PORT, Stage, pod_mac};
 
 /// A port at which nobody listens.
 const CLOSED: u16 = 33_434;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
-pub(crate) fn cases(stage: &Stage) -> Vec<Case> {
+pub(crate) fn cases<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
     [
-        ttl(stage),
+        hops(stage),
         service_class(stage),
-        options(stage),
         sizes(stage),
         fragments(stage),
         answers(stage),
-        groups(stage),
+        to_other_macs(stage),
         not_ip(stage),
         protocols(stage),
         damaged(stage),
@@ -31,9 +28,9 @@ pub(crate) fn cases(stage: &Stage) -> Vec<Case> {
     .concat()
 }
 
-fn ttl(stage: &Stage) -> Vec<Case> {
-    let of = |ttl: u8| Ipv4 { ttl, ..stage.datagram(b"ttl") };
-    let case = |ttl: u8| Case::sent(stage, format!("TTL {ttl}"), &of(ttl));
+fn hops<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
+    let of = |hops: u8| stage.datagram(b"hops").hops(hops);
+    let case = |hops: u8| Case::sent(stage, format!("{hops} hops"), &of(hops));
     let mut cases = vec![
         case(0).comes_back(1).first("pass_pod_ttl", 1),
         case(1).comes_back(1).first("pass_pod_ttl", 1),
@@ -43,14 +40,14 @@ fn ttl(stage: &Stage) -> Vec<Case> {
         case(255).arrives(1).fast(1),
     ];
     // As traceroute's three kinds: two errors on the way, then the destination's own answer.
-    let (from, to) = (stage.sender.address(), stage.destination.address());
-    let probes: [(&str, Ipv4); 3] = [
-        ("UDP", Ipv4::udp(from, to, (5555, CLOSED), b"probe")),
-        ("ICMP", Ipv4::icmp(from, to, (8, 0), 0x1234_0001, b"probe")),
-        ("TCP", Ipv4::tcp(from, to, (5555, CLOSED), SYN, b"")),
+    let [from, to] = stage.ends;
+    let probes: [(&str, F); 3] = [
+        ("UDP", F::udp(from, to, (5555, CLOSED), b"probe")),
+        ("ICMP", F::icmp(from, to, (F::ECHO, 0), 0x1234_0001, b"probe")),
+        ("TCP", F::tcp(from, to, (5555, CLOSED), SYN, b"")),
     ];
     for (name, probe) in probes {
-        let probe = |ttl: u8| Frame::FromSender(stage.sent_by_sender(&Ipv4 { ttl, ..probe.clone() }.bytes()));
+        let probe = |hops: u8| Frame::FromSender(stage.sent_by_sender(&probe.clone().hops(hops).bytes()));
         let case = Case::new(format!("traceroute by {name}"), (1..=4).map(probe).collect())
             .arrives(2)
             .comes_back(4)
@@ -70,98 +67,76 @@ fn ttl(stage: &Stage) -> Vec<Case> {
     cases
 }
 
-fn service_class(stage: &Stage) -> Vec<Case> {
+fn service_class<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
     // Every ECN codepoint, with DSCP 0, EF and the highest.
     let classes = [0x00, 0x01, 0x02, 0x03, 0xb8, 0xb9, 0xba, 0xbb, 0xff];
-    let case = |tos: u8| {
-        let packet = Ipv4 { tos, ..stage.datagram(b"tos") };
-        Case::sent(stage, format!("TOS {tos:#04x}"), &packet).arrives(1).fast(1)
+    let case = |class: u8| {
+        let packet = stage.datagram(b"class").class(class);
+        Case::sent(stage, format!("class {class:#04x}"), &packet).arrives(1).fast(1)
     };
     classes.into_iter().map(case).collect()
 }
 
-fn options(stage: &Stage) -> Vec<Case> {
-    let to = stage.destination.address().octets();
-    let kinds: [(&str, Vec<u8>, usize, usize); 7] = [
-        ("no operation", vec![1, 1, 1, 1], 1, 0),
-        ("record route", vec![7, 15, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 1, 0),
-        ("timestamp, full", vec![68, 8, 9, 0, 0, 0, 0, 0], 1, 0),
-        ("router alert", vec![148, 4, 0, 0], 1, 0),
-        ("loose source route", [&[131, 7, 4][..], &to, &[0]].concat(), 0, 0),
-        ("strict source route", [&[137, 7, 4][..], &to, &[0]].concat(), 0, 0),
-        ("a broken length", vec![7, 40, 4, 0], 0, 1),
-    ];
-    let case = |(name, options, arrives, comes_back): (&str, Vec<u8>, usize, usize)| {
-        let packet = Ipv4 { options, ..stage.datagram(b"options") };
-        Case::sent(stage, format!("option {name}"), &packet)
-            .arrives(arrives)
-            .comes_back(comes_back)
-            .first("pass_pod_options", 1)
-            .first("fast_encap", 0)
-    };
-    kinds.into_iter().map(case).collect()
-}
-
-fn sizes(stage: &Stage) -> Vec<Case> {
-    // 28 bytes of headers; the overlay carries 1450.
-    let mut cases = Vec::new();
-    for (size, fits) in [(1449, true), (1450, true), (1451, false), (1500, false)] {
-        for (name, fragment) in [("DF", DONT_FRAGMENT), ("no DF", 0)] {
-            let packet = Ipv4 { fragment, ..stage.datagram(&vec![0x5a; size - 28]) };
-            let case = Case::sent(stage, format!("{size} bytes, {name}"), &packet);
-            cases.push(match (fits, fragment) {
-                (true, _) => case.arrives(1).fast(1),
-                (false, DONT_FRAGMENT) => case.comes_back(1).first("pass_pod_too_big", 1),
-                (false, _) => case.arrives(2).first("pass_pod_too_big", 1),
-            });
+/// Of what may not be cut on the way.
+fn sizes<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
+    let largest = 1500 - F::ENCAP_LEN;
+    let case = |size: usize| {
+        let packet = F::whole(stage.datagram(&vec![0x5a; size - F::HEADER_LEN - 8]));
+        let case = Case::sent(stage, format!("{size} bytes, whole"), &packet);
+        if size <= largest {
+            case.arrives(1).fast(1)
+        } else {
+            case.comes_back(1).first("pass_pod_too_big", 1)
         }
-    }
-    cases
+    };
+    [largest - 1, largest, largest + 1, 1500].map(case).to_vec()
 }
 
-fn fragments(stage: &Stage) -> Vec<Case> {
+fn fragments<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
+    /// With every header these fit the smaller of both families' overlays.
+    const SIZE: usize = 1368;
     let data: Vec<u8> = (0..8192_u32).map(|i| (i * 7) as u8).collect();
-    let there = stage.datagram(&data);
-    let back = Ipv4 { source: there.destination, destination: there.source, ..there.clone() };
-    let there = |size: usize| -> Vec<Frame> {
-        there.fragments(size).iter().map(|f| Frame::FromSender(stage.sent_by_sender(&f.bytes()))).collect()
+    let [from, to] = stage.ends;
+    let sent = |packet: &F, size: usize| -> Vec<Frame> {
+        packet.fragments(size).iter().map(|f| Frame::FromSender(stage.sent_by_sender(&f.bytes()))).collect()
     };
-    let back = back
-        .fragments(1400)
+    let whole = stage.datagram(&data);
+    let there = sent(&whole, SIZE);
+    let back = F::udp(to, from, (5555, OPEN_PORT), &data)
+        .fragments(SIZE)
         .iter()
         .map(|f| Frame::FromDestination(stage.sent_by_destination(&f.bytes())))
         .collect();
-    let reversed = there(1400).into_iter().rev().collect();
-    let lone = there(1400).drain(1..2).collect();
-    let tiny = stage.datagram(b"sixteen bytes...").fragments(8);
-    let tiny = tiny.iter().map(|f| Frame::FromSender(stage.sent_by_sender(&f.bytes()))).collect();
-    let evil = Ipv4 { fragment: 0x8000, ..stage.datagram(b"the reserved flag") };
+    let reversed = there.iter().rev().cloned().collect();
+    let lone = vec![there[1].clone()];
+    let tiny = sent(&stage.datagram(b"sixteen bytes..."), 8);
     vec![
-        Case::new("8 KB in fragments", there(1400)).arrives(6).first("pass_pod_fragment", 6),
-        Case::new("8 KB in fragments, back", back).comes_back(6).second("pass_pod_fragment", 6),
-        Case::new("8 KB in fragments, last one first", reversed).arrives(6).first("pass_pod_fragment", 6),
-        Case::new("a fragment without its first", lone).arrives(1).first("pass_pod_fragment", 1),
-        Case::new("fragments of eight bytes", tiny).arrives(3).first("pass_pod_fragment", 3),
-        Case::sent(stage, "the reserved flag", &evil).arrives(1).fast(1),
+        Case::new("8 KB in fragments", there).arrives(6).first(F::FRAGMENT, 6),
+        Case::new("8 KB in fragments, back", back).comes_back(6).second(F::FRAGMENT, 6),
+        Case::new("8 KB in fragments, last one first", reversed).arrives(6).first(F::FRAGMENT, 6),
+        Case::new("a fragment without its first", lone).arrives(1).first(F::FRAGMENT, 1),
+        Case::new("fragments of eight bytes", tiny).arrives(3).first(F::FRAGMENT, 3),
     ]
 }
 
 /// What the destination's kernel answers, and what it makes of errors.
-fn answers(stage: &Stage) -> Vec<Case> {
-    let (from, to) = (stage.sender.address(), stage.destination.address());
-    let quoted = Ipv4::udp(to, from, (OPEN, 5555), b"quoted").bytes();
-    let error = |kind| Ipv4::icmp(from, to, kind, 0, &quoted);
-    let slow = |name, kind| {
-        Case::sent(stage, name, &error(kind)).arrives(1).first("pass_pod_protocol", 1).first("fast_encap", 0)
+fn answers<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
+    let [from, to] = stage.ends;
+    let quoted = F::udp(to, from, (OPEN_PORT, 5555), b"quoted").bytes();
+    let error = |(name, kind): (&'static str, (u8, u8))| {
+        let packet = F::icmp(from, to, kind, 0, &quoted);
+        Case::sent(stage, format!("the error {name}"), &packet)
+            .arrives(1)
+            .first("pass_pod_protocol", 1)
+            .first("fast_encap", 0)
     };
-    const OPEN: u16 = crate::stage::OPEN_PORT;
-    vec![
-        Case::sent(stage, "a closed UDP port", &Ipv4::udp(from, to, (5555, CLOSED), b"hello"))
+    let mut cases = vec![
+        Case::sent(stage, "a closed UDP port", &F::udp(from, to, (5555, CLOSED), b"hello"))
             .arrives(1)
             .comes_back(1)
             .fast(1)
             .second("pass_pod_protocol", 1),
-        Case::sent(stage, "a closed TCP port", &Ipv4::tcp(from, to, (5555, CLOSED), SYN, b""))
+        Case::sent(stage, "a closed TCP port", &F::tcp(from, to, (5555, CLOSED), SYN, b""))
             .arrives(1)
             .comes_back(1)
             .fast(1)
@@ -173,178 +148,123 @@ fn answers(stage: &Stage) -> Vec<Case> {
             .strictly(1, "fast_encap", 0)
             .strictly(1, "fast_decap", 0)
             .strictly(0, "fast_decap", 0),
-        Case::sent(stage, "data to no connection", &Ipv4::tcp(from, to, (5555, CLOSED), ACK, b"data"))
+        Case::sent(stage, "data to no connection", &F::tcp(from, to, (5555, CLOSED), ACK, b"data"))
             .arrives(1)
             .comes_back(1)
             .fast(1),
-        Case::sent(stage, "an echo request", &Ipv4::icmp(from, to, (8, 0), 0x7777_0001, b"ping"))
+        Case::sent(stage, "an echo request", &F::icmp(from, to, (F::ECHO, 0), 0x7777_0001, b"ping"))
             .arrives(1)
             .comes_back(1)
             .fast(1)
             .second("fast_encap", 1),
-        Case::sent(stage, "an echo request of code 7", &Ipv4::icmp(from, to, (8, 7), 0x7777_0001, b"ping"))
-            .arrives(1)
-            .comes_back(1)
-            .fast(1),
-        slow("the error port unreachable", (3, 3)),
-        slow("the error fragmentation needed", (3, 4)),
-        slow("the error time exceeded", (11, 0)),
-        slow("a redirect", (5, 1)),
-    ]
-}
-
-fn groups(stage: &Stage) -> Vec<Case> {
-    let from = stage.sender.address();
-    let everyone = [0xff; 6];
-    let to = |destination: Ipv4Addr| Ipv4::udp(from, destination, (5555, OPEN_PORT), b"all").bytes();
-    const OPEN_PORT: u16 = crate::stage::OPEN_PORT;
-    let frame = |mac, destination| {
-        Frame::FromSender(packet::ethernet(mac, pod_mac(&stage.sender), packet::IPV4, &to(destination)))
-    };
-    let own_broadcast = stage.address(0, 255);
-    let far_broadcast = stage.address(1, 255);
-    let group = Ipv4Addr::new(239, 1, 1, 1);
-    let group_mac = [0x01, 0x00, 0x5e, 1, 1, 1];
-    let gateway = stage.gateway_mac(0);
-    let far = stage.destination.address();
-    vec![
-        Case::new("broadcast", vec![frame(everyone, Ipv4Addr::BROADCAST)]).overheard(1),
-        Case::new("the subnet's broadcast", vec![frame(everyone, own_broadcast)]).overheard(1),
-        Case::new("the peer's subnet's broadcast, routed", vec![frame(gateway, far_broadcast)]),
-        Case::new("multicast", vec![frame(group_mac, group)]).overheard(1),
-        Case::new("multicast to the gateway alone", vec![frame(gateway, group)]),
-        Case::new("a pod's address in a broadcast frame", vec![frame(everyone, far)])
-            .overheard(1)
-            .first("pass_pod_not_for_gateway", 1),
-        Case::new("a pod's address in a multicast frame", vec![frame(group_mac, far)])
-            .overheard(1)
-            .first("pass_pod_not_for_gateway", 1),
-        Case::new(
-            "a remote pod's address to the neighbour's MAC",
-            vec![frame(pod_mac(&stage.neighbour), far)],
+        Case::sent(
+            stage,
+            "an echo request of code 7",
+            &F::icmp(from, to, (F::ECHO, 7), 0x7777_0001, b"ping"),
         )
-        .overheard(1)
-        .first("pass_pod_not_for_gateway", 1),
-        Case::new("to a MAC that nobody has", vec![frame([2, 0, 0, 0, 9, 9], far)])
-            .overheard(1)
-            .first("pass_pod_not_for_gateway", 1),
-    ]
-}
-
-fn not_ip(stage: &Stage) -> Vec<Case> {
-    let (from, own) = (stage.sender.address(), pod_mac(&stage.sender));
-    let everyone = [0xff; 6];
-    let gateway = stage.gateway_mac(0);
-    let arp = |asked: Ipv4Addr| {
-        let who = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &own, &from.octets(), &[0; 6], &asked.octets()].concat();
-        Frame::FromSender(packet::ethernet(everyone, own, packet::ARP, &who))
-    };
-    let frame =
-        |mac, ether_type, payload: &[u8]| Frame::FromSender(packet::ethernet(mac, own, ether_type, payload));
-    let datagram = stage.datagram(b"inside").bytes();
-    vec![
-        Case::new("ARP for the remote pod", vec![arp(stage.destination.address())]).overheard(1),
-        Case::new("ARP for a foreign address", vec![arp(Ipv4Addr::new(203, 0, 113, 9))]).overheard(1),
-        Case::new("IPv6", vec![frame(gateway, 0x86dd, &[0x60; 60])]).first("pass_pod_not_ip", 1),
-        Case::new("a local experiment", vec![frame(gateway, 0x88b5, &[7; 50])]).first("pass_pod_not_ip", 1),
-        Case::new(
-            "MPLS around IPv4",
-            vec![frame(gateway, 0x8847, &[&[0, 1, 1, 64][..], &datagram].concat())],
-        )
-        .first("pass_pod_not_ip", 1),
-        Case::new("LLDP", vec![frame([1, 0x80, 0xc2, 0, 0, 0x0e], 0x88cc, &[2; 50])]),
-        Case::new("a frame with a length", vec![frame(gateway, 46, &[0xaa; 46])]),
-    ]
-}
-
-fn protocols(stage: &Stage) -> Vec<Case> {
-    let (from, to) = (stage.sender.address(), stage.destination.address());
-    // What the destination has no protocol for, it answers with an error; UDP-lite it may know.
-    let numbers = [
-        ("IP in IP", 4, 1),
-        ("GRE", 47, 1),
-        ("ESP", 50, 1),
-        ("ICMPv6", 58, 1),
-        ("SCTP", 132, 1),
-        ("UDP-lite", 136, 0),
-        ("254", 254, 1),
+        .arrives(1)
+        .comes_back(1)
+        .fast(1),
     ];
-    let mut cases: Vec<Case> = numbers
-        .into_iter()
-        .map(|(name, number, errors)| {
-            let packet = Ipv4::new(from, to, number, vec![0x11; 32]);
-            Case::sent(stage, format!("protocol {name}"), &packet)
-                .arrives(1)
-                .comes_back(errors)
-                .first("pass_pod_protocol", 1)
-        })
-        .collect();
-    let mut without = stage.datagram(b"no checksum");
-    without.payload[6..8].fill(0);
-    cases.push(Case::sent(stage, "UDP without a checksum", &without).arrives(1).fast(1));
+    cases.extend(F::errors().into_iter().map(error));
     cases
 }
 
-fn damaged(stage: &Stage) -> Vec<Case> {
-    let (from, to) = (stage.sender.address(), stage.destination.address());
-    let good = stage.datagram(b"damaged").bytes();
-    let changed = |name: &str, at: usize, change: u8| {
-        let mut packet = good.clone();
-        packet[at] ^= change;
-        Case::new(name, vec![Frame::FromSender(stage.sent_by_sender(&packet))])
+fn to_other_macs<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
+    let packet = stage.datagram(b"all").bytes();
+    let case = |name: &str, mac: Mac| {
+        let frame = packet::ethernet(mac, pod_mac(&stage.sender), F::ETHER_TYPE, &packet);
+        Case::new(format!("a remote pod's address {name}"), vec![Frame::FromSender(frame)])
+            .overheard(1)
+            .first("pass_pod_not_for_gateway", 1)
     };
-    // With the header's checksum made right again.
-    let mended = |name: &str, at: usize, change: u8| {
-        let mut packet = good.clone();
-        packet[at] ^= change;
-        packet[10..12].fill(0);
-        let sum = packet::checksum(&packet[..20]);
-        packet[10..12].copy_from_slice(&sum.to_be_bytes());
-        Case::new(name, vec![Frame::FromSender(stage.sent_by_sender(&packet))])
-    };
-    let mut tcp = Ipv4::tcp(from, to, (5555, CLOSED), ACK, b"data");
-    tcp.payload[16] ^= 0x40;
-    let mut icmp = Ipv4::icmp(from, to, (8, 0), 1, b"ping");
-    icmp.payload[2] ^= 0x40;
     vec![
-        changed("a wrong header checksum", 10, 0x01).first("fast_encap", 0),
-        changed("a header checksum made wrong by the TOS", 1, 0x04).first("fast_encap", 0),
-        changed("a header checksum made wrong by the TTL", 8, 0x03).first("fast_encap", 0),
-        changed("a wrong UDP checksum", 26, 0x01).arrives(1).fast(1),
-        Case::sent(stage, "a wrong TCP checksum", &tcp).arrives(1).fast(1),
-        Case::sent(stage, "a wrong ICMP checksum", &icmp).arrives(1).fast(1),
-        mended("version 6", 0, 0x20).first("fast_encap", 0),
-        mended("a header of 16 bytes", 0, 0x01).first("fast_encap", 0),
-        mended("a total length above what is there", 3, 0x40).first("pass_pod_malformed", 1),
-        mended("a total length below what is there", 3, 0x01).arrives(1).first("pass_pod_malformed", 1),
+        case("in a broadcast frame", [0xff; 6]),
+        case("in a multicast frame of IPv4", [0x01, 0x00, 0x5e, 1, 1, 1]),
+        case("in a multicast frame of IPv6", [0x33, 0x33, 0, 1, 0, 1]),
+        case("to the neighbour's MAC", pod_mac(&stage.neighbour)),
+        case("to a MAC that nobody has", [2, 0, 0, 0, 9, 9]),
     ]
 }
 
-fn cut(stage: &Stage) -> Vec<Case> {
-    let (from, to) = (stage.sender.address(), stage.destination.address());
+fn not_ip<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
+    let gateway = stage.gateway_mac(0);
+    let frame = |mac, ether_type, payload: &[u8]| {
+        vec![Frame::FromSender(packet::ethernet(mac, pod_mac(&stage.sender), ether_type, payload))]
+    };
+    let datagram = stage.datagram(b"inside").bytes();
+    vec![
+        Case::new("a local experiment", frame(gateway, 0x88b5, &[7; 50])).first("pass_pod_not_ip", 1),
+        Case::new("MPLS around IP", frame(gateway, 0x8847, &[&[0, 1, 1, 64][..], &datagram].concat()))
+            .first("pass_pod_not_ip", 1),
+        Case::new("the other family's type", frame(gateway, F::other_ether_type(), &datagram))
+            .first("fast_encap", 0),
+        Case::new("LLDP", frame([1, 0x80, 0xc2, 0, 0, 0x0e], 0x88cc, &[2; 50])),
+        Case::new("a frame with a length", frame(gateway, 46, &[0xaa; 46])),
+    ]
+}
+
+/// What the destination has no protocol for, it answers with an error.
+fn protocols<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
+    let [from, to] = stage.ends;
+    let case = |(name, number, errors): (&str, u8, usize)| {
+        Case::sent(stage, format!("protocol {name}"), &F::new(from, to, number, vec![0x11; 32]))
+            .arrives(1)
+            .comes_back(errors)
+            .first("pass_pod_protocol", 1)
+    };
+    F::protocols().into_iter().map(case).collect()
+}
+
+fn damaged<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
+    let [from, to] = stage.ends;
+    let case = |name: &str, at: usize, good: F| {
+        let mut packet = good.clone();
+        packet.payload_mut()[at] ^= 0x40;
+        Case::sent(stage, format!("a wrong {name} checksum"), &packet)
+            .qualified_by(stage, &good)
+            .arrives(1)
+            .fast(1)
+    };
+    let good = stage.datagram(b"length").bytes();
+    let lengthened = |name: &str, by: i16| {
+        let mut packet = good.clone();
+        F::lengthen(&mut packet, by);
+        Case::new(name, vec![Frame::FromSender(stage.sent_by_sender(&packet))]).first("pass_pod_malformed", 1)
+    };
+    vec![
+        case("UDP", 6, stage.datagram(b"damaged")),
+        case("TCP", 16, F::tcp(from, to, (5555, CLOSED), ACK, b"data")),
+        case("ICMP", 2, F::icmp(from, to, (F::ECHO, 0), 1, b"ping")),
+        lengthened("a length above what is there", 64),
+        lengthened("a length below what is there", -1).arrives(1),
+    ]
+}
+
+fn cut<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
+    let [from, to] = stage.ends;
     let raw =
         |name: &str, packet: &[u8]| Case::new(name, vec![Frame::FromSender(stage.sent_by_sender(packet))]);
-    let tcp = Ipv4::tcp(from, to, (5555, CLOSED), ACK, b"");
-    let tcp_of = |len: usize| Ipv4 { payload: tcp.payload[..len].to_vec(), ..tcp.clone() };
     let udp = stage.datagram(b"data");
     let udp_len = |len: u8| {
         let mut packet = udp.clone();
-        packet.payload[5] = len;
+        packet.payload_mut()[5] = len;
         packet
     };
     let whole = udp.bytes();
     let mut cases = vec![
-        raw("half an IP header", &whole[..10]),
-        raw("an IP header without its packet", &whole[..20]),
-        Case::sent(stage, "an empty packet", &Ipv4::new(from, to, packet::UDP, Vec::new())).arrives(1),
-        Case::sent(stage, "half a UDP header", &Ipv4 { payload: udp.payload[..4].to_vec(), ..udp.clone() })
-            .arrives(1),
+        raw("half an IP header", &whole[..F::HEADER_LEN / 2]),
+        raw("an IP header without its packet", &whole[..F::HEADER_LEN]),
+        Case::sent(stage, "an empty packet", &udp.clone().with(Vec::new())).arrives(1),
+        Case::sent(stage, "half a UDP header", &udp.clone().with(udp.payload()[..4].to_vec())).arrives(1),
         Case::sent(stage, "a UDP length of 200", &udp_len(200)).arrives(1).fast(1),
         Case::sent(stage, "a UDP length of 9", &udp_len(9)).arrives(1).fast(1),
         Case::sent(stage, "a UDP length of 0", &udp_len(0)).arrives(1).fast(1),
     ];
+    let tcp = F::tcp(from, to, (5555, CLOSED), ACK, b"");
     for len in [8, 12, 13, 16, 19] {
-        cases.push(Case::sent(stage, format!("{len} bytes of a TCP header"), &tcp_of(len)).arrives(1));
+        let cut = tcp.clone().with(tcp.payload()[..len].to_vec());
+        cases.push(Case::sent(stage, format!("{len} bytes of a TCP header"), &cut).arrives(1));
     }
     for (name, padding) in [("zeroes", [0; 18]), ("garbage", [0xa5; 18])] {
         cases.push(
@@ -356,13 +276,13 @@ fn cut(stage: &Stage) -> Vec<Case> {
     cases
 }
 
-fn tagged(stage: &Stage) -> Vec<Case> {
-    let (from, to) = (stage.sender.address(), stage.destination.address());
+fn tagged<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
+    let [from, to] = stage.ends;
     // Ports of their own: point 2 must know the flow from these very packets.
-    let datagram = Ipv4::udp(from, to, (5556, crate::stage::OPEN_PORT), b"tagged").bytes();
+    let datagram = F::udp(from, to, (5556, OPEN_PORT), b"tagged").bytes();
     let gateway = stage.gateway_mac(0);
     let frame = |tags: &[u8]| {
-        let payload = [tags, &packet::IPV4.to_be_bytes(), &datagram].concat();
+        let payload = [tags, &F::ETHER_TYPE.to_be_bytes(), &datagram].concat();
         vec![Frame::FromSender(packet::ethernet(gateway, pod_mac(&stage.sender), 0x8100, &payload))]
     };
     vec![
@@ -374,46 +294,44 @@ fn tagged(stage: &Stage) -> Vec<Case> {
     ]
 }
 
-fn addresses(stage: &Stage) -> Vec<Case> {
-    let far = stage.destination.address();
-    let from = |source: Ipv4Addr| Ipv4 { source, ..stage.datagram(b"from") };
-    let to = |destination: Ipv4Addr| Ipv4::udp(stage.sender.address(), destination, (5555, OPEN_PORT), b"to");
-    const OPEN_PORT: u16 = crate::stage::OPEN_PORT;
-    let source =
-        |name: &str, source| Case::sent(stage, format!("from {name}"), &from(source)).first("fast_encap", 0);
-    let destination = |name: &str, destination| {
-        Case::sent(stage, format!("to {name}"), &to(destination)).first("pass_pod_no_peer", 1)
+fn addresses<F: Twin>(stage: &Stage<F>) -> Vec<Case> {
+    let [own, far] = stage.ends;
+    let from = |name: &str, source| {
+        let packet = F::udp(source, far, (5555, OPEN_PORT), b"from");
+        Case::sent(stage, format!("from {name}"), &packet).first("fast_encap", 0)
+    };
+    let to = |name: &str, destination| {
+        Case::sent(stage, format!("to {name}"), &F::udp(own, destination, (5555, OPEN_PORT), b"to"))
     };
     vec![
-        source("0.0.0.0", Ipv4Addr::UNSPECIFIED),
-        source("the broadcast address", Ipv4Addr::BROADCAST),
-        source("loopback", Ipv4Addr::LOCALHOST),
-        source("a group", Ipv4Addr::new(224, 0, 0, 1)),
-        source("the gateway", stage.address(0, 1)),
-        source("another pod of this node", stage.neighbour.address())
+        from("another pod of this node", F::of(&stage.neighbour))
             .stricter()
             .first("drop_forged_pod_source", 1),
-        source("the destination itself", far).stricter().second("drop_forged_peer_source", 1),
-        source("another pod of the peer", stage.address(1, 99))
-            .stricter()
-            .second("drop_forged_peer_source", 1),
-        source("class E", Ipv4Addr::new(240, 0, 0, 1)).arrives(1),
-        destination("0.0.0.0", Ipv4Addr::UNSPECIFIED),
-        destination("loopback", Ipv4Addr::LOCALHOST),
-        destination("class E", Ipv4Addr::new(240, 0, 0, 1)),
+        from("the destination itself", far).stricter().second("drop_forged_peer_source", 1),
+        from("another pod of the peer", stage.address(1, 99)).stricter().second("drop_forged_peer_source", 1),
         // Kernels pace their redirects.
-        Case::sent(stage, "to itself", &to(stage.sender.address()))
-            .comes_back(2)
-            .first("pass_pod_local", 1)
-            .once(),
-        destination("the gateway", stage.address(0, 1)).comes_back(1),
-        Case::sent(stage, "to the peer's gateway", &to(stage.address(1, 1)))
+        to("itself", own).comes_back(2).first("pass_pod_local", 1).once(),
+        to("the gateway", stage.address(0, 1)).comes_back(1).first("pass_pod_no_peer", 1),
+        to("the peer's gateway", stage.address(1, 1))
             .comes_back(1)
             .first("fast_encap", 1)
             .second("pass_wire_no_endpoint", 1),
-        Case::sent(stage, "to the peer's VXLAN device", &to(stage.address(1, 0)))
+        to("the peer's VXLAN device", stage.address(1, 0))
             .comes_back(1)
             .first("fast_encap", 1)
             .second("pass_wire_no_endpoint", 1),
     ]
+}
+
+/// A datagram to this address in a frame to this MAC.
+pub(super) fn to_group<F: Twin>(stage: &Stage<F>, mac: Mac, destination: F::Address) -> Vec<Frame> {
+    let packet = F::udp(stage.ends[0], destination, (5555, OPEN_PORT), b"all").bytes();
+    vec![Frame::FromSender(packet::ethernet(mac, pod_mac(&stage.sender), F::ETHER_TYPE, &packet))]
+}
+
+/// A datagram of the sender's whose packet was changed at one place.
+pub(super) fn changed<F: Twin>(stage: &Stage<F>, name: &str, change: impl Fn(&mut Vec<u8>)) -> Case {
+    let mut packet = stage.datagram(b"changed").bytes();
+    change(&mut packet);
+    Case::new(name, vec![Frame::FromSender(stage.sent_by_sender(&packet))]).first("fast_encap", 0)
 }
