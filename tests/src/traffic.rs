@@ -142,7 +142,15 @@ pub fn ping(client: &Netns, address: impl Into<IpAddr>, count: u32) -> Result<()
 ///
 /// Where the port is taken or the address is not here.
 pub(crate) fn listen(address: IpAddr, service: Option<Service>) -> Result<TcpListener> {
-    let port = service.map_or(0, |service| service.backend);
+    listen_at(address, service.map_or(0, |service| service.backend))
+}
+
+/// A listener at this port (0: any), whose `accept` gives up after [`PATIENCE`].
+///
+/// # Errors
+///
+/// As [`listen`].
+pub(crate) fn listen_at(address: IpAddr, port: u16) -> Result<TcpListener> {
     // A child that another thread is just starting holds a copy of the last listener until its exec.
     let listener = wait_for(&format!("port {port} to be free"), *PATIENCE, || {
         let listener = TcpListener::bind((address, port));
@@ -154,7 +162,7 @@ pub(crate) fn listen(address: IpAddr, service: Option<Service>) -> Result<TcpLis
 }
 
 /// Makes blocking reads and accepts of a socket end after [`PATIENCE`].
-pub(crate) fn patient(socket: &impl AsFd) -> Result<()> {
+fn patient(socket: &impl AsFd) -> Result<()> {
     let limit = TimeVal::seconds(i64::try_from(PATIENCE.as_secs())?);
     Ok(setsockopt(socket, ReceiveTimeout, &limit)?)
 }

@@ -12,7 +12,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt::ReuseAddr,
 };
 
-use super::{Host, PATIENCE, patient};
+use super::{Host, PATIENCE, listen_at};
 use crate::netns::Netns;
 
 /// Listens for TCP in a namespace.
@@ -21,9 +21,7 @@ use crate::netns::Netns;
 ///
 /// Where the address is taken.
 pub fn listen(host: Host<'_>, port: u16) -> Result<TcpListener> {
-    let listener = host.netns.run(|| TcpListener::bind((host.address, port)))?;
-    patient(&listener)?;
-    Ok(listener)
+    host.netns.run(|| listen_at(host.address, port))
 }
 
 /// Opens a TCP connection, from a chosen port or from any, that this listener accepts.
