@@ -44,7 +44,7 @@ pub use self::{
     pins::{Pins, detach_all},
     reading::PinnedMaps,
     report::Loaded,
-    tables::Tables,
+    tables::{Calls, Tables},
     traffic::{Counted, slow_reasons},
     trial::Trial,
 };
@@ -129,7 +129,8 @@ pub struct Dataplane {
     _packet_log: Option<PacketLog>,
     epoch: Array<MapData, u32>,
     counters: PerCpuArray<MapData, Counter>,
-    new_sightings: Option<RingBuf<MapData>>,
+    /// New sightings and taken tuples.
+    rings: Option<(RingBuf<MapData>, RingBuf<MapData>)>,
     v4: Tables<V4>,
     v6: Tables<V6>,
 }

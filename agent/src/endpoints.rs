@@ -62,7 +62,7 @@ impl Routed {
         let Self { port, gateway_mac, addresses, mac } = *self;
         let address = addresses.get::<F>()?;
         let octets = F::octets(address);
-        Some((address, Endpoint { address: octets, ifindex: port, mac, gateway_mac, gated: 0, traffic: 0 }))
+        Some((address, Endpoint { address: octets, ifindex: port, mac, gateway_mac, ..Endpoint::default() }))
     }
 }
 

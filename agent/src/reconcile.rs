@@ -13,6 +13,7 @@ mod pass;
 mod path;
 mod proxies;
 mod report;
+mod taken_tuples;
 mod translations;
 mod underlay;
 mod wakers;
@@ -23,26 +24,22 @@ mod work;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::{Result, bail};
-use aya::maps::{MapData, RingBuf};
 use ipnet::IpNet;
-use tokio::{
-    io::unix::AsyncFd,
-    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
-};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{half::Half, wireguard::Wireguard};
 use self::{
     half::Kept,
     path::{Path, load, open_path, settings},
-    wakers::{listen_for_rules, ruled, sighted},
+    wakers::{Call, called, listen_for_rules, ruled},
     work::Work,
 };
 use crate::{
     activity::Activity,
     config::Config,
     control,
-    dataplane::Dataplane,
+    dataplane::{Calls, Dataplane},
     facts::Facts,
     family::{V4, V6},
     health::Readiness,
@@ -152,7 +149,7 @@ pub struct Reconciler {
     /// What `loden cleanup` will undo.
     state: State,
     path: Path,
-    new_sightings: Option<AsyncFd<RingBuf<MapData>>>,
+    calls: Option<Calls>,
     v4: Kept<V4>,
     v6: Kept<V6>,
     /// What is wrong with the host's bridges, and what to do.
@@ -215,7 +212,7 @@ impl Reconciler {
             control,
             readiness,
             heartbeat,
-            new_sightings: None,
+            calls: None,
             v4: Kept::of(&path),
             v6: Kept::of(&path),
             path,
@@ -229,7 +226,7 @@ impl Reconciler {
             peer_activity: Activity::default(),
             endpoint_activity: Activity::default(),
         };
-        reconciler.listen_for_sightings()?;
+        reconciler.listen_to_programs()?;
         Ok(reconciler)
     }
 
@@ -305,7 +302,13 @@ impl Reconciler {
                         Some(Work::Everything)
                     }
                 },
-                () = sighted(&mut self.new_sightings) => Some(Work::Containers),
+                call = called(&mut self.calls) => match call {
+                    Call::Sighted => Some(Work::Containers),
+                    Call::Taken(tuples) => {
+                        self.give_tuples(&tuples);
+                        None
+                    }
+                },
                 () = ruled(&mut self.ruleset) => {
                     self.rules_changed();
                     None
@@ -354,8 +357,8 @@ impl Reconciler {
         }
     }
 
-    fn listen_for_sightings(&mut self) -> Result<()> {
-        self.new_sightings = self.dataplane().map(Dataplane::take_new_sightings).transpose()?.flatten();
+    fn listen_to_programs(&mut self) -> Result<()> {
+        self.calls = self.dataplane().map(Dataplane::take_calls).transpose()?.flatten();
         Ok(())
     }
 }

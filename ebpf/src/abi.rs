@@ -56,6 +56,9 @@ pub mod map {
     pub const SIGHTINGS: &str = "SIGHTINGS";
     /// Ring buffer that tells the agent of each new sighting of either family: its key.
     pub const NEW_SIGHTINGS: &str = "NEW_SIGHTINGS";
+    /// Ring buffer that tells the agent of each tuple that the host gave to two flows, in either family: the
+    /// [`FlowKey`](super::FlowKey), sender first.
+    pub const TAKEN_TUPLES: &str = "TAKEN_TUPLES";
     /// Array of one `u32`: other than 0 while somebody may be listening to verdicts. Set by listeners, again and again;
     /// the programs set it to 0 when nobody has renewed.
     pub const TRACING: &str = "TRACING";
@@ -241,6 +244,27 @@ impl<A> FlowKey<A> {
     }
 }
 
+impl<A: for<'a> TryFrom<&'a [u8]>> FlowKey<A> {
+    /// A key as it stands in a ring; `None` where the record has another length.
+    #[must_use]
+    pub fn from_record(record: &[u8]) -> Option<Self> {
+        if record.len() != size_of::<Self>() {
+            return None;
+        }
+        let (local, rest) = record.split_at(size_of::<A>());
+        let (remote, rest) = rest.split_at(size_of::<A>());
+        let (local_port, rest) = rest.split_first_chunk()?;
+        let (remote_port, rest) = rest.split_first_chunk()?;
+        Some(Self {
+            local: local.try_into().ok()?,
+            remote: remote.try_into().ok()?,
+            local_port: *local_port,
+            remote_port: *remote_port,
+            protocol: u32::from_ne_bytes(*rest.first_chunk()?),
+        })
+    }
+}
+
 impl<A: Copy> FlowKey<A> {
     /// The same flow, seen from its other end.
     #[inline(always)]
@@ -291,6 +315,9 @@ pub struct Endpoint<A = [u8; 4]> {
     pub gated: u16,
     /// Slot of `ENDPOINT_TRAFFIC` that counts for this endpoint; 0 is common to all that have none.
     pub traffic: u16,
+    /// The number by which the host's network namespace knows the pod's (`IFLA_LINK_NETNSID`). A wrong one names a
+    /// namespace that has not the pod's addresses, nor sockets of them.
+    pub netns: i32,
 }
 
 /// The host was seen to translate a flow of the endpoint.
@@ -451,8 +478,8 @@ pub struct Sighting {
 const _: () = {
     assert!(size_of::<Peer>() == 32);
     assert!(size_of::<Peer<[u8; 16]>>() == 80);
-    assert!(size_of::<Endpoint>() == 24);
-    assert!(size_of::<Endpoint<[u8; 16]>>() == 36);
+    assert!(size_of::<Endpoint>() == 28);
+    assert!(size_of::<Endpoint<[u8; 16]>>() == 40);
     assert!(size_of::<FlowKey>() == 16);
     assert!(size_of::<FlowKey<[u8; 16]>>() == 40);
     assert!(size_of::<Address>() == 16);
@@ -482,6 +509,17 @@ mod tests {
         };
         assert_eq!(key, expected);
         assert_eq!(key.reversed(), FlowKey::new(6, (0x0a05_0203, 40_000), (0x0a05_0102, 80)));
+    }
+
+    #[test]
+    fn a_flow_key_is_read_from_a_record_of_its_own_length() {
+        let key = FlowKey::new(17, (0x0a05_0102, 80), (0x0a05_0203, 40_000));
+        // SAFETY: integers without padding.
+        let record: [u8; size_of::<FlowKey>()] = unsafe { core::mem::transmute(key) };
+        assert_eq!(FlowKey::<[u8; 4]>::from_record(&record), Some(key));
+        assert_eq!(FlowKey::<[u8; 16]>::from_record(&record), None);
+        assert_eq!(FlowKey::<[u8; 4]>::from_record(&record[1..]), None);
+        assert_eq!(FlowKey::<[u8; 4]>::from_record(&[]), None);
     }
 }
 

@@ -77,6 +77,15 @@ pub fn translate(flow: &mut Flow) -> bool {
     was_qualified
 }
 
+/// Notes that the flow is a pod's own connection, of which the host does not know: it stays out of the host's hands until
+/// the agent has told it.
+#[inline(always)]
+#[must_use]
+pub fn held(now: u64, epoch: u32) -> Flow {
+    let until = now + QUALIFIED_MIN;
+    Flow { outbound_until: until, inbound_until: until, epoch, ..Flow::default() }
+}
+
 /// What a packet at point 2 says of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
@@ -197,6 +206,16 @@ mod tests {
         assert_eq!(leave(&mut flow, Outbound, 7, NOW, 0, 0), Left::Unchanged);
         assert!(translate(&mut flow));
         assert_eq!(flow, Flow { translated: 1, ..Flow::default() });
+    }
+
+    #[test]
+    fn a_held_flow_is_fast_both_ways_and_a_translated_packet_of_its_tuple_is_still_told_from_it() {
+        let mut flow = held(NOW, 3);
+        for direction in [Outbound, Inbound] {
+            assert!(is_fast(&flow, direction, NOW + QUALIFIED_MIN - 1, 3));
+            assert!(!is_fast(&flow, direction, NOW + QUALIFIED_MIN, 3));
+            assert_eq!(leave(&mut flow, direction, 7, NOW + 1, 3, 0), Left::Translated);
+        }
     }
 
     #[test]

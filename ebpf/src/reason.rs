@@ -128,6 +128,9 @@ reasons! {
     DropForgedPeerSource => "drop_forged_peer_source",
     /// from a pod: sent from the address of another local pod
     DropForgedPodSource => "drop_forged_pod_source",
+    /// first packet of a flow that the host translates, with the tuple of a connection that the pod has itself and the host
+    /// does not know: it is told, so that the next one gets another tuple
+    DropTupleTaken => "drop_tuple_taken",
     /// the packet was changed already when the kernel refused to redirect it
     DropRedirect => "drop_redirect",
 

@@ -68,9 +68,26 @@ pub fn is_tcp_control(flags: u8) -> bool {
     flags & 0b0000_0111 != 0
 }
 
+/// SYN without ACK among the TCP flags: the first packet of a connection.
+#[inline(always)]
+#[must_use]
+pub fn opens_tcp(flags: u8) -> bool {
+    flags & 0b0001_0010 == 0b0000_0010
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_is_opened_by_syn_alone() {
+        for flags in [0x02, 0x42, 0xc2] {
+            assert!(opens_tcp(flags), "{flags:#x}");
+        }
+        for flags in [0x12, 0x10, 0x11, 0x04, 0x14, 0] {
+            assert!(!opens_tcp(flags), "{flags:#x}");
+        }
+    }
 
     #[test]
     fn an_echo_has_its_identifier_and_type_for_ports_and_other_icmp_has_none() {

@@ -177,6 +177,12 @@ impl Cluster {
         &self.underlay
     }
 
+    /// The IPv6 address of the n-th node on the underlay, counted from 0, where the nodes have any.
+    #[must_use]
+    pub fn node_address6(&self, n: u32) -> Option<Ipv6Addr> {
+        self.underlay.address6(FIRST_NODE + n)
+    }
+
     /// Where the nodes' pins are.
     #[must_use]
     pub fn bpffs(&self) -> &Path {

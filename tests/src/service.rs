@@ -5,11 +5,11 @@
 
 use std::{
     io::Write as _,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     process::Stdio,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::netns::Netns;
 
@@ -29,7 +29,7 @@ pub enum Tool {
 pub struct Front {
     /// What clients connect to.
     pub address: SocketAddr,
-    /// Who answers, of the same family; each connection gets one of them at random.
+    /// Who answers, in the same family; each connection gets one of them at random.
     pub backends: Vec<SocketAddr>,
     /// Every client's address is replaced by the node's (NodePort), not only that of a backend itself.
     pub masquerade: bool,
@@ -38,9 +38,8 @@ pub struct Front {
 impl Front {
     /// A ClusterIP.
     #[must_use]
-    pub fn new<A: Into<SocketAddr> + Copy>(address: A, backends: &[A]) -> Self {
-        let backends = backends.iter().map(|&backend| backend.into()).collect();
-        Self { address: address.into(), backends, masquerade: false }
+    pub fn new(address: SocketAddr, backends: &[SocketAddr]) -> Self {
+        Self { address, backends: backends.to_vec(), masquerade: false }
     }
 
     /// The same, with every client masqueraded.
@@ -50,24 +49,29 @@ impl Front {
     }
 }
 
-/// Makes these the services of a node, all of one family. Once per node, tool and family: iptables would keep the
-/// earlier ones.
+/// Makes these, all of one family, the services of a node. Once per node, tool and family: iptables would keep the earlier
+/// ones.
 ///
 /// # Errors
 ///
-/// Where the tool is missing or refuses the rules; of IPv6 with another tool than [`Tool::Iptables`].
+/// Where the tool is missing or refuses the rules.
 pub fn publish(node: &Netns, tool: Tool, fronts: &[Front]) -> Result<()> {
-    let is_ipv6 = fronts.iter().any(|front| front.address.is_ipv6());
-    let restore = match tool {
-        Tool::Iptables if is_ipv6 => "ip6tables-restore",
-        Tool::Nft | Tool::LegacyIptables if is_ipv6 => {
-            bail!("services of IPv6 are written by ip6tables only")
+    let is_ipv4 = fronts.iter().all(|front| front.address.is_ipv4());
+    match tool {
+        Tool::Iptables | Tool::LegacyIptables => {
+            feed(node, &tool.iptables(is_ipv4, "-restore"), &["--noflush"], &iptables(fronts))
         }
-        Tool::Nft => return feed(node, "nft", &["-f", "-"], &nft(fronts)),
-        Tool::Iptables => "iptables-restore",
-        Tool::LegacyIptables => "iptables-legacy-restore",
-    };
-    feed(node, restore, &["--noflush"], &iptables(fronts))
+        Tool::Nft => feed(node, "nft", &["-f", "-"], &nft(fronts, is_ipv4)),
+    }
+}
+
+impl Tool {
+    /// The name of a program of iptables, such as `ip6tables-restore`.
+    pub(crate) fn iptables(self, is_ipv4: bool, end: &str) -> String {
+        let family = if is_ipv4 { "ip" } else { "ip6" };
+        let legacy = if self == Self::LegacyIptables { "-legacy" } else { "" };
+        format!("{family}tables{legacy}{end}")
+    }
 }
 
 /// Runs a program inside a namespace with this standard input.
@@ -129,13 +133,15 @@ fn iptables(fronts: &[Front]) -> String {
     )
 }
 
-fn nft(fronts: &[Front]) -> String {
+fn nft(fronts: &[Front], is_ipv4: bool) -> String {
+    let ip = if is_ipv4 { "ip" } else { "ip6" };
     let mut services = String::new();
     let mut chains = String::new();
     for (n, front) in fronts.iter().enumerate() {
         let Front { address, backends, masquerade } = front;
-        let (ip, port) = (address.ip(), address.port());
-        services += &format!("ip daddr {ip} meta l4proto {{ tcp, udp }} th dport {port} goto service-{n}\n");
+        let (front, port) = (address.ip(), address.port());
+        services +=
+            &format!("{ip} daddr {front} meta l4proto {{ tcp, udp }} th dport {port} goto service-{n}\n");
         let mark = if *masquerade { "meta mark set meta mark or 0x4000" } else { "" };
         let choice: Vec<String> =
             (0..backends.len()).map(|m| format!("{m} : goto endpoint-{n}-{m}")).collect();
@@ -146,14 +152,14 @@ fn nft(fronts: &[Front]) -> String {
         );
         for (m, backend) in backends.iter().enumerate() {
             chains += &format!(
-                "chain endpoint-{n}-{m} {{\nip saddr {} meta mark set meta mark or 0x4000\n\
+                "chain endpoint-{n}-{m} {{\n{ip} saddr {} meta mark set meta mark or 0x4000\n\
                  meta l4proto {{ tcp, udp }} dnat to {backend}\n}}\n",
                 backend.ip()
             );
         }
     }
     format!(
-        "table ip kube-proxy {{\n{chains}chain services {{\n{services}}}\n\
+        "table {ip} kube-proxy {{\n{chains}chain services {{\n{services}}}\n\
          chain prerouting {{ type nat hook prerouting priority dstnat; jump services; }}\n\
          chain output {{ type nat hook output priority -100; jump services; }}\n\
          chain postrouting {{ type nat hook postrouting priority srcnat - 1; \
@@ -163,6 +169,6 @@ fn nft(fronts: &[Front]) -> String {
 
 /// An address with a port.
 #[must_use]
-pub fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(address, port)
+pub fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(address.into(), port)
 }

@@ -217,8 +217,7 @@ pub fn endpoint<F: Mapped>(attached: &Attached, address: F::Addr, ifindex: u32) 
         ifindex,
         mac: attached.mac,
         gateway_mac: attached.host_mac,
-        gated: 0,
-        traffic: 0,
+        ..Endpoint::default()
     }
 }
 

@@ -187,7 +187,7 @@ impl Dataplane {
     /// settings must be of the same shape ([`Settings::fits_maps_of`]). A hook that fails keeps what it had until
     /// the next [`Self::set_hooks`], which tries again.
     ///
-    /// The ring of new sightings is another one afterwards: see [`Self::take_new_sightings`].
+    /// The rings by which the programs call are others afterwards: see [`Self::take_calls`].
     ///
     /// # Errors
     ///

@@ -234,9 +234,10 @@ impl Dataplane {
         let mut dataplane = Self {
             epoch: Array::try_from(take(map::EPOCH)?).map_err(error(map::EPOCH))?,
             counters: PerCpuArray::try_from(take(map::COUNTERS)?).map_err(error(map::COUNTERS))?,
-            new_sightings: Some(
+            rings: Some((
                 RingBuf::try_from(take(map::NEW_SIGHTINGS)?).map_err(error(map::NEW_SIGHTINGS))?,
-            ),
+                RingBuf::try_from(take(map::TAKEN_TUPLES)?).map_err(error(map::TAKEN_TUPLES))?,
+            )),
             v4,
             v6,
             ebpf,

@@ -16,7 +16,8 @@ use nix::{
 
 use super::{DataplaneError, Hook, Program, clsact};
 
-/// The maps that outlive the agent. One ring buffer does not: what NEW_SIGHTINGS carried is in SIGHTINGS too.
+/// The maps that outlive the agent. Two ring buffers do not: what NEW_SIGHTINGS carried is in SIGHTINGS too, and what
+/// TAKEN_TUPLES carried is told again.
 pub(super) const PINNED_MAPS: [&str; 23] = [
     map::PEERS,
     map::VTEPS,

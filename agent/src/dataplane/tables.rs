@@ -190,6 +190,8 @@ impl<F: Mapped> Tables<F> {
             };
             match held {
                 Some(held) if held == endpoint => continue,
+                // Of a pod that a CNI plugin has put there only the agent knows it: no flow may more or less for that.
+                Some(held) if (Endpoint { netns: endpoint.netns, ..held }) == endpoint => {}
                 Some(_) => changes.changed += 1,
                 None => changes.added += 1,
             }
@@ -259,6 +261,16 @@ impl<F: Mapped> Tables<F> {
         Ok(())
     }
 
+    /// Notes that the host translates a flow, seen from the local pod, as the programs do that see it.
+    ///
+    /// # Errors
+    ///
+    /// Where the map cannot be written.
+    pub fn note_translated(&mut self, flow: &FlowKey<F::Octets>) -> Result<(), DataplaneError> {
+        let noted = Flow { translated: 1, ..Flow::default() };
+        self.flows.insert(flow, noted, 0).map_err(at(F::NAMES.flows))
+    }
+
     /// The endpoints as the programs see them now.
     ///
     /// # Errors
@@ -320,17 +332,27 @@ impl Dataplane {
         Ok(counters)
     }
 
-    /// The ring buffer that tells of new sightings; once. Must be called inside a tokio runtime.
+    /// The ring buffers by which the programs call; once. Must be called inside a tokio runtime.
     ///
     /// # Errors
     ///
-    /// Where the kernel cannot wait for it.
-    pub fn take_new_sightings(&mut self) -> io::Result<Option<AsyncFd<RingBuf<MapData>>>> {
-        let Some(ring) = self.new_sightings.take() else { return Ok(None) };
-        // SAFETY: the ring buffer owns its descriptor and never closes or exchanges it while it lives, and
-        // AsyncFd owns the ring buffer.
-        Ok(Some(unsafe { AsyncFd::register(ring) }?))
+    /// Where the kernel cannot wait for them.
+    pub fn take_calls(&mut self) -> io::Result<Option<Calls>> {
+        let Some((new_sightings, taken_tuples)) = self.rings.take() else { return Ok(None) };
+        // SAFETY: a ring buffer owns its descriptor and never closes or exchanges it while it lives, and AsyncFd owns
+        // the ring buffer.
+        let (new_sightings, taken_tuples) =
+            unsafe { (AsyncFd::register(new_sightings)?, AsyncFd::register(taken_tuples)?) };
+        Ok(Some(Calls { new_sightings, taken_tuples }))
     }
+}
+
+/// How the programs call the agent.
+pub struct Calls {
+    /// Says that there are new sightings: see [`Tables::take_sightings`].
+    pub new_sightings: AsyncFd<RingBuf<MapData>>,
+    /// Flows that got the tuple of another: each a [`FlowKey`] of one of both families, sender first.
+    pub taken_tuples: AsyncFd<RingBuf<MapData>>,
 }
 
 pub(super) fn at(map: &'static str) -> impl FnOnce(MapError) -> DataplaneError {

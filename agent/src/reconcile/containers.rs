@@ -43,8 +43,8 @@ impl Reconciler {
         self.mend_routes::<V4>(links, &routed).await?;
         self.mend_routes::<V6>(links, &routed).await?;
         routed.retain(|pod| is_free(pod.port));
-        let mut changed = self.endpoints::<V4>(&routed, &is_free)?;
-        changed |= self.endpoints::<V6>(&routed, &is_free)?;
+        let mut changed = self.endpoints::<V4>(links, &routed, &is_free)?;
+        changed |= self.endpoints::<V6>(links, &routed, &is_free)?;
         if !self.maps_know_peers() {
             return Ok(changed);
         }
@@ -59,7 +59,12 @@ impl Reconciler {
     }
 
     /// Finds the endpoints of a family and puts them into its map; says whether that changed anything.
-    fn endpoints<F: Side>(&mut self, routed: &[Routed], is_free: &impl Fn(u32) -> bool) -> Result<bool> {
+    fn endpoints<F: Side>(
+        &mut self,
+        links: &[Link],
+        routed: &[Routed],
+        is_free: &impl Fn(u32) -> bool,
+    ) -> Result<bool> {
         let Some(subnet) = F::half(&self.node).map(|half| half.subnet) else { return Ok(false) };
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
         let sightings = dataplane.half_mut::<F>().take_sightings()?;
@@ -71,6 +76,11 @@ impl Reconciler {
         let kept = F::kept_mut(self);
         kept.endpoints = endpoints::discover(subnet, &kept.bridges, routed, &seen, &kept.endpoints);
         kept.endpoints.retain(|_, endpoint| is_free(endpoint.ifindex));
+        let netns: BTreeMap<u32, i32> =
+            links.iter().filter_map(|link| Some((link.index, link.peer_in_other_netns?))).collect();
+        for endpoint in kept.endpoints.values_mut() {
+            endpoint.netns = netns.get(&endpoint.ifindex).copied().unwrap_or_default();
+        }
         let wanted = kept.endpoints.clone();
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
         let changes = dataplane.half_mut::<F>().set_endpoints(&wanted)?;

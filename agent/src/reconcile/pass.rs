@@ -272,7 +272,7 @@ impl Reconciler {
             self.v4.maps_know_peers = false;
             self.v6.maps_know_peers = false;
         }
-        self.listen_for_sightings()?;
+        self.listen_to_programs()?;
         Ok(true)
     }
 

@@ -1,9 +1,12 @@
-//! What wakes the loop besides netlink's events: sightings of the programs, and changes of the host's rules.
+//! What wakes the loop besides netlink's events: calls of the programs, and changes of the host's rules.
 
 use aya::maps::{MapData, RingBuf};
 use tokio::io::unix::AsyncFd;
 
-use crate::kernel::{Kernel, RulesetEvents};
+use crate::{
+    dataplane::Calls,
+    kernel::{Kernel, RulesetEvents},
+};
 
 pub(super) fn listen_for_rules(kernel: &Kernel) -> Option<RulesetEvents> {
     let events = kernel.ruleset_events();
@@ -21,15 +24,32 @@ pub(super) async fn ruled(ruleset: &mut Option<RulesetEvents>) {
     }
 }
 
-/// Completes when the programs have told of a sighting; never where there are no programs.
-pub(super) async fn sighted(ring: &mut Option<AsyncFd<RingBuf<MapData>>>) {
-    let Some(ring) = ring else { return std::future::pending().await };
-    match ring.readable_mut().await {
-        Ok(mut guard) => {
-            // The map holds what was seen; the ring only wakes us.
-            while guard.get_inner_mut().next().is_some() {}
-            guard.clear_ready();
-        }
-        Err(_) => std::future::pending().await,
+/// What the programs call for.
+pub(super) enum Call {
+    /// They have seen addresses that the agent does not know.
+    Sighted,
+    /// The host gave tuples to flows that pods have already: what the ring held of them.
+    Taken(Vec<Vec<u8>>),
+}
+
+/// Completes when the programs call; never where there are none.
+pub(super) async fn called(calls: &mut Option<Calls>) -> Call {
+    let Some(calls) = calls else { return std::future::pending().await };
+    tokio::select! {
+        // The map holds what was seen; the ring only wakes us.
+        _ = read(&mut calls.new_sightings) => Call::Sighted,
+        tuples = read(&mut calls.taken_tuples) => Call::Taken(tuples),
     }
+}
+
+/// Waits for records, and takes all that are there.
+async fn read(ring: &mut AsyncFd<RingBuf<MapData>>) -> Vec<Vec<u8>> {
+    let Ok(mut guard) = ring.readable_mut().await else { return std::future::pending().await };
+    let ring = guard.get_inner_mut();
+    let mut records = Vec::new();
+    while let Some(record) = ring.next() {
+        records.push(record.to_vec());
+    }
+    guard.clear_ready();
+    records
 }

@@ -91,6 +91,18 @@ fn mark<F: Half>(skb: &Skb, at: usize) -> u64 {
     }
 }
 
+/// Whether the host was seen to translate this flow.
+#[inline(always)]
+pub(super) fn is_translated<F: Half>(key: &FlowKey<F::Octets>) -> bool {
+    F::flow(key).is_some_and(|flow| flow.translated != 0)
+}
+
+/// Keeps the pod's own connection of this tuple off the host, of whose flow the host has given it to another.
+#[inline(always)]
+pub(super) fn hold<F: Half>(key: &FlowKey<F::Octets>) {
+    F::insert_flow(key, &flow::held(now(), maps::epoch()), BPF_ANY);
+}
+
 /// Remembers that the host translates this flow.
 #[inline(always)]
 pub(super) fn translated<F: Half>(key: &FlowKey<F::Octets>) {

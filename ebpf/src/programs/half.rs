@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_NOEXIST, bpf_fib_lookup, bpf_redir_neigh,
-    bpf_redir_neigh__bindgen_ty_1,
+    bpf_redir_neigh__bindgen_ty_1, bpf_sock,
 };
 use loden_ebpf::{
     abi::{
@@ -70,6 +70,13 @@ pub(super) trait Half: Family {
 
     /// Writes what the routing table is asked: about a packet of these addresses.
     fn set_addresses(asked: &mut bpf_fib_lookup, source: Self::Addr, destination: Self::Addr);
+
+    /// Whether a socket has a remote end.
+    ///
+    /// # Safety
+    ///
+    /// The socket must be one that a helper found, and not given back yet.
+    unsafe fn is_connected(socket: *const bpf_sock) -> bool;
 
     /// The peer whose subnet holds the address.
     #[inline(always)]
@@ -195,6 +202,12 @@ impl Half for V4 {
         asked.family = AF_INET as u8;
         asked.__bindgen_anon_3.ipv4_src = source.to_be();
         asked.__bindgen_anon_4.ipv4_dst = destination.to_be();
+    }
+
+    #[inline(always)]
+    unsafe fn is_connected(socket: *const bpf_sock) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { (&raw const (*socket).dst_ip4).read_volatile() != 0 }
     }
 }
 
@@ -324,6 +337,14 @@ impl Half for V6 {
         asked.family = AF_INET6 as u8;
         asked.__bindgen_anon_3.ipv6_src = ipv6::quarters(source);
         asked.__bindgen_anon_4.ipv6_dst = ipv6::quarters(destination);
+    }
+
+    #[inline(always)]
+    unsafe fn is_connected(socket: *const bpf_sock) -> bool {
+        // Word by word: the kernel allows no wider access.
+        // SAFETY: the caller's promise.
+        let word = |n: usize| unsafe { (&raw const (*socket).dst_ip6[n]).read_volatile() };
+        word(0) | word(1) | word(2) | word(3) != 0
     }
 }
 

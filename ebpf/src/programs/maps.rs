@@ -8,7 +8,7 @@ use aya_ebpf::{
 use loden_ebpf::{
     abi::{
         Address, Counter, ENDPOINT_SLOTS_V6, ENDPOINTS_MAX, Endpoint, EndpointTraffic, FLOWS_MAX, Flow,
-        FlowKey, PEERS_MAX, PEERS_MAX_V6, Peer, SIGHTINGS_MAX, Sighting, SightingKey, SightingKeyV6,
+        FlowKey, Octets, PEERS_MAX, PEERS_MAX_V6, Peer, SIGHTINGS_MAX, Sighting, SightingKey, SightingKeyV6,
         TRAFFIC_SLOTS_MAX, Traffic, VTEPS_MAX,
     },
     flow_cache::{Note, SLOTS, State},
@@ -55,6 +55,9 @@ pub(super) static SIGHTINGS: LruHashMap<SightingKey, Sighting, SIGHTINGS_MAX> = 
 
 #[btf_map]
 pub(super) static NEW_SIGHTINGS: RingBuf<(), 65_536> = RingBuf::new();
+
+#[btf_map]
+pub(super) static TAKEN_TUPLES: RingBuf<(), 65_536> = RingBuf::new();
 
 #[btf_map]
 pub(super) static V6_PEERS: Array<Peer<[u8; 16]>, { PEERS_MAX_V6 as usize }> = Array::new();
@@ -144,6 +147,12 @@ pub(super) fn withdraw() {
 #[inline(always)]
 pub(super) fn epoch() -> u32 {
     EPOCH.get(0).copied().unwrap_or(0)
+}
+
+/// Tells the agent of a tuple that two flows have. A full ring is no harm: the sender tries again.
+#[inline(always)]
+pub(super) fn tell_taken<A: Octets>(tuple: &FlowKey<A>) {
+    let _ = TAKEN_TUPLES.output_untyped::<FlowKey<A>>(tuple, 0);
 }
 
 /// Whether somebody may be listening to verdicts.

@@ -1,4 +1,6 @@
-//! The flow gate's two points: what goes into the host stack is noted, what comes out is compared. Only looks.
+//! The flow gate's two points: what goes into the host stack is noted, what comes out is compared. Only looks, but for one
+//! case: a translated flow may begin with the tuple of a connection that the pod has past the host. Its packet ends here, and
+//! the agent tells the host of that connection, so that the next one gets another tuple.
 
 use loden_ebpf::{
     abi::{Endpoint, FlowKey, UNPROVEN},
@@ -9,7 +11,7 @@ use loden_ebpf::{
     transport,
 };
 
-use super::{Verdict, gate, globals, half::Half, skb::Skb, traffic};
+use super::{Verdict, gate, globals, half::Half, maps, skb::Skb, traffic};
 
 /// Where the IP header of a frame stands. Of a device whose packets have no Ethernet header it stands at 0, so what looks
 /// at either takes the place as `AT`.
@@ -41,30 +43,30 @@ fn leaves_host<F: Half, const AT: usize>(skb: &mut Skb) -> Verdict {
 #[inline(always)]
 fn outbound<F: Half, const AT: usize>(skb: &mut Skb) -> Verdict {
     reach::<F>(skb, AT);
-    let Some((ip, key, _)) = read::<F>(skb, AT, Direction::Outbound) else { return Verdict::Ignore };
+    let Some((ip, key, tcp_flags)) = read::<F>(skb, AT, Direction::Outbound) else { return Verdict::Ignore };
     let Some(endpoint) = F::endpoint(F::source(ip)) else { return Verdict::Ignore };
     if F::peer(F::destination(ip)).is_none() {
         return Verdict::Ignore;
     }
-    conclude::<F>(skb, AT, &key, Direction::Outbound, endpoint)
+    conclude::<F>(skb, AT, &key, tcp_flags, Direction::Outbound, endpoint)
 }
 
 /// Egress of the host side of a pod's veth: from a peer's pod towards the local one.
 #[inline(always)]
 pub(super) fn inbound<F: Half>(skb: &mut Skb) -> Verdict {
     reach::<F>(skb, IP);
-    let Some((ip, key, _)) = read::<F>(skb, IP, Direction::Inbound) else { return Verdict::Ignore };
+    let Some((ip, key, tcp_flags)) = read::<F>(skb, IP, Direction::Inbound) else { return Verdict::Ignore };
     let (source, destination) = (F::source(ip), F::destination(ip));
     // A bridge floods what it has not learned: only the destination's own port counts.
     let Some(endpoint) = F::endpoint(destination).filter(|endpoint| endpoint.ifindex == skb.ifindex()) else {
         return Verdict::Ignore;
     };
     if F::peer(source).is_some() {
-        return conclude::<F>(skb, IP, &key, Direction::Inbound, endpoint);
+        return conclude::<F>(skb, IP, &key, tcp_flags, Direction::Inbound, endpoint);
     }
     if let Some(sender) = F::endpoint(source) {
         // From another local pod: the flow is that one's, and its reverse is this one's.
-        return conclude_local::<F>(skb, &key.reversed(), sender, destination);
+        return conclude_local::<F>(skb, &key.reversed(), tcp_flags, sender, destination);
     }
     Verdict::Ignore
 }
@@ -74,10 +76,11 @@ pub(super) fn inbound<F: Half>(skb: &mut Skb) -> Verdict {
 fn conclude_local<F: Half>(
     skb: &Skb,
     key: &FlowKey<F::Octets>,
+    tcp_flags: u8,
     sender: &Endpoint<F::Octets>,
     destination: F::Addr,
 ) -> Verdict {
-    let verdict = conclude::<F>(skb, IP, key, Direction::Outbound, sender);
+    let verdict = conclude::<F>(skb, IP, key, tcp_flags, Direction::Outbound, sender);
     if let Verdict::Pass(_) = verdict {
         F::gate_endpoint(destination);
     }
@@ -116,6 +119,7 @@ fn conclude<F: Half>(
     skb: &Skb,
     at: usize,
     key: &FlowKey<F::Octets>,
+    tcp_flags: u8,
     direction: Direction,
     local: &Endpoint<F::Octets>,
 ) -> Verdict {
@@ -123,9 +127,30 @@ fn conclude<F: Half>(
     if gate::leave::<F>(skb, at, key, direction) != Left::Translated || local.gated == UNPROVEN {
         return Verdict::Ignore;
     }
+    if begins::<F>(key, tcp_flags) && skb.has_connection::<F>(local.netns, key) {
+        gate::hold::<F>(key);
+        match direction {
+            Direction::Outbound => maps::tell_taken(key),
+            Direction::Inbound => maps::tell_taken(&key.reversed()),
+        }
+        return Verdict::Drop(Reason::DropTupleTaken);
+    }
     gate::translated::<F>(key);
     F::gate_endpoint(F::addr(&key.local));
     Verdict::Pass(Reason::NoteTranslated)
+}
+
+/// Whether this translated packet may be the first of its flow, so that its tuple may be that of a connection which the
+/// pod had before: through the open gate the host knows none of those. Later ones were let through. Through the strict
+/// gate it knows them all, and keeps tuples apart by itself.
+#[inline(always)]
+fn begins<F: Half>(key: &FlowKey<F::Octets>, tcp_flags: u8) -> bool {
+    globals::STRICT.load() == 0
+        && if key.protocol == u32::from(transport::TCP) {
+            transport::opens_tcp(tcp_flags)
+        } else {
+            key.protocol == u32::from(transport::UDP) && !gate::is_translated::<F>(key)
+        }
 }
 
 /// Brings what [`read`] looks at into the linear part.

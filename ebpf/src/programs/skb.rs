@@ -19,11 +19,14 @@ use aya_ebpf::{
     helpers::{
         bpf_csum_level, bpf_csum_update, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh,
         bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
-        generated::{bpf_fib_lookup, bpf_skb_change_head, bpf_skb_load_bytes_relative},
+        generated::{
+            bpf_fib_lookup, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_head,
+            bpf_skb_load_bytes_relative,
+        },
     },
     programs::TcContext,
 };
-use loden_ebpf::{ethernet, family::Bytes, ipv6, vxlan};
+use loden_ebpf::{abi::FlowKey, ethernet, family::Bytes, ipv6, transport, vxlan};
 
 use super::half::Half;
 
@@ -191,6 +194,32 @@ impl Skb {
         };
         // Not to be forwarded: it ends here. Where the host does not forward, nothing else is let in.
         answer == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED) || answer == i64::from(BPF_FIB_LKUP_RET_FWD_DISABLED)
+    }
+
+    /// Whether a network namespace, by the number that it has here, has a socket that is connected from the flow's local end
+    /// to its remote one, of TCP or UDP; one that listens to everybody does not count. (Linux 4.20)
+    #[inline(always)]
+    pub(super) fn has_connection<F: Half>(&self, netns: i32, flow: &FlowKey<F::Octets>) -> bool {
+        // As the kernel has it: who sends to the socket comes first. What stands behind the ports is not looked at.
+        let mut tuple = flow.reversed();
+        let len = (2 * size_of::<F::Octets>() + 4) as u32;
+        let (skb, netns) = (self.raw.cast(), i64::from(netns) as u64);
+        // SAFETY: the context is valid, the tuple on the stack for the length of the call; the socket is not used after it has
+        // been given back, and the words that are read are in every socket.
+        unsafe {
+            let tuple = (&raw mut tuple).cast();
+            let socket = if flow.protocol == u32::from(transport::TCP) {
+                bpf_sk_lookup_tcp(skb, tuple, len, netns, 0)
+            } else {
+                bpf_sk_lookup_udp(skb, tuple, len, netns, 0)
+            };
+            if socket.is_null() {
+                return false;
+            }
+            let is_connected = F::is_connected(socket);
+            bpf_sk_release(socket.cast());
+            is_connected
+        }
     }
 
     /// Bytes of the packet from `offset`, where they are in its linear part.

@@ -14,36 +14,39 @@ use loden_tests::{
 };
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 
-use crate::{STRICT, assert_direct_is_fast, cluster};
+use crate::{Family, STRICT, assert_direct_is_fast, cluster, in_both_families};
 
 const PORT: u16 = 8080;
 
+in_both_families! {
+    connections_live_and_end_behind_a_stateful_nft_firewall
+    forgetting_the_connections_behind_a_fast_flow_does_not_stop_it
+}
+
 #[test]
 fn connections_live_and_end_behind_a_stateful_iptables_firewall() {
-    connections_live_and_end(Tool::Iptables);
+    connections_live_and_end(Family::V4, Tool::Iptables);
 }
 
-#[test]
-fn connections_live_and_end_behind_a_stateful_nft_firewall() {
-    connections_live_and_end(Tool::Nft);
+fn connections_live_and_end_behind_a_stateful_nft_firewall(family: Family) {
+    connections_live_and_end(family, Tool::Nft);
 }
 
-fn connections_live_and_end(tool: Tool) {
-    let (cluster, containers) = cluster(2, 1, &[STRICT, "--iptables-forward-rules=false"]);
-    let (a, b) = (&containers[0], &containers[1]);
+fn connections_live_and_end(family: Family, tool: Tool) {
+    let (cluster, containers) = cluster(family, 1, &[STRICT, "--iptables-forward-rules=false"]);
+    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
     for node in &cluster.nodes {
-        stateful(node.netns(), tool, &[PORT]).unwrap();
+        stateful(node.netns(), tool, family.is_ipv4(), &[PORT]).unwrap();
         for sysctl in ["nf_conntrack_tcp_be_liberal", "nf_conntrack_tcp_ignore_invalid_rst"] {
             let value = node.netns().exec(&format!("sysctl -n net.netfilter.{sysctl}")).unwrap();
             assert_eq!(value.trim(), "1", "{sysctl} on {}", node.name());
         }
     }
-    let listener = socket::listen(b.host(), PORT).unwrap();
-    let connect = || open(a.netns(), None, at(b.address(), PORT), &listener).unwrap();
-    let not_allowed = socket::listen(b.host(), PORT + 1).unwrap();
-    let refused = a
-        .netns()
-        .run(|| TcpStream::connect_timeout(&at(b.address(), PORT + 1).into(), Duration::from_millis(500)));
+    let listener = socket::listen(b, PORT).unwrap();
+    let connect = || open(a.netns, None, at(b.address, PORT), &listener).unwrap();
+    let not_allowed = socket::listen(b, PORT + 1).unwrap();
+    let refused =
+        a.netns.run(|| TcpStream::connect_timeout(&at(b.address, PORT + 1), Duration::from_millis(500)));
     assert!(refused.is_err(), "the firewall allows port {PORT} only");
     drop(not_allowed);
 
@@ -85,8 +88,8 @@ fn connections_live_and_end(tool: Tool) {
         });
     }
 
-    let (asker, answerer) = (socket::udp(a.host(), 0).unwrap(), socket::udp(b.host(), PORT).unwrap());
-    asker.connect(at(b.address(), PORT)).unwrap();
+    let (asker, answerer) = (socket::udp(a, 0).unwrap(), socket::udp(b, PORT).unwrap());
+    asker.connect(at(b.address, PORT)).unwrap();
     for round in 0..50 {
         ask(&asker, &answerer, &format!("datagram {round}")).unwrap();
     }
@@ -120,12 +123,11 @@ fn timely(what: &str, run: impl FnOnce()) {
     assert!(start.elapsed() < Duration::from_millis(190), "{what} took {:?}", start.elapsed());
 }
 
-#[test]
-fn forgetting_the_connections_behind_a_fast_flow_does_not_stop_it() {
-    let (cluster, containers) = cluster(2, 1, &[STRICT]);
-    let (a, b) = (&containers[0], &containers[1]);
-    let listener = socket::listen(b.host(), PORT).unwrap();
-    let (near, far) = open(a.netns(), None, at(b.address(), PORT), &listener).unwrap();
+fn forgetting_the_connections_behind_a_fast_flow_does_not_stop_it(family: Family) {
+    let (cluster, containers) = cluster(family, 1, &[STRICT]);
+    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
+    let listener = socket::listen(b, PORT).unwrap();
+    let (near, far) = open(a.netns, None, at(b.address, PORT), &listener).unwrap();
     exchange_bulk(&near, &far);
     for node in &cluster.nodes {
         node.netns().exec("conntrack -F").unwrap();
@@ -133,5 +135,5 @@ fn forgetting_the_connections_behind_a_fast_flow_does_not_stop_it() {
     exchange_bulk(&near, &far);
     drop(near);
     timely("FIN", || wants_end(&far).unwrap());
-    assert_direct_is_fast(&cluster.nodes, a, b);
+    assert_direct_is_fast(family, &cluster.nodes, &containers[0], &containers[1]);
 }

@@ -1,7 +1,7 @@
 //! What the gate has forgotten: by time, by a flood of other flows, or because it was not there when the flow began.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
@@ -10,19 +10,21 @@ use aya::maps::{HashMap, Map, MapData};
 use loden_ebpf::abi::{ABI_VERSION, FLOWS_MAX, Flow, FlowKey, map};
 use loden_tests::{
     cluster::Cluster,
-    container::Container,
     node::Node,
     process::wait_for,
     service::{self, Front, Tool, at},
-    traffic::socket::{self, ask, open, pour, say},
+    traffic::{
+        Host,
+        socket::{self, ask, open, pour, say},
+    },
 };
 
-use crate::{OPEN, STRICT, cluster, fast, gated, under_both_gates};
+use crate::{Family, OPEN, STRICT, cluster, fast, gated, under_both_gates};
 
 const PORT: u16 = 8080;
-const FRONT: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 under_both_gates! {
+    IPv4:
     translated_flows_live_on_when_the_gate_has_forgotten_them
     flows_translated_before_the_programs_came_are_left_to_the_host
     a_new_pod_may_begin_with_a_service
@@ -38,14 +40,14 @@ struct Through {
 }
 
 impl Through {
-    fn open(cluster: &Cluster, client: &Container, backend: &Container) -> Self {
-        let front = at(FRONT, 80);
-        let fronts = [Front::new(front, &[at(backend.address(), PORT)])];
+    fn open(cluster: &Cluster, family: Family, client: Host<'_>, backend: Host<'_>) -> Self {
+        let front = at(family.vip(1), 80);
+        let fronts = [Front::new(front, &[at(backend.address, PORT)])];
         service::publish(cluster.nodes[0].netns(), Tool::Iptables, &fronts).unwrap();
-        let listener = socket::listen(backend.host(), PORT).unwrap();
-        let (near, far) = open(client.netns(), None, front, &listener).unwrap();
-        let asker = socket::udp(client.host(), 0).unwrap();
-        let answerer = socket::udp(backend.host(), PORT).unwrap();
+        let listener = socket::listen(backend, PORT).unwrap();
+        let (near, far) = open(client.netns, None, front, &listener).unwrap();
+        let asker = socket::udp(client, 0).unwrap();
+        let answerer = socket::udp(backend, PORT).unwrap();
         asker.connect(front).unwrap();
         let seen = ask(&asker, &answerer, "hello").unwrap();
         let through = Self { near, far, asker, answerer, seen };
@@ -64,11 +66,11 @@ impl Through {
     }
 }
 
-fn translated_flows_live_on_when_the_gate_has_forgotten_them(gate: &str) {
-    let (cluster, containers) = cluster(2, 1, &[gate]);
-    let (client, backend) = (&containers[0], &containers[1]);
+fn translated_flows_live_on_when_the_gate_has_forgotten_them(gate: &str, family: Family) {
+    let (cluster, containers) = cluster(family, 1, &[gate]);
+    let (client, backend) = (family.host(&containers[0]), family.host(&containers[1]));
     let before = fast(&cluster.nodes[0]);
-    let through = Through::open(&cluster, client, backend);
+    let through = Through::open(&cluster, family, client, backend);
     // Longer than any qualification, and shorter than the host forgets a UDP flow.
     thread::sleep(Duration::from_secs(21));
     through.talk("after a long pause");
@@ -78,37 +80,38 @@ fn translated_flows_live_on_when_the_gate_has_forgotten_them(gate: &str) {
     }
     assert_eq!(fast(&cluster.nodes[0]) - before, 0, "packets of translated flows that skipped the host");
     if gate == OPEN {
-        assert_eq!(gated(&cluster.nodes[0], client.address()), Some(true));
+        assert_eq!(gated(&cluster.nodes[0], client.address), Some(true));
     }
 }
 
 /// Writes more flows into the table than it holds, as a pod does that talks to everybody.
 fn flood(node: &Node, round: u32) {
+    let numbers = (1 + round * 2 * FLOWS_MAX as u32..).take(FLOWS_MAX * 3 / 2);
+    let address = |n: u32| (0x0a05_0000 | n).to_be_bytes();
+    let flow = |n: u32| FlowKey::of(17, (address(0xfe02), n as u16), (address(n >> 16), 53));
     let pin = node.bpffs().join(format!("v{ABI_VERSION}")).join(map::FLOWS);
     let flows = Map::LruHashMap(MapData::from_pin(&pin).unwrap());
     let mut flows: HashMap<MapData, FlowKey, Flow> = flows.try_into().unwrap();
-    let base = 1 + round * 2 * FLOWS_MAX as u32;
-    for n in base..base + FLOWS_MAX as u32 * 3 / 2 {
-        let key = FlowKey::new(17, (0x0a05_fe02, n as u16), (0x0a05_0000 | n >> 16, 53));
-        flows.insert(key, Flow { outbound_seen: 1, ..Flow::default() }, 0).unwrap();
+    for n in numbers {
+        flows.insert(flow(n), Flow { outbound_seen: 1, ..Flow::default() }, 0).unwrap();
     }
 }
 
-fn flows_translated_before_the_programs_came_are_left_to_the_host(gate: &str) {
-    let (mut cluster, containers) = cluster(2, 1, &[STRICT]);
-    let (client, backend) = (&containers[0], &containers[1]);
+fn flows_translated_before_the_programs_came_are_left_to_the_host(gate: &str, family: Family) {
+    let (mut cluster, containers) = cluster(family, 1, &[STRICT]);
+    let (client, backend) = (family.host(&containers[0]), family.host(&containers[1]));
     cluster.nodes[0].stop_agent().unwrap();
     cluster.nodes[0].start_agent(&["--datapath=kernel"]).unwrap();
-    let through = Through::open(&cluster, client, backend);
+    let through = Through::open(&cluster, family, client, backend);
     cluster.nodes[0].stop_agent().unwrap();
     cluster.nodes[0].start_agent(&[gate, "--datapath=ebpf"]).unwrap();
     wait_for("the agent to know the container", Duration::from_secs(5), || {
-        gated(&cluster.nodes[0], client.address())
+        gated(&cluster.nodes[0], client.address)
     })
     .unwrap();
     through.talk("after the programs came");
     if gate == OPEN {
-        assert_eq!(gated(&cluster.nodes[0], client.address()), Some(true));
+        assert_eq!(gated(&cluster.nodes[0], client.address), Some(true));
     }
     // And once more after a crash.
     cluster.nodes[0].kill_agent();
@@ -116,28 +119,29 @@ fn flows_translated_before_the_programs_came_are_left_to_the_host(gate: &str) {
     through.talk("after a crash of the agent");
 }
 
-fn a_new_pod_may_begin_with_a_service(gate: &str) {
-    let (mut cluster, containers) = cluster(2, 1, &[gate]);
-    let backend = &containers[1];
-    let front = at(FRONT, 80);
-    let fronts = [Front::new(front, &[at(backend.address(), PORT)])];
+fn a_new_pod_may_begin_with_a_service(gate: &str, family: Family) {
+    let (mut cluster, containers) = cluster(family, 1, &[gate]);
+    let backend = family.host(&containers[1]);
+    let front = at(family.vip(1), 80);
+    let fronts = [Front::new(front, &[at(backend.address, PORT)])];
     service::publish(cluster.nodes[0].netns(), Tool::Iptables, &fronts).unwrap();
-    let listener = socket::listen(backend.host(), PORT).unwrap();
-    let answerer = socket::udp(backend.host(), PORT).unwrap();
+    let listener = socket::listen(backend, PORT).unwrap();
+    let answerer = socket::udp(backend, PORT).unwrap();
     for round in 0..10 {
         let pod = cluster.nodes[0].run_container(100 + round % 2).unwrap();
-        let asker = socket::udp(pod.host(), 0).unwrap();
+        let host = family.host(&pod);
+        let asker = socket::udp(host, 0).unwrap();
         asker.connect(front).unwrap();
         // The backend is slow to answer: by then the agent knows the pod.
         asker.send(b"first").unwrap();
         let (_, peer) = answerer.recv_from(&mut [0; 64]).unwrap();
         wait_for("the agent to know the pod", Duration::from_secs(5), || {
-            gated(&cluster.nodes[0], pod.address())
+            gated(&cluster.nodes[0], host.address)
         })
         .unwrap();
         answerer.send_to(b"late", peer).unwrap();
         asker.recv(&mut [0; 64]).unwrap_or_else(|error| panic!("UDP, round {round}: {error}"));
-        let (near, far) = open(pod.netns(), None, front, &listener).unwrap();
+        let (near, far) = open(host.netns, None, front, &listener).unwrap();
         say(&far, &near, "hello").unwrap_or_else(|error| panic!("TCP, round {round}: {error:#}"));
     }
 }

@@ -10,6 +10,7 @@
 
 mod closing;
 mod eviction;
+mod family;
 mod forward_chain;
 mod node_ports;
 mod open;
@@ -18,7 +19,7 @@ mod requalification;
 mod same_port;
 mod services;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use loden_tests::{
     cluster::{Cluster, Plan},
@@ -33,29 +34,18 @@ use loden_tests::{
     },
 };
 
+use family::{Family, in_both_families, under_both_gates};
+
 const STRICT: &str = "--gate=strict";
 const OPEN: &str = "--gate=open";
 
-/// Makes a test of a function for each of both gates.
-macro_rules! under_both_gates {
-    ($($test:ident)+) => {
-        mod strict {
-            $(#[test] fn $test() { super::$test(crate::STRICT); })+
-        }
-        mod open {
-            $(#[test] fn $test() { super::$test(crate::OPEN); })+
-        }
-    };
-}
-use under_both_gates;
-
-/// Nodes with agents and so many containers on each, known to all agents.
-fn cluster(nodes: u32, each: u32, args: &[&str]) -> (Cluster, Vec<Container>) {
-    cluster_of(&Plan { nodes, ..Plan::default() }, each, args)
+/// Two nodes with agents and so many containers on each, known to all agents.
+fn cluster(family: Family, each: u32, args: &[&str]) -> (Cluster, Vec<Container>) {
+    cluster_of(family, &family.plan(2), each, args)
 }
 
-/// The same, with a network config of its own.
-fn cluster_of(plan: &Plan, each: u32, args: &[&str]) -> (Cluster, Vec<Container>) {
+/// The same, with a plan of its own.
+fn cluster_of(family: Family, plan: &Plan, each: u32, args: &[&str]) -> (Cluster, Vec<Container>) {
     let args: Vec<&str> = args.iter().copied().chain(["--datapath=ebpf"]).collect();
     let mut cluster = Cluster::start(plan, &args).unwrap();
     for node in &cluster.nodes {
@@ -66,12 +56,18 @@ fn cluster_of(plan: &Plan, each: u32, args: &[&str]) -> (Cluster, Vec<Container>
     let per_node = each as usize;
     let (first, rest) = containers.split_at(per_node);
     for (a, b) in rest.iter().map(|b| (&first[0], b)).chain(first.iter().map(|a| (a, &rest[0]))) {
-        ping(a.netns(), b.address(), 1).unwrap();
+        let reach = || ping(a.netns(), family.address(b), 1);
+        if family.is_ipv4() {
+            reach().unwrap();
+        } else {
+            // A node asks for neighbours from its link-local address, which a new bridge may use after a second or two.
+            wait_for("the first answer", Duration::from_secs(20), || reach().ok()).unwrap();
+        }
     }
     for (node, own) in cluster.nodes.iter().zip(containers.chunks(per_node)) {
         for container in own {
             wait_for("the agent to know the container", Duration::from_secs(5), || {
-                gated(node, container.address())
+                gated(node, family.address(container))
             })
             .unwrap();
         }
@@ -80,9 +76,9 @@ fn cluster_of(plan: &Plan, each: u32, args: &[&str]) -> (Cluster, Vec<Container>
 }
 
 /// Whether the node's agent says that flows of this container must qualify; `None` while it does not know it.
-fn gated(node: &Node, address: Ipv4Addr) -> Option<bool> {
+fn gated(node: &Node, address: impl Into<IpAddr>) -> Option<bool> {
     let status = node.status().ok()?;
-    let address = address.to_string();
+    let address = address.into().to_string();
     status["endpoints"].as_array()?.iter().find(|endpoint| endpoint["address"] == address)?["gated"].as_bool()
 }
 
@@ -93,12 +89,13 @@ fn fast(node: &Node) -> u64 {
 }
 
 /// Bulk TCP between two containers, both ways after one another, is carried by the programs at both ends.
-fn assert_direct_is_fast(nodes: &[Node], a: &Container, b: &Container) {
+fn assert_direct_is_fast(family: Family, nodes: &[Node], a: &Container, b: &Container) {
     for (from, to) in [(a, b), (b, a)] {
-        let work = || stream::run(from.host(), to.host(), None, Until::Bytes(60_000_000));
+        let (source, destination) = (family.host(from), family.host(to));
+        let work = || stream::run(source, destination, None, Until::Bytes(60_000_000));
         let (stream, share) = Share::during(nodes, &[a, b], work).unwrap();
-        assert_eq!(stream.source, from.address(), "pods see one another's addresses");
-        assert!(share.smaller() >= 0.95, "{} to {}: {share:?}", from.address(), to.address());
+        assert_eq!(stream.source, source.address, "pods see one another's addresses");
+        assert!(share.smaller() >= 0.95, "{} to {}: {share:?}", source.address, destination.address);
     }
 }
 

@@ -1,10 +1,10 @@
 //! Ports of nodes: hostPort, NodePort with and without masquerade, and what pods look like to the outside.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use loden_tests::{
     cluster::Cluster,
-    container::Container,
     netns::Netns,
     service::{self, Front, Tool, at},
     traffic::{
@@ -13,44 +13,47 @@ use loden_tests::{
     },
 };
 
-use crate::{assert_direct_is_fast, cluster, fast, under_both_gates};
+use crate::{Family, assert_direct_is_fast, cluster, fast, under_both_gates};
 
 const PORT: u16 = 8080;
 /// NodePort of a service anywhere (externalTrafficPolicy Cluster): clients are masqueraded.
 const ANYWHERE: u16 = 30_080;
 /// NodePort of a service with a local backend only (externalTrafficPolicy Local), and a hostPort: they are not.
 const HERE: u16 = 30_081;
+/// Host number of somebody on the underlay who is no node.
+const OUTSIDE: u32 = 200;
 
 under_both_gates! {
     ports_of_nodes_lead_to_pods_by_iptables
     ports_of_nodes_lead_to_pods_by_nft
 }
 
-fn ports_of_nodes_lead_to_pods_by_iptables(gate: &str) {
-    ports_of_nodes_lead_to_pods(&[gate], Tool::Iptables);
+fn ports_of_nodes_lead_to_pods_by_iptables(gate: &str, family: Family) {
+    ports_of_nodes_lead_to_pods(&[gate], Tool::Iptables, family);
 }
 
-fn ports_of_nodes_lead_to_pods_by_nft(gate: &str) {
-    ports_of_nodes_lead_to_pods(&[gate, "--ip-masq"], Tool::Nft);
+fn ports_of_nodes_lead_to_pods_by_nft(gate: &str, family: Family) {
+    ports_of_nodes_lead_to_pods(&[gate, "--ip-masq"], Tool::Nft, family);
 }
 
-fn ports_of_nodes_lead_to_pods(args: &[&str], tool: Tool) {
-    let (cluster, containers) = cluster(2, 1, args);
-    let (a, b) = (&containers[0], &containers[1]);
-    let (node_a, node_b) = (cluster.nodes[0].address(), cluster.nodes[1].address());
+fn ports_of_nodes_lead_to_pods(args: &[&str], tool: Tool, family: Family) {
+    let (cluster, containers) = cluster(family, 1, args);
+    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
+    let (node_a, node_b) = (family.node(&cluster, 0), family.node(&cluster, 1));
     let outside = Netns::create("outside").unwrap();
-    let address = cluster.underlay().plug(&outside, 200).unwrap();
-    let outside = Host { netns: &outside, address: address.into() };
+    let underlay = cluster.underlay();
+    let address = IpAddr::from(underlay.plug(&outside, OUTSIDE).unwrap());
+    let address = if family.is_ipv4() { address } else { underlay.address6(OUTSIDE).unwrap().into() };
+    let outside = Host { netns: &outside, address };
     // The nodes' pods are reached straight from the underlay too where nothing masquerades them.
-    for (node, own, backends) in [(node_a, a, [b]), (node_b, b, [a])] {
+    for (n, node, own, backend) in [(0, node_a, a, b), (1, node_b, b, a)] {
         let fronts = [
-            Front::new(at(node, ANYWHERE), &backends.map(|c| at(c.address(), PORT))).masqueraded(),
-            Front::new(at(node, HERE), &[at(own.address(), PORT)]),
+            Front::new(at(node, ANYWHERE), &[at(backend.address, PORT)]).masqueraded(),
+            Front::new(at(node, HERE), &[at(own.address, PORT)]),
         ];
-        let node = cluster.nodes.iter().find(|n| n.address() == node).unwrap();
-        service::publish(node.netns(), tool, &fronts).unwrap();
+        service::publish(cluster.nodes[n].netns(), tool, &fronts).unwrap();
     }
-    route_replies(&cluster);
+    route_replies(&cluster, family);
     let masquerade = args.contains(&"--ip-masq");
 
     // NodePort from outside: by way of the other node, and of the pod's own.
@@ -60,35 +63,36 @@ fn ports_of_nodes_lead_to_pods(args: &[&str], tool: Tool) {
 
     // hostPort from a pod: with masquerade its node's address arrives, without its own.
     let before = fast(&cluster.nodes[1]);
-    let seen = answers(a.host(), at(node_b, HERE), b);
-    assert_eq!(seen, if masquerade { node_a } else { a.address() });
+    let seen = answers(a, at(node_b, HERE), b);
+    assert_eq!(seen, if masquerade { node_a } else { a.address });
     assert_eq!(fast(&cluster.nodes[1]), before, "the node of the hostPort translates every packet of it");
     // A pod by way of another node's NodePort to a pod on its own node.
-    answers(a.host(), at(node_b, ANYWHERE), a);
+    answers(a, at(node_b, ANYWHERE), a);
 
     // Pods and the outside.
     let listener = socket::listen(outside, PORT).unwrap();
-    let (near, far) = open(a.netns(), None, at(address, PORT), &listener).unwrap();
+    let (near, far) = open(a.netns, None, at(address, PORT), &listener).unwrap();
     say(&near, &far, "hello outside").unwrap();
     say(&far, &near, "hello inside").unwrap();
-    let expected = if masquerade { node_a } else { a.address() };
-    assert_eq!(far.peer_addr().unwrap().ip(), IpAddr::V4(expected), "the pod as the outside sees it");
-    assert_direct_is_fast(&cluster.nodes, a, b);
+    let expected = if masquerade { node_a } else { a.address };
+    assert_eq!(far.peer_addr().unwrap().ip(), expected, "the pod as the outside sees it");
+    assert_direct_is_fast(family, &cluster.nodes, &containers[0], &containers[1]);
 }
 
 /// Everybody on the underlay knows the way to every pod, as hosts do whose router knows the nodes.
-fn route_replies(cluster: &Cluster) {
+fn route_replies(cluster: &Cluster, family: Family) {
     let router = cluster.underlay().netns();
-    for node in &cluster.nodes {
-        let subnet = node.subnet_env().unwrap().subnet.trunc();
-        router.ip(&format!("route add {subnet} via {}", node.address())).unwrap();
+    for (n, node) in cluster.nodes.iter().enumerate() {
+        let env = node.subnet_env().unwrap();
+        let subnet: IpNet = if family.is_ipv4() { env.subnet.into() } else { env.subnet6.unwrap().into() };
+        router.ip(&format!("route add {} via {}", subnet.trunc(), family.node(cluster, n as u32))).unwrap();
     }
-    router.exec("sysctl -qw net.ipv4.ip_forward=1").unwrap();
+    router.exec("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1").unwrap();
 }
 
 /// Short connections, a long one, datagrams; returns the client's address as the backend saw it.
-fn answers(client: Host<'_>, front: std::net::SocketAddrV4, backend: &Container) -> Ipv4Addr {
-    let listener = socket::listen(backend.host(), PORT).unwrap();
+fn answers(client: Host<'_>, front: SocketAddr, backend: Host<'_>) -> IpAddr {
+    let listener = socket::listen(backend, PORT).unwrap();
     for round in 0..10 {
         let (near, far) = open(client.netns, None, front, &listener)
             .unwrap_or_else(|error| panic!("{front}, round {round}: {error:#}"));
@@ -98,13 +102,10 @@ fn answers(client: Host<'_>, front: std::net::SocketAddrV4, backend: &Container)
     let (near, far) = open(client.netns, None, front, &listener).unwrap();
     pour(&near, &far, 20_000_000).unwrap();
     pour(&far, &near, 20_000_000).unwrap();
-    let (asker, answerer) = (socket::udp(client, 0).unwrap(), socket::udp(backend.host(), PORT).unwrap());
+    let (asker, answerer) = (socket::udp(client, 0).unwrap(), socket::udp(backend, PORT).unwrap());
     asker.connect(front).unwrap();
     for round in 0..20 {
         ask(&asker, &answerer, &format!("datagram {round} to {front}")).unwrap();
     }
-    match far.peer_addr().unwrap().ip() {
-        IpAddr::V4(seen) => seen,
-        other => panic!("{other} is not IPv4"),
-    }
+    far.peer_addr().unwrap().ip()
 }

@@ -17,12 +17,20 @@ use loden_tests::{
     process::wait_for,
     service::{Tool, at},
     traffic::{
-        ping,
+        Host, ping,
         socket::{self, say},
     },
 };
 
-use crate::{STRICT, assert_direct_is_fast, cluster, snmp};
+use crate::{Family, STRICT, assert_direct_is_fast, cluster, in_both_families, snmp};
+
+in_both_families! {
+    a_rule_added_in_the_middle_of_a_fast_flow_stops_it
+    what_was_always_denied_never_arrives
+    a_rule_against_one_direction_leaves_the_other_fast
+    allowed_echo_replies_let_no_denied_request_pass
+    a_pod_that_was_denied_may_be_reached_once_the_rule_is_gone
+}
 
 /// From a change of the rules to its effect: at once where the kernel tells of it, when what has qualified
 /// expires where it does not.
@@ -30,21 +38,20 @@ fn effect(tool: Tool) -> Duration {
     Duration::from_secs(if tool == Tool::LegacyIptables { 17 } else { 3 })
 }
 
-#[test]
-fn a_rule_added_in_the_middle_of_a_fast_flow_stops_it() {
-    let (cluster, containers) = cluster(2, 1, &[STRICT]);
-    let (a, b) = (&containers[0], &containers[1]);
+fn a_rule_added_in_the_middle_of_a_fast_flow_stops_it(family: Family) {
+    let (cluster, containers) = cluster(family, 1, &[STRICT]);
+    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
     let [near, far] = [0, 1].map(|n| cluster.nodes[n].netns());
     let tools = [Tool::Iptables, Tool::LegacyIptables, Tool::Nft];
     let rules: Vec<_> = tools.iter().flat_map(|&tool| [(near, tool), (far, tool)]).collect();
     // Port 9000 is that of a flow that no rule concerns.
     let ports: Vec<u16> = (9000..=9000 + rules.len() as u16).collect();
-    let receivers: Vec<UdpSocket> = ports.iter().map(|&port| socket::udp(b.host(), port).unwrap()).collect();
+    let receivers: Vec<UdpSocket> = ports.iter().map(|&port| socket::udp(b, port).unwrap()).collect();
     let senders: Vec<UdpSocket> = ports
         .iter()
         .map(|&port| {
-            let sender = socket::udp(a.host(), 0).unwrap();
-            sender.connect(at(b.address(), port)).unwrap();
+            let sender = socket::udp(a, 0).unwrap();
+            sender.connect(at(b.address, port)).unwrap();
             sender
         })
         .collect();
@@ -84,7 +91,7 @@ fn a_rule_added_in_the_middle_of_a_fast_flow_stops_it() {
             if n == 2 {
                 thread::sleep(Duration::from_secs(4));
             }
-            deny(node, tool, Matching::UdpTo(ports[n + 1])).unwrap();
+            deny(node, tool, family.is_ipv4(), Matching::UdpTo(ports[n + 1])).unwrap();
             changed[n] = Instant::now();
         }
         // Past every tick of the agent, which might undo what it did at first.
@@ -111,10 +118,9 @@ impl Drop for Finally<'_> {
     }
 }
 
-#[test]
-fn what_was_always_denied_never_arrives() {
-    let (cluster, containers) = cluster(2, 1, &[STRICT]);
-    let (a, b) = (&containers[0], &containers[1]);
+fn what_was_always_denied_never_arrives(family: Family) {
+    let (cluster, containers) = cluster(family, 1, &[STRICT]);
+    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
     let [near, far] = [0, 1].map(|n| cluster.nodes[n].netns());
     let rules = [
         (near, Tool::Iptables, 9001),
@@ -123,27 +129,27 @@ fn what_was_always_denied_never_arrives() {
         (far, Tool::Nft, 9004),
     ];
     for (node, tool, port) in rules {
-        deny(node, tool, Matching::UdpTo(port)).unwrap();
-        deny(node, tool, Matching::TcpTo(port)).unwrap();
+        deny(node, tool, family.is_ipv4(), Matching::UdpTo(port)).unwrap();
+        deny(node, tool, family.is_ipv4(), Matching::TcpTo(port)).unwrap();
     }
-    assert_direct_is_fast(&cluster.nodes, a, b);
-    let allowed = socket::udp(b.host(), 9000).unwrap();
-    let sender = socket::udp(a.host(), 6000).unwrap();
+    assert_direct_is_fast(family, &cluster.nodes, &containers[0], &containers[1]);
+    let allowed = socket::udp(b, 9000).unwrap();
+    let sender = socket::udp(a, 6000).unwrap();
     let denied: Vec<UdpSocket> = rules
         .map(|(.., port)| {
-            let socket = socket::udp(b.host(), port).unwrap();
+            let socket = socket::udp(b, port).unwrap();
             socket.set_nonblocking(true).unwrap();
             socket
         })
         .into();
-    let listeners = rules.map(|(.., port)| socket::listen(b.host(), port).unwrap());
+    let listeners = rules.map(|(.., port)| socket::listen(b, port).unwrap());
     let before = Counters::read(&cluster.nodes[0]).unwrap().get(FAST_ENCAP);
     // From one socket to all ports, in turn with a flow that is allowed.
     for round in 0..3000_u32 {
-        sender.send_to(b"allowed", at(b.address(), 9000)).unwrap();
+        sender.send_to(b"allowed", at(b.address, 9000)).unwrap();
         allowed.recv(&mut [0; 64]).unwrap_or_else(|error| panic!("round {round}: {error}"));
         for (.., port) in rules {
-            sender.send_to(b"denied", at(b.address(), port)).unwrap();
+            sender.send_to(b"denied", at(b.address, port)).unwrap();
         }
     }
     let encapsulated = Counters::read(&cluster.nodes[0]).unwrap().get(FAST_ENCAP) - before;
@@ -151,8 +157,8 @@ fn what_was_always_denied_never_arrives() {
     for ((node, tool, port), (socket, listener)) in rules.iter().zip(denied.iter().zip(&listeners)) {
         let arrived = socket.recv(&mut [0; 64]);
         assert!(arrived.is_err(), "{tool:?} on {}: a datagram arrived at {port}", node.name());
-        let connecting = a.netns().run(|| {
-            let to = at(b.address(), *port).into();
+        let connecting = a.netns.run(|| {
+            let to = at(b.address, *port);
             std::net::TcpStream::connect_timeout(&to, Duration::from_millis(500))
         });
         assert!(connecting.is_err(), "{tool:?} on {}: a connection to {port}", node.name());
@@ -161,16 +167,14 @@ fn what_was_always_denied_never_arrives() {
     }
 }
 
-#[test]
-fn a_rule_against_one_direction_leaves_the_other_fast() {
-    let (cluster, containers) = cluster(2, 1, &[STRICT]);
-    let (a, b) = (&containers[0], &containers[1]);
+fn a_rule_against_one_direction_leaves_the_other_fast(family: Family) {
+    let (cluster, containers) = cluster(family, 1, &[STRICT]);
+    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
     for (n, tool, port) in [(0, Tool::Iptables, 7000), (1, Tool::Nft, 7001)] {
-        deny(cluster.nodes[n].netns(), tool, Matching::UdpFrom(port)).unwrap();
-        let (one, other) =
-            (socket::udp(a.host(), 6000 + port).unwrap(), socket::udp(b.host(), port).unwrap());
+        deny(cluster.nodes[n].netns(), tool, family.is_ipv4(), Matching::UdpFrom(port)).unwrap();
+        let (one, other) = (socket::udp(a, 6000 + port).unwrap(), socket::udp(b, port).unwrap());
         one.set_nonblocking(true).unwrap();
-        one.connect(at(b.address(), port)).unwrap();
+        one.connect(at(b.address, port)).unwrap();
         let before = Counters::read(&cluster.nodes[0]).unwrap().get(FAST_ENCAP);
         for round in 0..2000 {
             one.send(b"there").unwrap();
@@ -185,39 +189,47 @@ fn a_rule_against_one_direction_leaves_the_other_fast() {
     }
 }
 
-#[test]
-fn allowed_echo_replies_let_no_denied_request_pass() {
-    let (cluster, containers) = cluster(2, 1, &[STRICT]);
-    let (a, b) = (&containers[0], &containers[1]);
-    deny(cluster.nodes[1].netns(), Tool::Nft, Matching::EchoRequestsIn).unwrap();
-    let before = snmp(b.netns(), "Icmp", "InEchos");
+fn allowed_echo_replies_let_no_denied_request_pass(family: Family) {
+    let (cluster, containers) = cluster(family, 1, &[STRICT]);
+    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
+    deny(cluster.nodes[1].netns(), Tool::Nft, family.is_ipv4(), Matching::EchoRequestsIn).unwrap();
+    let before = echo_requests(family, b);
     thread::scope(|scope| {
         // Both with one identifier: the replies to one have the addresses and the identifier of the other.
         let allowed =
-            scope.spawn(|| b.netns().exec(&format!("ping -q -e 77 -i 0.01 -c 300 {}", a.address())).unwrap());
+            scope.spawn(|| b.netns.exec(&format!("ping -q -e 77 -i 0.01 -c 300 {}", a.address)).unwrap());
         let denied =
-            scope.spawn(|| a.netns().exec(&format!("ping -q -e 77 -i 0.01 -c 300 -W 1 {}", b.address())));
+            scope.spawn(|| a.netns.exec(&format!("ping -q -e 77 -i 0.01 -c 300 -W 1 {}", b.address)));
         let summary = allowed.join().unwrap();
         assert!(summary.contains(" 0% packet loss"), "{summary}");
         assert!(denied.join().unwrap().is_err(), "a denied ping was answered");
     });
-    assert_eq!(snmp(b.netns(), "Icmp", "InEchos") - before, 0, "echo requests that arrived");
-    ping(b.netns(), a.address(), 3).unwrap();
+    assert_eq!(echo_requests(family, b) - before, 0, "echo requests that arrived");
+    ping(b.netns, a.address, 3).unwrap();
 }
 
-#[test]
-fn a_pod_that_was_denied_may_be_reached_once_the_rule_is_gone() {
-    let (cluster, containers) = cluster(2, 1, &[STRICT]);
-    let (a, b) = (&containers[0], &containers[1]);
+fn a_pod_that_was_denied_may_be_reached_once_the_rule_is_gone(family: Family) {
+    let (cluster, containers) = cluster(family, 1, &[STRICT]);
+    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
     let node: &Netns = cluster.nodes[0].netns();
-    deny(node, Tool::Nft, Matching::TcpTo(8080)).unwrap();
-    let listener = socket::listen(b.host(), 8080).unwrap();
-    let to = at(b.address(), 8080);
-    let refused =
-        a.netns().run(|| std::net::TcpStream::connect_timeout(&to.into(), Duration::from_millis(500)));
+    deny(node, Tool::Nft, family.is_ipv4(), Matching::TcpTo(8080)).unwrap();
+    let listener = socket::listen(b, 8080).unwrap();
+    let to = at(b.address, 8080);
+    let refused = a.netns.run(|| std::net::TcpStream::connect_timeout(&to, Duration::from_millis(500)));
     assert!(refused.is_err(), "the rule denies it");
-    node.exec("nft delete table ip operator").unwrap();
-    let (near, far) = socket::open(a.netns(), None, to, &listener).unwrap();
+    let ip = if family.is_ipv4() { "ip" } else { "ip6" };
+    node.exec(&format!("nft delete table {ip} operator")).unwrap();
+    let (near, far) = socket::open(a.netns, None, to, &listener).unwrap();
     say(&near, &far, "hello").unwrap();
-    assert_direct_is_fast(&cluster.nodes, a, b);
+    assert_direct_is_fast(family, &cluster.nodes, &containers[0], &containers[1]);
+}
+
+/// Echo requests that a host's own protocol stack has got.
+fn echo_requests(family: Family, host: Host<'_>) -> u64 {
+    if family.is_ipv4() {
+        return snmp(host.netns, "Icmp", "InEchos");
+    }
+    let text = host.netns.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp6")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("Icmp6InEchos ")).unwrap();
+    line.trim().parse().unwrap()
 }

@@ -20,20 +20,23 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{STRICT, cluster, snmp};
+use crate::{Family, STRICT, cluster, in_both_families, snmp};
 
 const PORT: u16 = 8080;
 const PHASE: Duration = Duration::from_secs(20);
 
-#[test]
-fn bulk_and_transactions_stay_fast_across_requalification_and_nothing_stalls() {
-    let (cluster, containers) = cluster(2, 2, &[STRICT]);
-    let [a, a2, b, b2] = &containers[..] else { unreachable!() };
+in_both_families! {
+    bulk_and_transactions_stay_fast_across_requalification_and_nothing_stalls
+}
+
+fn bulk_and_transactions_stay_fast_across_requalification_and_nothing_stalls(family: Family) {
+    let (cluster, containers) = cluster(family, 2, &[STRICT]);
     let all: Vec<_> = containers.iter().collect();
-    let retransmitted = || [a, b].map(|c| snmp(c.netns(), "Tcp", "RetransSegs")).iter().sum::<u64>();
+    let [a, a2, b, b2] = [0, 1, 2, 3].map(|n| family.host(&containers[n]));
+    let retransmitted = || [a, b].map(|c| snmp(c.netns, "Tcp", "RetransSegs")).iter().sum::<u64>();
     let before = retransmitted();
-    let listener = socket::listen(b2.host(), PORT).unwrap();
-    let (near, far) = open(a2.netns(), None, at(b2.address(), PORT), &listener).unwrap();
+    let listener = socket::listen(b2, PORT).unwrap();
+    let (near, far) = open(a2.netns, None, at(b2.address, PORT), &listener).unwrap();
     thread::scope(|scope| {
         let slow = scope.spawn(move || {
             let (start, mut longest) = (Instant::now(), Duration::ZERO);
@@ -50,14 +53,14 @@ fn bulk_and_transactions_stay_fast_across_requalification_and_nothing_stalls() {
         let mut one = CpuSet::new();
         one.set(0).unwrap();
         sched_setaffinity(Pid::from_raw(0), &one).unwrap();
-        let bulk = || stream::run(a.host(), b.host(), None, Until::Time(PHASE));
+        let bulk = || stream::run(a, b, None, Until::Time(PHASE));
         let (stream, share) = Share::during(&cluster.nodes, &all, bulk).unwrap();
         assert!(share.smaller() >= 0.99, "bulk: {share:?}");
         let again = retransmitted() - before;
         // Hardly any; one that is sent again by mistake may be a GSO packet of 46 segments.
         let segments = stream.bytes / 1400;
         assert!(again * 100_000 <= segments, "{again} of {segments} segments sent again");
-        let exchange = || transactions::run(Kind::TcpRr, a.host(), b.host(), PHASE);
+        let exchange = || transactions::run(Kind::TcpRr, a, b, PHASE);
         let (rate, share) = Share::during(&cluster.nodes, &all, exchange).unwrap();
         assert!(share.smaller() >= 0.95, "transactions: {share:?} {rate:?}");
         let longest = slow.join().unwrap();

@@ -1,15 +1,23 @@
 //! A ClusterIP as kube-proxy makes it: the node of the client translates, and every reply must pass it again.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::Duration,
+};
 
 use loden_tests::{
     cluster::{Cluster, Plan},
     container::Container,
     service::{self, Front, Tool, at},
-    traffic::socket::{self, ask, open, pour, say, wants_end},
+    traffic::{
+        Host,
+        socket::{self, ask, open, pour, say, wants_end},
+    },
 };
 
-use crate::{OPEN, assert_direct_is_fast, cluster_of, fast, gated, under_both_gates};
+use crate::{Family, OPEN, assert_direct_is_fast, cluster_of, fast, gated, under_both_gates};
 
 const PORT: u16 = 8080;
 
@@ -19,108 +27,96 @@ under_both_gates! {
     replies_come_from_the_cluster_ip_without_encapsulation
 }
 
-fn replies_come_from_the_cluster_ip_by_iptables(gate: &str) {
-    replies_come_from_the_cluster_ip(gate, Tool::Iptables, &Plan { nodes: 2, ..Plan::default() });
+fn replies_come_from_the_cluster_ip_by_iptables(gate: &str, family: Family) {
+    replies_come_from_the_cluster_ip(gate, Tool::Iptables, family, &family.plan(2));
 }
 
-fn replies_come_from_the_cluster_ip_by_nft(gate: &str) {
-    replies_come_from_the_cluster_ip(gate, Tool::Nft, &Plan { nodes: 2, ..Plan::default() });
+fn replies_come_from_the_cluster_ip_by_nft(gate: &str, family: Family) {
+    replies_come_from_the_cluster_ip(gate, Tool::Nft, family, &family.plan(2));
 }
 
-fn replies_come_from_the_cluster_ip_without_encapsulation(gate: &str) {
-    let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#.to_owned();
-    let plan = Plan { nodes: 2, config, ..Plan::default() };
-    replies_come_from_the_cluster_ip(gate, Tool::Iptables, &plan);
+fn replies_come_from_the_cluster_ip_without_encapsulation(gate: &str, family: Family) {
+    replies_come_from_the_cluster_ip(gate, Tool::Iptables, family, &family.host_gw(2));
 }
 
-/// The n-th ClusterIP, outside of the cluster's network.
-fn vip(n: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 96, 0, n)
-}
-
-fn replies_come_from_the_cluster_ip(gate: &str, tool: Tool, plan: &Plan) {
-    let (cluster, containers) = cluster_of(plan, 2, &[gate]);
-    let (client, local, remote) = (&containers[0], &containers[1], &containers[2]);
-    let backend = |container: &Container| at(container.address(), PORT);
+fn replies_come_from_the_cluster_ip(gate: &str, tool: Tool, family: Family, plan: &Plan) {
+    let (cluster, containers) = cluster_of(family, plan, 2, &[gate]);
+    let [client, local, remote] = [0, 1, 2].map(|n| &containers[n]);
+    let backend = |container: &Container| at(family.address(container), PORT);
+    let front = |n| at(family.vip(n), 80);
     let fronts = [
-        Front::new(at(vip(1), 80), &[backend(local)]),
-        Front::new(at(vip(2), 80), &[backend(remote)]),
-        Front::new(at(vip(3), 80), &[backend(local), backend(remote)]),
-        Front::new(at(vip(4), 80), &[backend(client)]),
+        Front::new(front(1), &[backend(local)]),
+        Front::new(front(2), &[backend(remote)]),
+        Front::new(front(3), &[backend(local), backend(remote)]),
+        Front::new(front(4), &[backend(client)]),
     ];
     service::publish(cluster.nodes[0].netns(), tool, &fronts).unwrap();
-    assert_direct_is_fast(&cluster.nodes, client, remote);
+    assert_direct_is_fast(family, &cluster.nodes, client, remote);
+    let gated = |node: usize, container| gated(&cluster.nodes[node], family.address(container));
     if gate == OPEN {
-        assert_eq!(gated(&cluster.nodes[0], client.address()), Some(false), "nothing was translated yet");
+        assert_eq!(gated(0, client), Some(false), "nothing was translated yet");
     }
+    let [client, local, remote] = [client, local, remote].map(|container| family.host(container));
 
-    nothing_translated_is_fast(&cluster, client, vip(1), local);
+    nothing_translated_is_fast(&cluster, client, front(1), local);
     if gate == OPEN {
-        assert_eq!(gated(&cluster.nodes[0], remote.address()), None, "another node's");
+        assert_eq!(gated(0, &containers[2]), None, "another node's");
     }
-    nothing_translated_is_fast(&cluster, client, vip(2), remote);
+    nothing_translated_is_fast(&cluster, client, front(2), remote);
     if gate == OPEN {
-        assert_eq!(gated(&cluster.nodes[0], client.address()), Some(true), "translated flows since");
-        assert_eq!(
-            gated(&cluster.nodes[0], local.address()),
-            Some(true),
-            "at the other end of one, on this node"
-        );
-        assert_eq!(gated(&cluster.nodes[1], remote.address()), Some(false), "its node translates nothing");
+        assert_eq!(gated(0, &containers[0]), Some(true), "translated flows since");
+        assert_eq!(gated(0, &containers[1]), Some(true), "at the other end of one, on this node");
+        assert_eq!(gated(1, &containers[2]), Some(false), "its node translates nothing");
     }
-    one_of_both_backends_answers(client, [local, remote]);
+    one_of_both_backends_answers(client, front(3), [local, remote]);
     // kube-proxy's hairpin needs the port to take back what it sent (kubelet's hairpinMode).
     cluster.nodes[0].netns().exec("bridge link set dev veth1 hairpin on").unwrap();
-    let seen = a_backend_answers(client, vip(4), client);
-    assert_ne!(seen, client.address(), "a pod that reaches itself is masqueraded");
-    both_at_once(client, vip(2), remote);
-    assert_direct_is_fast(&cluster.nodes, client, remote);
+    let seen = a_backend_answers(client, front(4), client);
+    assert_ne!(seen, client.address, "a pod that reaches itself is masqueraded");
+    both_at_once(client, front(2), remote);
+    assert_direct_is_fast(family, &cluster.nodes, &containers[0], &containers[2]);
 }
 
 /// Many short connections, a long one, datagrams; returns the client's address as the backend saw it.
-fn a_backend_answers(client: &Container, front: Ipv4Addr, backend: &Container) -> Ipv4Addr {
-    let listener = socket::listen(backend.host(), PORT).unwrap();
+fn a_backend_answers(client: Host<'_>, front: SocketAddr, backend: Host<'_>) -> IpAddr {
+    let listener = socket::listen(backend, PORT).unwrap();
     for round in 0..20 {
-        let (near, far) = open(client.netns(), None, at(front, 80), &listener)
+        let (near, far) = open(client.netns, None, front, &listener)
             .unwrap_or_else(|error| panic!("{front}, round {round}: {error:#}"));
-        assert_eq!(near.peer_addr().unwrap(), at(front, 80).into());
+        assert_eq!(near.peer_addr().unwrap(), front);
         say(&near, &far, "request").unwrap();
         say(&far, &near, "response").unwrap();
         drop(far);
         wants_end(&near).unwrap();
     }
-    let (near, far) = open(client.netns(), None, at(front, 80), &listener).unwrap();
+    let (near, far) = open(client.netns, None, front, &listener).unwrap();
     pour(&near, &far, 30_000_000).unwrap();
     pour(&far, &near, 30_000_000).unwrap();
-    let (asker, answerer) =
-        (socket::udp(client.host(), 0).unwrap(), socket::udp(backend.host(), PORT).unwrap());
-    asker.connect(at(front, 80)).unwrap();
+    let (asker, answerer) = (socket::udp(client, 0).unwrap(), socket::udp(backend, PORT).unwrap());
+    asker.connect(front).unwrap();
     for round in 0..20 {
         ask(&asker, &answerer, &format!("datagram {round} to {front}")).unwrap();
     }
-    match far.peer_addr().unwrap().ip() {
-        std::net::IpAddr::V4(seen) => seen,
-        other => panic!("{other} is not IPv4"),
-    }
+    far.peer_addr().unwrap().ip()
 }
 
 /// While only translated flows run, no packet takes the shortcut on the node that translates.
-fn nothing_translated_is_fast(cluster: &Cluster, client: &Container, front: Ipv4Addr, backend: &Container) {
+fn nothing_translated_is_fast(cluster: &Cluster, client: Host<'_>, front: SocketAddr, backend: Host<'_>) {
     let before = fast(&cluster.nodes[0]);
     let seen = a_backend_answers(client, front, backend);
     let after = fast(&cluster.nodes[0]);
-    assert_eq!(seen, client.address(), "DNAT alone leaves the client's address");
+    assert_eq!(seen, client.address, "DNAT alone leaves the client's address");
     assert_eq!(after - before, 0, "packets of translated flows that skipped the host");
 }
 
-fn one_of_both_backends_answers(client: &Container, backends: [&Container; 2]) {
-    let listeners = backends.map(|backend| socket::listen(backend.host(), PORT).unwrap());
+fn one_of_both_backends_answers(client: Host<'_>, front: SocketAddr, backends: [Host<'_>; 2]) {
+    let listeners = backends.map(|backend| socket::listen(backend, PORT).unwrap());
     for listener in &listeners {
         listener.set_nonblocking(true).unwrap();
     }
     let mut answered = BTreeSet::new();
     for round in 0..40 {
-        let near = socket::dial(client.netns(), None, at(vip(3), 80)).unwrap();
+        let near = socket::dial(client.netns, None, front).unwrap();
         // The handshake is over, so one of them has it.
         let (index, far) = listeners
             .iter()
@@ -136,10 +132,10 @@ fn one_of_both_backends_answers(client: &Container, backends: [&Container; 2]) {
 }
 
 /// Connections through the service and straight to its backend run at the same time.
-fn both_at_once(client: &Container, front: Ipv4Addr, backend: &Container) {
-    let listener = socket::listen(backend.host(), PORT).unwrap();
-    let through = open(client.netns(), None, at(front, 80), &listener).unwrap();
-    let straight = open(client.netns(), None, at(backend.address(), PORT), &listener).unwrap();
+fn both_at_once(client: Host<'_>, front: SocketAddr, backend: Host<'_>) {
+    let listener = socket::listen(backend, PORT).unwrap();
+    let through = open(client.netns, None, front, &listener).unwrap();
+    let straight = open(client.netns, None, at(backend.address, PORT), &listener).unwrap();
     thread::scope(|scope| {
         for (near, far) in [&through, &straight] {
             scope.spawn(move || {

@@ -6,6 +6,7 @@
     reason = "clippy.toml allows it in tests, which for clippy does not mean their modules"
 )]
 
+mod conntrack;
 mod events;
 mod firewall;
 mod ipv6;

@@ -152,6 +152,7 @@ impl Case {
         }
         let earlier = rig.dataplane.counters().unwrap();
         let outcome = rig.run(self.program, &self.frame, self.context);
+        rig.close_sockets();
         let counted = rig.counted_since(&earlier);
         let (action, frame) = match &self.expected {
             Expected::Pass(_) => (UNSPEC, self.frame.clone()),

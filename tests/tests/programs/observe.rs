@@ -6,6 +6,8 @@ use loden_ebpf::{
     reason::Reason::*,
 };
 
+use nix::sys::socket::SockType;
+
 use crate::{case::Case, packet::*, rig::*, samples::*};
 
 #[test]
@@ -14,7 +16,10 @@ fn point_two_tells_translated_flows_from_those_that_went_in_as_they_came_out() {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    [outbound(ToOverlay), outbound(ToWire), inbound(), sequences()].into_iter().flatten().collect()
+    [outbound(ToOverlay), outbound(ToWire), inbound(), taken_tuples(), sequences()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn outbound(program: Program) -> Vec<Case> {
@@ -78,6 +83,69 @@ fn inbound() -> Vec<Case> {
         case("a later fragment", &udp().fragment(8)).ignores().then(nothing_known),
         case("an ICMP error", &ip().icmp(3, 3, 0, 0).payload(28)).ignores().then(nothing_known),
         case("ARP", &Packet::ethernet([0xff; 6], GATEWAY_MAC).ether_type(ARP).payload(28)).ignores(),
+    ]
+}
+
+/// The tuple of a connection that the pod has itself.
+fn taken_tuples() -> Vec<Case> {
+    fn has_tcp(rig: &mut Rig) {
+        rig.open_socket(SockType::Stream, LOCAL_PORT, Some(REMOTE_PORT));
+    }
+    fn has_udp(rig: &mut Rig) {
+        rig.open_socket(SockType::Datagram, LOCAL_PORT, Some(REMOTE_PORT));
+    }
+    fn is_held(rig: &mut Rig, protocol: u8) {
+        assert!(!rig.is_gated(POD), "its connection stays fast");
+        let flow = rig.flow(&flow(protocol)).expect("the connection is known");
+        assert!(flow.outbound_until > 0 && flow.inbound_until > 0 && flow.translated == 0);
+    }
+    let out = |what: &str, packet: &Packet| Case::new(format!("to_overlay: {what}"), ToOverlay, packet);
+    let tcp = |flags| sent_tcp(flags).ttl(63);
+    let udp = || sent_udp().ttl(63);
+    vec![
+        out("a SYN of the connection's tuple", &tcp(SYN))
+            .after(has_tcp)
+            .drops(DropTupleTaken)
+            .then(|rig| is_held(rig, TCP)),
+        out("not its later packets", &tcp(ACK)).after(has_tcp).passes(NoteTranslated),
+        out("nor its answer", &tcp(SYN | ACK)).after(has_tcp).passes(NoteTranslated),
+        out("the host keeps tuples apart by itself, strict gate", &tcp(SYN))
+            .strict()
+            .after(has_tcp)
+            .passes(NoteTranslated),
+        out("of another port", &tcp(SYN))
+            .after(|rig| rig.open_socket(SockType::Stream, LOCAL_PORT, Some(REMOTE_PORT + 1)))
+            .passes(NoteTranslated),
+        out("another protocol's", &tcp(SYN)).after(has_udp).passes(NoteTranslated),
+        out("a datagram of a connected socket's tuple", &udp())
+            .after(has_udp)
+            .drops(DropTupleTaken)
+            .then(|rig| is_held(rig, UDP)),
+        out("a datagram of a flow that is known to be translated", &udp())
+            .after(has_udp)
+            .after(|rig| rig.set_flow(flow(UDP), Flow { translated: 1, ..Flow::default() }))
+            .passes(NoteTranslated),
+        out("a datagram where the socket is connected to nobody", &udp())
+            .after(|rig| rig.open_socket(SockType::Datagram, LOCAL_PORT, None))
+            .passes(NoteTranslated),
+        Case::new("to_pod: a SYN of the connection's tuple", ToPod, &delivered(inner_tcp(SYN)))
+            .after(has_tcp)
+            .drops(DropTupleTaken)
+            .then(|rig| is_held(rig, TCP)),
+        Case::new("to_pod: a datagram of a connected socket's tuple", ToPod, &delivered(inner_udp()))
+            .after(has_udp)
+            .drops(DropTupleTaken)
+            .then(|rig| is_held(rig, UDP)),
+        Case::new("from_pod: the connection of a gated pod goes on past the host", FromPod, &sent_udp())
+            .after(has_udp)
+            .after(|rig| {
+                let another = sent_ip().udp(LOCAL_PORT + 1, REMOTE_PORT).ttl(63);
+                for translated in [another, sent_udp().ttl(63)] {
+                    rig.run(ToOverlay, &translated.build(), Context::default());
+                }
+                assert!(rig.is_gated(POD), "by the other flow");
+            })
+            .encapsulates(encapsulated(sent_udp().ttl(63))),
     ]
 }
 

@@ -4,7 +4,12 @@
 //! The frame is given to the kernel as if it had been received by the interface of the context, so its packet
 //! type (for this host or not) follows from its destination MAC and that interface's.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    os::fd::{AsRawFd as _, OwnedFd},
+    time::Duration,
+};
 
 use aya::{
     maps::{Array, HashMap, Map, MapData},
@@ -19,6 +24,12 @@ use loden_ebpf::{
     reason::Reason,
 };
 use loden_tests::{bpffs::Bpffs, netns::Netns};
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+    },
+};
 
 use crate::{hash, packet::Mac};
 
@@ -63,6 +74,9 @@ pub(crate) const OUTER_TTL: u8 = 63;
 /// Largest outer packet towards the peer: not the uplink's, so that a program that took that one would show.
 pub(crate) const PEER_MTU: u16 = 1400;
 
+/// Mark and routing table of the pods' sockets.
+const OF_SOCKETS: u32 = 77;
+
 /// A namespace with the interfaces that the programs know by index, and a bpffs.
 pub(crate) struct Lab {
     pub(crate) bpffs: Bpffs,
@@ -90,6 +104,10 @@ impl Lab {
             let line = netns.ip(&format!("-o link show dev {name}")).unwrap();
             line.split(':').next().unwrap().parse().unwrap()
         });
+        // A way out for marked sockets alone, which changes nothing for packets.
+        netns.ip("link set lo up").unwrap();
+        netns.ip(&format!("rule add fwmark {OF_SOCKETS} lookup {OF_SOCKETS}")).unwrap();
+        netns.ip(&format!("route add 10.5.0.0/16 dev lo table {OF_SOCKETS}")).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let lab = Self {
             bpffs: Bpffs::mount(&directory.path().join("bpf")).unwrap(),
@@ -159,6 +177,7 @@ pub(crate) struct Rig<'a> {
     flows: HashMap<MapData, FlowKey, Flow>,
     epoch: Array<MapData, u32>,
     hash: SchedClassifier,
+    sockets: Vec<OwnedFd>,
 }
 
 impl<'a> Rig<'a> {
@@ -186,7 +205,7 @@ impl<'a> Rig<'a> {
         let flows = HashMap::try_from(Map::LruHashMap(flows)).unwrap();
         let epoch = MapData::from_pin(Pins::below(&pins).map(map::EPOCH)).unwrap();
         let epoch = Array::try_from(Map::Array(epoch)).unwrap();
-        let mut rig = Self { lab, dataplane, pins, flows, epoch, hash };
+        let mut rig = Self { lab, dataplane, pins, flows, epoch, hash, sockets: Vec::new() };
         rig.reset();
         rig
     }
@@ -212,6 +231,26 @@ impl<'a> Rig<'a> {
         }
         // What the CPUs remember of these flows.
         self.dataplane.bump_epoch().unwrap();
+    }
+
+    /// Gives the pod a socket at this port, connected to a port of the remote pod where one is named; of TCP the connection
+    /// never comes about. The pods of the lab have its namespace.
+    pub(crate) fn open_socket(&mut self, kind: SockType, port: u16, to: Option<u16>) {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Inet, kind, flags, None).unwrap();
+        setsockopt(&fd, sockopt::IpTransparent, &true).unwrap();
+        setsockopt(&fd, sockopt::Mark, &OF_SOCKETS).unwrap();
+        bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(POD, port))).unwrap();
+        if let Some(to) = to {
+            let done = connect(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(REMOTE, to)));
+            assert!(matches!(done, Ok(()) | Err(Errno::EINPROGRESS)), "{done:?}");
+        }
+        self.sockets.push(fd);
+    }
+
+    /// Takes them all away: rigs of other modes have the same namespace.
+    pub(crate) fn close_sockets(&mut self) {
+        self.sockets.clear();
     }
 
     /// Runs a program once.
@@ -349,7 +388,10 @@ pub(crate) fn peers(lab: &Lab) -> Vec<PeerPath> {
 
 fn endpoints(lab: &Lab) -> BTreeMap<Ipv4Addr, Endpoint> {
     let endpoint = |address: Ipv4Addr, ifindex, mac, gateway_mac| {
-        (address, Endpoint { address: address.octets(), ifindex, mac, gateway_mac, ..Endpoint::default() })
+        let octets = address.octets();
+        // Any negative number is the namespace where the program runs.
+        let endpoint = Endpoint { netns: -1, mac, gateway_mac, ..Endpoint::default() };
+        (address, Endpoint { address: octets, ifindex, ..endpoint })
     };
     BTreeMap::from([
         endpoint(POD, lab.pod, POD_MAC, GATEWAY_MAC),
