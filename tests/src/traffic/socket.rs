@@ -8,8 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt::ReuseAddr,
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
+        sockopt::ReuseAddr,
+    },
 };
 
 use super::{Host, PATIENCE, listen_at};
@@ -57,7 +61,12 @@ pub fn dial(client: &Netns, from: Option<SocketAddr>, to: impl Into<SocketAddr>)
         let stream = TcpStream::from(fd);
         stream.set_write_timeout(Some(*PATIENCE))?;
         bind(stream.as_raw_fd(), &SockaddrStorage::from(from))?;
-        connect(stream.as_raw_fd(), &SockaddrStorage::from(to))?;
+        // With a timeout, a process that was stopped and goes on is told EINTR; asked again, Linux waits on.
+        while let Err(errno) = connect(stream.as_raw_fd(), &SockaddrStorage::from(to)) {
+            if errno != Errno::EINTR {
+                return Err(errno.into());
+            }
+        }
         Ok(stream)
     });
     let stream = stream.with_context(|| format!("connecting to {to} from {from:?}"))?;
