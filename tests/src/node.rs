@@ -25,7 +25,7 @@ use crate::{
 pub const BRIDGE: &str = "docker0";
 
 /// How long an agent may take to be ready.
-const READY: Duration = Duration::from_secs(20);
+const READY: Duration = Duration::from_secs(60);
 
 /// What an agent promises in `subnet.env`.
 #[derive(Clone, Debug, PartialEq, Eq)]
