@@ -2,7 +2,7 @@
 
 use loden_tests::{
     counters::Counters,
-    service::{self, Front, Tool},
+    service::{self, Front, Tool, at},
     traffic::{
         Service, hello, ping,
         stream::{self, Until},
@@ -80,9 +80,9 @@ fn a_service_in_front_of_routed_pods_is_reached_and_is_never_fast() {
     let pods = [runtimes[0].add("client").unwrap(), runtimes[1].add("server").unwrap()];
     let (client, server) = (&pods[0], &pods[1]);
     let front = "10.96.0.10:80".parse().unwrap();
-    let backend = std::net::SocketAddrV4::new(server.address, 8080);
+    let backend = at(server.address, 8080);
     service::publish(cluster.nodes[0].netns(), Tool::Iptables, &[Front::new(front, &[backend])]).unwrap();
-    let service = Some(Service { front: front.into(), backend: 8080 });
+    let service = Some(Service { front, backend: 8080 });
     assert_eq!(hello(client.host(), server.host(), service).unwrap(), client.address);
     let work = || stream::run(client.host(), server.host(), service, Until::Bytes(20_000_000));
     let before = Counters::read(&cluster.nodes[0]).unwrap();

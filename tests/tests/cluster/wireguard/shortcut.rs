@@ -144,7 +144,7 @@ fn a_rule_added_in_the_middle_of_a_fast_flow_stops_it_at_either_node() {
             (now[0].get(OUT) > before[0].get(OUT) + 5 && now[1].get(IN) > before[1].get(IN) + 5).then_some(())
         })
         .unwrap();
-        deny(cluster.nodes[at].netns(), Tool::Iptables, Matching::UdpTo(port)).unwrap();
+        deny(cluster.nodes[at].netns(), Tool::Iptables, true, Matching::UdpTo(port)).unwrap();
         // What has qualified expires after 15 seconds at the latest, also where the rules' change is not told.
         wait_for("the flow to stop", Duration::from_secs(20), || exchange().is_err().then_some(())).unwrap();
         for _ in 0..3 {
