@@ -111,8 +111,11 @@ fn a_flannel_nodes_kernel_takes_what_the_fast_path_sends_and_the_other_way_round
     peer.exec(&format!("bridge fdb replace {device} dev flannel-v6.1 dst {vtep} self permanent")).unwrap();
     peer.ip(&format!("-6 route replace {subnet}/64 via {subnet} dev flannel-v6.1 onlink")).unwrap();
     let theirs = Host { netns: &peer, address: "fc00:0:0:fffe::".parse().unwrap() };
-    wait_for("the way to the flannel node", LIMIT, || {
-        ping(ours.netns(), theirs.address, 1).is_ok().then_some(())
+    // The kernel's way is there before the programs know the peer, and the gate is strict until the pod is known.
+    wait_for("the fast path to the flannel node", LIMIT, || {
+        let before = Counters::read(node).ok()?;
+        ping(ours.netns(), theirs.address, 1).ok()?;
+        (Counters::read(node).ok()?.since(&before).get("fast_encap") > 0).then_some(())
     })
     .unwrap();
     let ours6 = ours.host6().unwrap();
