@@ -1,11 +1,14 @@
 //! What the agent's programs have counted, as the status document has it.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::{container::Container, node::Node};
+use crate::{container::Container, node::Node, process::wait_for};
 
 /// Packets encapsulated by the fast path.
 pub const FAST_ENCAP: &str = "fast_encap";
@@ -63,6 +66,9 @@ pub struct Share {
     pub delivered: u64,
 }
 
+/// Within which agents know a new container.
+const KNOWN: Duration = Duration::from_secs(5);
+
 impl Share {
     /// The smaller of both parts, from 0 to 1.
     #[must_use]
@@ -71,7 +77,8 @@ impl Share {
         self.encapsulated.min(self.delivered) as f64 / self.sent.max(1) as f64
     }
 
-    /// Counts while `work` runs, which must be the only traffic of these containers, all of it between nodes.
+    /// Counts while `work` runs, which must be the only traffic of these containers, all of it between nodes. Begins when
+    /// the agents know the containers: one that was just made goes by the kernel until then.
     ///
     /// # Errors
     ///
@@ -81,9 +88,31 @@ impl Share {
         containers: &[&Container],
         work: impl FnOnce() -> Result<T>,
     ) -> Result<(T, Self)> {
+        wait_until_known(nodes, containers);
         let meter = Meter::start(nodes, containers)?;
         let result = work()?;
         Ok((result, meter.stop(nodes, containers)?))
+    }
+}
+
+/// Waits until the agents have endpoints for the containers. Nothing is promised, since the count shows it: agents that are
+/// away, or that are to know nothing of a container, cost the limit at most.
+fn wait_until_known(nodes: &[Node], containers: &[&Container]) {
+    let known = || -> Option<()> {
+        let mut addresses = BTreeSet::new();
+        for node in nodes {
+            // Away: what was there when it went is there still.
+            let status = node.status_at_socket().ok()?;
+            let endpoints = status["endpoints"].as_array()?;
+            addresses.extend(
+                endpoints.iter().filter_map(|endpoint| endpoint["address"].as_str().map(str::to_owned)),
+            );
+        }
+        containers.iter().all(|container| addresses.contains(&container.address().to_string())).then_some(())
+    };
+    let all_are_there = nodes.iter().all(|node| node.status_at_socket().is_ok());
+    if all_are_there {
+        let _ = wait_for("the agents to know the containers", KNOWN, known);
     }
 }
 
