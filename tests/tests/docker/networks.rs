@@ -31,8 +31,9 @@ fn a_user_defined_network_works_beside_the_leased_one_and_is_left_to_the_kernel(
     assert!(beyond.is_empty(), "{beyond:?}");
     wait_for_endpoints(node, &[a.address()]);
     for (bridge, ours) in [("other", false), ("docker0", true)] {
-        for port in ports(node, bridge) {
-            assert_eq!(programs_at(node, &port) > 0, ours, "programs at {port} of {bridge}");
+        // The port that only asks for headroom carries nothing.
+        for port in ports(node, bridge).iter().filter(|port| !port.starts_with("loden-hr")) {
+            assert_eq!(programs_at(node, port) > 0, ours, "programs at {port} of {bridge}");
         }
     }
 
