@@ -125,6 +125,25 @@ impl<A> Outer<A> {
     }
 }
 
+/// Sum of the 32-bit words from `FROM` up to `TO`, in memory order.
+#[inline(always)]
+fn sum_of_words<const FROM: usize, const TO: usize, const LEN: usize>(headers: &[u8; LEN]) -> u64 {
+    let (mut sum, mut at) = (0, FROM);
+    while at < TO {
+        sum +=
+            u64::from(u32::from_ne_bytes([headers[at], headers[at + 1], headers[at + 2], headers[at + 3]]));
+        at += 4;
+    }
+    sum
+}
+
+/// The checksum of what has this sum.
+#[inline(always)]
+fn finish(sum: u64) -> u16 {
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    checksum::finish((sum >> 32) as u32 + checksum::words(sum as u32))
+}
+
 /// The outer UDP checksum of an encapsulated IPv6 packet, as its two bytes stand in memory: what belongs into the field
 /// where that is zero, and zero where the field is right.
 ///
@@ -138,12 +157,7 @@ impl<A> Outer<A> {
 pub fn checksum_v6(headers: &[u8; ENCAP_LEN_V6], inner: &ipv6::Header) -> u16 {
     // Sums of words in memory order: but for their byte order they are right (RFC 1071, section 2).
     let mut sum = u64::from(u16::from_ne_bytes([headers[68], headers[69]]));
-    let mut at = 8;
-    while at < 68 {
-        sum +=
-            u64::from(u32::from_ne_bytes([headers[at], headers[at + 1], headers[at + 2], headers[at + 3]]));
-        at += 4;
-    }
+    sum += sum_of_words::<8, 68, _>(headers);
     // The outer pseudo header's length and protocol.
     sum += u64::from(u16::from_ne_bytes([headers[44], headers[45]]));
     sum += u64::from(u16::from(transport::UDP).to_be());
@@ -151,8 +165,7 @@ pub fn checksum_v6(headers: &[u8; ENCAP_LEN_V6], inner: &ipv6::Header) -> u16 {
     sum += u64::from(u32::from_ne_bytes([inner[0], inner[1], inner[2], inner[3]]));
     sum += u64::from(u16::from_ne_bytes([inner[6], inner[7]]));
     sum += u64::from(!u16::from(inner[6]).to_be());
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    checksum::finish((sum >> 32) as u32 + checksum::words(sum as u32))
+    finish(sum)
 }
 
 /// Whether the outer UDP checksum of an encapsulated IPv4 packet follows from the headers: as in [`checksum_v6`], it then is
@@ -163,12 +176,7 @@ pub fn checksum_v6(headers: &[u8; ENCAP_LEN_V6], inner: &ipv6::Header) -> u16 {
 pub fn has_right_checksum(headers: &[u8; ENCAP_LEN], inner: &ipv4::Header) -> bool {
     // In memory order, as there: the outer addresses, UDP, VXLAN and Ethernet.
     let mut sum = u64::from(u16::from_ne_bytes([headers[48], headers[49]]));
-    let mut at = 12;
-    while at < 48 {
-        sum +=
-            u64::from(u32::from_ne_bytes([headers[at], headers[at + 1], headers[at + 2], headers[at + 3]]));
-        at += 4;
-    }
+    sum += sum_of_words::<12, 48, _>(headers);
     // The outer pseudo header's length and protocol.
     sum += u64::from(u16::from_ne_bytes([headers[24], headers[25]]));
     sum += u64::from(u16::from(transport::UDP).to_be());
@@ -179,8 +187,7 @@ pub fn has_right_checksum(headers: &[u8; ENCAP_LEN], inner: &ipv4::Header) -> bo
         sum += u64::from(!u16::from(ipv4::protocol(inner)).to_be());
         sum += u64::from(!(ipv4::total_len(inner).wrapping_sub(ipv4::LEN as u16)).to_be());
     }
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    checksum::finish((sum >> 32) as u32 + checksum::words(sum as u32)) == 0
+    finish(sum) == 0
 }
 
 /// The UDP source port that Linux picks for a flow hash (`udp_flow_src_port`, with the range of
