@@ -2,6 +2,8 @@
 
 use std::net::Ipv6Addr;
 
+use loden_tests::packet::{Ipv6, Packet as _};
+
 /// An IPv6 header in the making.
 #[derive(Clone, Copy)]
 pub(crate) struct Ip {
@@ -31,14 +33,9 @@ impl Ip {
 
     /// The packet with a payload of this protocol.
     pub(crate) fn next(self, protocol: u8, payload: &[u8]) -> Vec<u8> {
-        let first = 6 << 28 | u32::from(self.class) << 20 | self.label;
-        let mut packet = first.to_be_bytes().to_vec();
-        packet.extend((payload.len() as u16).to_be_bytes());
-        packet.extend([protocol, self.hops]);
-        packet.extend(self.source.octets());
-        packet.extend(self.destination.octets());
-        packet.extend(payload);
-        packet
+        let Self { source, destination, class, label, hops } = self;
+        let packet = Ipv6::new(source, destination, protocol, payload.to_vec());
+        Ipv6 { class, label, hops, ..packet }.bytes()
     }
 
     pub(crate) fn udp(self, source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
