@@ -243,8 +243,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_read() {
-        let body_of = |status| body(status);
-        let (translated, direct) = (body_of(1 << 5 | CONFIRMED), body_of(SEEN_REPLY | CONFIRMED));
+        let (translated, direct) = (body(1 << 5 | CONFIRMED), body(SEEN_REPLY | CONFIRMED));
         let (translated, direct) = (Connection::of(&translated).unwrap(), Connection::of(&direct).unwrap());
         assert!(translated.is_translated() && !translated.is_answered());
         assert!(!direct.is_translated() && direct.is_answered());
