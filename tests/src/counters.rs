@@ -1,9 +1,6 @@
 //! What the agent's programs have counted, as the status document has it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -98,21 +95,14 @@ impl Share {
 /// Waits until the agents have endpoints for the containers. Nothing is promised, since the count shows it: agents that are
 /// away, or that are to know nothing of a container, cost the limit at most.
 fn wait_until_known(nodes: &[Node], containers: &[&Container]) {
-    let known = || -> Option<()> {
-        let mut addresses = BTreeSet::new();
-        for node in nodes {
-            // Away: what was there when it went is there still.
-            let status = node.status_at_socket().ok()?;
-            let endpoints = status["endpoints"].as_array()?;
-            addresses.extend(
-                endpoints.iter().filter_map(|endpoint| endpoint["address"].as_str().map(str::to_owned)),
-            );
-        }
-        containers.iter().all(|container| addresses.contains(&container.address().to_string())).then_some(())
-    };
-    let all_are_there = nodes.iter().all(|node| node.status_at_socket().is_ok());
-    if all_are_there {
-        let _ = wait_for("the agents to know the containers", KNOWN, known);
+    let known = || nodes.iter().map(Node::endpoints).collect::<Result<Vec<_>>>();
+    // Of an agent that is away, what was there when it went is there still.
+    if known().is_ok() {
+        let all = || {
+            let addresses = known().ok()?.concat();
+            containers.iter().all(|container| addresses.contains(&container.address().into())).then_some(())
+        };
+        let _ = wait_for("the agents to know the containers", KNOWN, all);
     }
 }
 

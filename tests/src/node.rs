@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{ExitStatus, Output},
@@ -323,6 +323,18 @@ impl Node {
         let mut text = String::new();
         socket.read_to_string(&mut text).with_context(|| path.display().to_string())?;
         serde_json::from_str(&text).with_context(|| format!("the status is not JSON: {text}"))
+    }
+
+    /// The addresses of the containers that the agent knows.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::status_at_socket`], and where the status names none.
+    pub fn endpoints(&self) -> Result<Vec<IpAddr>> {
+        let status = self.status_at_socket()?;
+        let endpoints = status["endpoints"].as_array().with_context(|| format!("no endpoints: {status}"))?;
+        let address = |endpoint: &Value| Ok(endpoint["address"].as_str().unwrap_or_default().parse()?);
+        endpoints.iter().map(address).collect()
     }
 
     /// What `subnet.env` says.

@@ -102,17 +102,10 @@ fn assert_fast(nodes: &[Node], a: &Container, b: &Container) {
     }
 }
 
-/// The addresses of the endpoints that a node's agent knows.
-fn endpoints(node: &Node) -> Vec<IpAddr> {
-    let status = node.status().unwrap();
-    let list = status["endpoints"].as_array().unwrap();
-    list.iter().map(|endpoint| endpoint["address"].as_str().unwrap().parse().unwrap()).collect()
-}
-
 /// Waits until a node's agent knows just these.
 fn wait_for_endpoints<A: Copy + Into<IpAddr>>(node: &Node, wanted: &[A]) {
     let wanted: Vec<IpAddr> = wanted.iter().map(|address| (*address).into()).collect();
     let what = format!("{} to know {wanted:?} only", node.name());
-    wait_for(&what, Duration::from_secs(10), || (endpoints(node) == wanted).then_some(()))
-        .unwrap_or_else(|error| panic!("{error:#}: it knows {:?}", endpoints(node)));
+    wait_for(&what, Duration::from_secs(10), || (node.endpoints().unwrap() == wanted).then_some(()))
+        .unwrap_or_else(|error| panic!("{error:#}: it knows {:?}", node.endpoints()));
 }

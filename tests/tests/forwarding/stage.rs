@@ -1,6 +1,9 @@
 //! Two nodes, a pod with a neighbour on the first, a pod on the second, and a packet socket at each.
 
-use std::{net::UdpSocket, time::Duration};
+use std::{
+    net::{IpAddr, UdpSocket},
+    time::Duration,
+};
 
 use loden_tests::{
     capture::Capture,
@@ -126,13 +129,11 @@ impl<F: Family> Stage<F> {
     /// Lets every pod say something, and waits until the agents know where each is.
     fn wait_for_endpoints(&self) {
         for (node, pod) in [(0, &self.sender), (0, &self.neighbour), (1, &self.destination)] {
-            let address = F::of(pod).to_string();
+            let address: IpAddr = F::of(pod).into();
             wait_for("the agent to know the pod", PATIENCE, || {
                 let to = if node == 0 { self.ends[1] } else { self.ends[0] };
                 ping(pod.netns(), to, 1).ok()?;
-                let status = self.cluster.nodes[node].status().unwrap();
-                let endpoints = status["endpoints"].as_array().unwrap();
-                endpoints.iter().any(|endpoint| endpoint["address"] == *address).then_some(())
+                self.cluster.nodes[node].endpoints().unwrap().contains(&address).then_some(())
             })
             .unwrap_or_else(|error| panic!("{address}: {error:#}"));
         }

@@ -39,11 +39,8 @@ pub(super) fn pair(plan: &Plan, args: &[&str]) -> (Cluster, Vec<Container>) {
     }
     let has_programs = !args.contains(&"--datapath=kernel");
     for node in cluster.nodes.iter().filter(|_| has_programs) {
-        wait_for("the endpoints", LIMIT, || {
-            let endpoints = node.status().ok()?["endpoints"].as_array().map(Vec::len);
-            (endpoints == Some(hosts.len() / 2)).then_some(())
-        })
-        .unwrap();
+        wait_for("the endpoints", LIMIT, || (node.endpoints().ok()?.len() == hosts.len() / 2).then_some(()))
+            .unwrap();
     }
     (cluster, containers)
 }
@@ -163,11 +160,8 @@ fn a_forged_source_is_dropped_at_the_pod() {
         ping(container.netns(), far.address(), 1).unwrap();
     }
     let dropped = || Counters::read(&cluster.nodes[0]).unwrap().get("drop_forged_pod_source");
-    wait_for("the endpoints", LIMIT, || {
-        let endpoints = cluster.nodes[0].status().ok()?["endpoints"].as_array().map(Vec::len);
-        (endpoints == Some(2)).then_some(())
-    })
-    .unwrap();
+    wait_for("the endpoints", LIMIT, || (cluster.nodes[0].endpoints().ok()?.len() == 2).then_some(()))
+        .unwrap();
     assert_eq!(dropped(), 0);
     forger.netns().exec("sysctl -qw net.ipv4.conf.all.arp_ignore=1").unwrap();
     forger.netns().ip(&format!("address add {}/32 dev lo", victim.address())).unwrap();
