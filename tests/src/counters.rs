@@ -1,6 +1,6 @@
 //! What the agent's programs have counted, as the status document has it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -92,15 +92,20 @@ impl Share {
     }
 }
 
-/// Waits until the agents have endpoints for the containers. Nothing is promised, since the count shows it: agents that are
-/// away, or that are to know nothing of a container, cost the limit at most.
+/// Waits until the agents have endpoints for the containers, by either address: an agent learns of one when it is used.
+/// Nothing is promised, since the count shows it: agents that are away, or that are to know nothing of a container, cost
+/// the limit at most.
 fn wait_until_known(nodes: &[Node], containers: &[&Container]) {
     let known = || nodes.iter().map(Node::endpoints).collect::<Result<Vec<_>>>();
     // Of an agent that is away, what was there when it went is there still.
     if known().is_ok() {
         let all = || {
             let addresses = known().ok()?.concat();
-            containers.iter().all(|container| addresses.contains(&container.address().into())).then_some(())
+            let is_known = |container: &&Container| {
+                let own = [Some(container.address().into()), container.address6().map(IpAddr::from)];
+                own.into_iter().flatten().any(|address| addresses.contains(&address))
+            };
+            containers.iter().all(is_known).then_some(())
         };
         let _ = wait_for("the agents to know the containers", KNOWN, all);
     }

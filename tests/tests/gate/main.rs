@@ -55,12 +55,22 @@ fn cluster_of(family: Family, plan: &Plan, each: u32, args: &[&str]) -> (Cluster
     let containers = cluster.run_containers(each).unwrap();
     let per_node = each as usize;
     let (first, rest) = containers.split_at(per_node);
+    if !family.is_ipv4() {
+        // A node asks for neighbours from its link-local address, which a new bridge may use after a second or two. What
+        // waits for that in the node comes out when the agent knows the pods, but came in before: as if translated.
+        for node in &cluster.nodes {
+            wait_for("the bridge's own address", Duration::from_secs(20), || {
+                let tentative = node.netns().ip(&format!("-6 address show dev {BRIDGE} tentative")).ok()?;
+                tentative.trim().is_empty().then_some(())
+            })
+            .unwrap();
+        }
+    }
     for (a, b) in rest.iter().map(|b| (&first[0], b)).chain(first.iter().map(|a| (a, &rest[0]))) {
         let reach = || ping(a.netns(), family.address(b), 1);
         if family.is_ipv4() {
             reach().unwrap();
         } else {
-            // A node asks for neighbours from its link-local address, which a new bridge may use after a second or two.
             wait_for("the first answer", Duration::from_secs(20), || reach().ok()).unwrap();
         }
     }
