@@ -5,7 +5,6 @@ use std::{fs, path::Path, time::Duration};
 use loden_tests::{
     cluster::{Cluster, PREFIX, Plan},
     node,
-    process::wait_for,
 };
 
 use crate::ward::{Report, Ward, assert_found};
@@ -49,27 +48,26 @@ pub(crate) fn that_a_running_agent_bears(ward: &Ward) {
     let key = format!("{PREFIX}/subnets/10.5.77.0-24");
     let value = r#"{"PublicIP":"192.168.64.77","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:fe:00:00:00:77"}}"#;
     ward.cluster.etcd().ctl(&["put", &key, value]).unwrap();
-    let report = wait_for("the peer to be refused", Duration::from_secs(10), || {
-        Some(Report::of(ward.patient())).filter(|report| report.wrong().contains("refused-peer"))
-    })
-    .unwrap();
+    let report = ward.wait_for_report("the peer to be refused", Duration::from_secs(10), |report| {
+        report.wrong().contains("refused-peer")
+    });
     assert!(evidence(&report, "refused-peer").contains("10.5.77.0/24"), "{:#?}", report.all);
     ward.cluster.etcd().ctl(&["del", &key]).unwrap();
     ward.run("ip address del 10.5.77.1/32 dev lo");
-    wait_for("the peer to be forgotten", Duration::from_secs(10), || {
-        (Report::of(ward.patient()).status == 0).then_some(())
-    })
-    .unwrap();
+    ward.wait_for_report("the peer to be forgotten", Duration::from_secs(10), |report| report.status == 0);
 
     ward.run("ip link add cni0 type bridge");
     ward.run("ip link set cni0 up");
     let report = ward.assert_found("ip address add 10.88.0.1/16 dev cni0", "ip link del cni0", &["bridge"]);
     assert!(evidence(&report, "bridge").contains("cni0 has 10.88.0.1, outside of"), "{:#?}", report.all);
 
-    // An agent that cannot keep its promises says so; any event lets it try.
+    // An agent that cannot keep its promises says so; an address that comes or goes lets it try.
     let file = ward.patient().subnet_file();
     let text = fs::read(&file).unwrap();
-    let poke = || ward.run("ip route flush proto 76");
+    let poke = || {
+        ward.run("ip address add 192.0.2.1/32 dev lo");
+        ward.run("ip address del 192.0.2.1/32 dev lo");
+    };
     let replace = |by: &dyn Fn(&Path)| {
         by(&file);
         poke();
@@ -78,21 +76,15 @@ pub(crate) fn that_a_running_agent_bears(ward: &Ward) {
         fs::remove_file(file).unwrap();
         fs::create_dir_all(file.join("taken")).unwrap();
     });
-    let report = wait_for("the agent not to be ready", Duration::from_secs(20), || {
-        let report = Report::of(ward.patient());
-        let found = report.wrong().contains("agent");
-        found.then_some(report)
-    })
-    .unwrap();
+    let report = ward.wait_for_report("the agent not to be ready", Duration::from_secs(20), |report| {
+        report.wrong().contains("agent")
+    });
     assert!(evidence(&report, "agent").contains("not ready: "), "{:#?}", report.all);
     replace(&|file| {
         fs::remove_dir_all(file).unwrap();
         fs::write(file, &text).unwrap();
     });
-    wait_for("the agent to be ready", Duration::from_secs(40), || {
-        (Report::of(ward.patient()).status == 0).then_some(())
-    })
-    .unwrap();
+    ward.wait_for_report("the agent to be ready", Duration::from_secs(40), |report| report.status == 0);
 }
 
 /// On a ward whose patient has no agent.

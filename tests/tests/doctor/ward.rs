@@ -103,6 +103,25 @@ impl Ward {
         self.patient().netns().exec(line).unwrap()
     }
 
+    /// Looks until a report is as wanted, which is then the answer, and shows the last one where none is.
+    pub(crate) fn wait_for_report(
+        &self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Report) -> bool,
+    ) -> Report {
+        let mut last = Vec::new();
+        let report = wait_for(what, limit, || {
+            let report = Report::of(self.patient());
+            last.clone_from(&report.all);
+            wanted(&report).then_some(report)
+        });
+        report.unwrap_or_else(|error| {
+            last.retain(|finding| finding["outcome"] != "ok");
+            panic!("{error}, and the last report: {last:#?}")
+        })
+    }
+
     /// A fault that one command line makes and another one takes back.
     pub(crate) fn assert_found(&self, make: &str, undo: &str, expected: &[&str]) -> Report {
         self.run(make);
