@@ -4,6 +4,7 @@
 //! `wg` is the tool of WireGuard's own authors: it reads what the agent has set, and sets up the other side.
 
 mod cost;
+mod doctor;
 mod shortcut;
 
 use std::{
