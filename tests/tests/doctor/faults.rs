@@ -231,7 +231,7 @@ fn faults_of_a_node_without_an_agent_are_found_by_name_and_gone_when_it_is_back(
     for node in &mut ward.cluster.nodes {
         node.start_agent(&[]).unwrap();
     }
-    wait_for("all to be well again", Duration::from_secs(10), || {
+    wait_for("all to be well again", Duration::from_secs(45), || {
         (Report::of(ward.patient()).status == 0).then_some(())
     })
     .unwrap_or_else(|error| panic!("{error:#}: {:?}", Report::of(ward.patient()).wrong()));

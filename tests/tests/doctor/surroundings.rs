@@ -9,6 +9,9 @@ use loden_tests::{
 
 use crate::ward::{Report, Ward, assert_found};
 
+/// Within this an agent has noticed and repaired: its tick of 30 seconds, and what a busy machine adds.
+const HEALED: Duration = Duration::from_secs(45);
+
 /// `loden doctor` through another program, such as one that takes permissions away.
 fn examine_through(ward: &Ward, wrapper: &[&str]) -> Report {
     let patient = ward.patient();
@@ -48,13 +51,12 @@ pub(crate) fn that_a_running_agent_bears(ward: &Ward) {
     let key = format!("{PREFIX}/subnets/10.5.77.0-24");
     let value = r#"{"PublicIP":"192.168.64.77","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:fe:00:00:00:77"}}"#;
     ward.cluster.etcd().ctl(&["put", &key, value]).unwrap();
-    let report = ward.wait_for_report("the peer to be refused", Duration::from_secs(10), |report| {
-        report.wrong().contains("refused-peer")
-    });
+    let report = ward
+        .wait_for_report("the peer to be refused", HEALED, |report| report.wrong().contains("refused-peer"));
     assert!(evidence(&report, "refused-peer").contains("10.5.77.0/24"), "{:#?}", report.all);
     ward.cluster.etcd().ctl(&["del", &key]).unwrap();
     ward.run("ip address del 10.5.77.1/32 dev lo");
-    ward.wait_for_report("the peer to be forgotten", Duration::from_secs(10), |report| report.status == 0);
+    ward.wait_for_report("the peer to be forgotten", HEALED, |report| report.status == 0);
 
     ward.run("ip link add cni0 type bridge");
     ward.run("ip link set cni0 up");
@@ -76,15 +78,14 @@ pub(crate) fn that_a_running_agent_bears(ward: &Ward) {
         fs::remove_file(file).unwrap();
         fs::create_dir_all(file.join("taken")).unwrap();
     });
-    let report = ward.wait_for_report("the agent not to be ready", Duration::from_secs(20), |report| {
-        report.wrong().contains("agent")
-    });
+    let report =
+        ward.wait_for_report("the agent not to be ready", HEALED, |report| report.wrong().contains("agent"));
     assert!(evidence(&report, "agent").contains("not ready: "), "{:#?}", report.all);
     replace(&|file| {
         fs::remove_dir_all(file).unwrap();
         fs::write(file, &text).unwrap();
     });
-    ward.wait_for_report("the agent to be ready", Duration::from_secs(40), |report| report.status == 0);
+    ward.wait_for_report("the agent to be ready", HEALED, |report| report.status == 0);
 }
 
 /// On a ward whose patient has no agent.
