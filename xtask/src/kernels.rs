@@ -170,8 +170,8 @@ fn report(runs: &[(Kernel, Run)]) -> Result<()> {
             println!("{}: {what}: {value}", kernel.release);
         }
     }
-    let passed: u64 = runs.iter().map(|(_, run)| run.passed).sum();
-    let failed: u64 = runs.iter().map(|(_, run)| run.failed).sum();
+    let passed: usize = runs.iter().map(|(_, run)| run.passed).sum();
+    let failed: usize = runs.iter().map(|(_, run)| run.failed).sum();
     println!("{passed} passed, {failed} failed");
     ensure!(failed == 0, "tests failed");
     Ok(())

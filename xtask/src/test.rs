@@ -1,22 +1,19 @@
 //! `cargo xtask test`: builds everything once, then runs ring after ring and adds up.
 
-use std::{
-    path::PathBuf,
-    process::{Command, Stdio},
-    thread::available_parallelism,
-    time::{Duration, Instant},
-};
+mod suite;
+
+use std::{process::Command, thread::available_parallelism};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use nix::unistd::geteuid;
-use serde_json::Value;
 
-use crate::{
-    build, kernels,
-    progress::{Step, heading},
-    table::table,
-};
+pub(crate) use self::suite::tally;
+use self::suite::{Outcome, Suite, suites};
+use crate::{build, kernels, progress::heading, table::table};
+
+/// More tests than these that pass only alone are not the machine's doing.
+const MOST_ALONE: usize = 2;
 
 /// Where libtest reads how many tests to run at once.
 const THREADS: &str = "RUST_TEST_THREADS";
@@ -74,26 +71,8 @@ impl Ring {
     }
 }
 
-/// One test binary, as cargo built it.
-#[derive(Debug)]
-struct Suite {
-    ring: Ring,
-    name: String,
-    executable: PathBuf,
-    /// The directory of its package: cargo runs tests there.
-    directory: PathBuf,
-}
-
-/// What became of one suite.
-#[derive(Debug)]
-struct Outcome {
-    suite: Suite,
-    passed: u64,
-    failed: u64,
-    time: Duration,
-}
-
-/// Runs the chosen rings and prints a table and, last, `N passed, N failed`.
+/// Runs the chosen rings and prints a table and, last, `N passed, N failed`. A test that fails beside others gets a
+/// second try alone, is named where it passes then, and two such tests are the most that a run bears.
 ///
 /// # Errors
 ///
@@ -121,17 +100,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     heading("running the tests");
     let at_once = tests_at_once();
-    let mut outcomes = Vec::new();
-    for suite in suites {
+    let command = |suite: &Suite, at_once: &str| {
         let mut command = Command::new(&suite.executable);
         command
             .current_dir(&suite.directory)
-            .args(&options.filter)
             .env("CARGO_MANIFEST_DIR", &suite.directory)
-            .env(THREADS, &at_once)
+            .env(THREADS, at_once)
             .env("LODEN_BINARY", &agent.binary)
             .env("LODEN_PROGRAMS", &agent.programs);
-        outcomes.push(run_suite(suite, &mut command)?);
+        command
+    };
+    let mut outcomes = Vec::new();
+    for suite in suites {
+        let mut command = command(&suite, &at_once);
+        outcomes.push(suite.run(command.args(&options.filter))?);
+    }
+    if outcomes.iter().any(|outcome| !outcome.failed.is_empty()) {
+        heading("once more, one by one, what failed beside others");
+        for outcome in &mut outcomes {
+            outcome.try_alone(|suite| command(suite, "1"))?;
+        }
     }
     report(&outcomes)
 }
@@ -164,81 +152,31 @@ fn on_kernels(chosen: &str, options: &Options) -> Result<()> {
     kernels::run(chosen, how, options.filter.as_deref(), &programs)
 }
 
-/// The test binaries among what cargo built.
-fn suites(messages: &[Value]) -> Vec<Suite> {
-    let suite = |message: &Value| -> Option<Suite> {
-        let executable = message["executable"].as_str()?;
-        if message["profile"]["test"] != true {
-            return None;
-        }
-        let directory = PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_owned();
-        let name = message["target"]["name"].as_str()?.to_owned();
-        let integration = message["target"]["kind"][0] == "test";
-        let ring = if integration { Ring::of(&name) } else { Ring::Host };
-        Some(Suite { ring, name, executable: executable.into(), directory })
-    };
-    messages.iter().filter_map(suite).collect()
-}
-
-fn run_suite(suite: Suite, command: &mut Command) -> Result<Outcome> {
-    let step = Step::start(format!("{} / {}", suite.ring.name(), suite.name));
-    let start = Instant::now();
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("{command:?} cannot be started"))?;
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let (passed, mut failed) = tally(&stdout);
-    if !output.status.success() {
-        // A suite that dies before its summary has failed too.
-        failed = failed.max(1);
-    }
-    step.done(format!("{passed} passed, {failed} failed"));
-    if failed > 0 {
-        println!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
-        println!("{} / {} ended with {}", suite.ring.name(), suite.name, output.status);
-    }
-    Ok(Outcome { suite, passed, failed, time: start.elapsed() })
-}
-
-/// Reads libtest's summary, `test result: ok. 3 passed; 1 failed; ...`.
-pub(crate) fn tally(stdout: &str) -> (u64, u64) {
-    let count = |line: &str, what: &str| -> u64 {
-        let words: Vec<&str> = line.split([' ', ';']).collect();
-        words.windows(2).find(|pair| pair[1] == what).and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
-    };
-    let summaries = stdout.lines().filter(|line| line.starts_with("test result: "));
-    summaries.fold((0, 0), |sum, line| (sum.0 + count(line, "passed"), sum.1 + count(line, "failed")))
-}
-
+/// The table, and each test that has passed only alone: a race, of the test or of what it tests, that wants mending.
 fn report(outcomes: &[Outcome]) -> Result<()> {
-    let mut table = table(["ring", "suite", "passed", "failed", "seconds"], 2);
-    for Outcome { suite, passed, failed, time } in outcomes {
+    let mut table = table(["ring", "suite", "passed", "only alone", "failed", "seconds"], 2);
+    for outcome in outcomes {
         table.add_row([
-            suite.ring.name(),
-            suite.name.clone(),
-            passed.to_string(),
-            failed.to_string(),
-            format!("{:.1}", time.as_secs_f32()),
+            outcome.suite.ring.name(),
+            outcome.suite.name.clone(),
+            outcome.passed.to_string(),
+            outcome.alone.len().to_string(),
+            outcome.failures().to_string(),
+            format!("{:.1}", outcome.time.as_secs_f32()),
         ]);
     }
     println!("{table}");
-    let passed: u64 = outcomes.iter().map(|outcome| outcome.passed).sum();
-    let failed: u64 = outcomes.iter().map(|outcome| outcome.failed).sum();
+    for outcome in outcomes {
+        for test in &outcome.alone {
+            println!("{} / {test} has failed beside others and passed alone", outcome.suite.name);
+        }
+    }
+    let sum = |count: fn(&Outcome) -> usize| -> usize { outcomes.iter().map(count).sum() };
+    let alone = sum(|outcome| outcome.alone.len());
+    let (passed, failed) = (sum(|outcome| outcome.passed) + alone, sum(Outcome::failures));
     println!("{passed} passed, {failed} failed");
     ensure!(failed == 0, "tests failed");
+    ensure!(alone <= MOST_ALONE, "{alone} tests pass only alone, more than {MOST_ALONE}");
     ensure!(passed > 0, "no test ran");
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::tally;
-
-    #[test]
-    fn the_tally_adds_up_summaries_and_nothing_else() {
-        let output = "running 3 tests\ntest a ... ok\n\
-            test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s\n\
-            test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s\n";
-        assert_eq!(tally(output), (6, 1));
-        assert_eq!(tally("7 passed"), (0, 0));
-    }
 }

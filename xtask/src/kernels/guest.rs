@@ -20,9 +20,9 @@ const PASSED: &str = "guest: tests ended with 0";
 #[derive(Debug)]
 pub(super) struct Run {
     /// Tests that passed.
-    pub(super) passed: u64,
+    pub(super) passed: usize,
     /// Tests that failed; 1 where the guest did not say.
-    pub(super) failed: u64,
+    pub(super) failed: usize,
     /// From the start of QEMU to its end.
     pub(super) time: Duration,
     /// The serial line.
