@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use loden_ebpf::{
     ethernet,
-    family::{V4, V6},
+    family::{Family, V4, V6},
     ipv4, ipv6,
     reason::Reason,
     transport, vxlan,
@@ -211,6 +211,14 @@ fn forged<F: Half>(skb: &Skb, arrival: &Arrival<F>) -> Option<Reason> {
             };
             match from_wire::check_source::<F>(F::addr(&source), arrival.sender) {
                 Err(Verdict::Drop(reason)) => Some(reason),
+                _ => None,
+            }
+        }
+        family if family == F::Other::ETHER_TYPE => {
+            let at = arrival.end + ethernet::LEN + F::Other::SOURCE_AT;
+            let Some(source) = skb.load::<<F::Other as Family>::Octets>(at) else { return hidden };
+            match from_wire::check_other_source::<F::Other>(F::Other::addr(&source)) {
+                Some(Verdict::Drop(reason)) => Some(reason),
                 _ => None,
             }
         }

@@ -6,6 +6,7 @@ use loden_ebpf::{
     abi::{Endpoint, FlowKey, Peer, way},
     ecn::{self, Ecn},
     ethernet,
+    family::Family as _,
     flow::Direction,
     reason::Reason,
     transport, vxlan,
@@ -202,6 +203,10 @@ pub(super) fn check_sender<F: Half>(
         family if family == F::ETHER_TYPE => {
             check_source::<F>(F::addr(skb.read(frame + ETH + F::SOURCE_AT)?), sender)
         }
+        family if family == F::Other::ETHER_TYPE => {
+            let source = skb.read(frame + ETH + F::Other::SOURCE_AT)?;
+            check_other_source::<F::Other>(F::Other::addr(source)).map_or(Ok(0), Err)
+        }
         // The kernel takes priority tags off, any number of them: what stands behind them is not looked for.
         ethernet::VLAN | ethernet::SERVICE_VLAN if globals::DROP_FORGED.load() == 1 => {
             Err(Verdict::Drop(Reason::DropForgedPeerSource))
@@ -226,6 +231,13 @@ pub(super) fn check_source<F: Half>(source: F::Addr, sender: F::Addr) -> Result<
         }
         _ => Err(Reason::PassWireForeignSource.into()),
     }
+}
+
+/// Each family has a tunnel of its own: what comes through the other's and has a pod's source is no pod's, whoever sent it.
+#[inline(always)]
+pub(super) fn check_other_source<F: Half>(source: F::Addr) -> Option<Verdict> {
+    let is_pods = F::is_there() && (F::is_own(source) || F::peer(source).is_some());
+    (is_pods && globals::DROP_FORGED.load() == 1).then_some(Verdict::Drop(Reason::DropForgedPeerSource))
 }
 
 /// Only what the gate could follow is fast, gated or not, so that both decide alike. An outer checksum that is not right is

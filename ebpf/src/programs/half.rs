@@ -24,9 +24,14 @@ const AF_INET6: u32 = 10;
 
 /// A family as the programs have it.
 pub(super) trait Half: Family {
+    /// The other one.
+    type Other: Half;
+
     /// What `bpf_skb_adjust_room` is told of the outer header.
     const ENCAP_L3: u64;
 
+    /// Whether the network has the family: of one that it has not, no address is anybody's.
+    fn is_there() -> bool;
     /// The network's grid.
     fn grid() -> Self::Grid;
     /// The peer in a slot, empty or not.
@@ -87,7 +92,15 @@ pub(super) trait Half: Family {
 }
 
 impl Half for V4 {
+    type Other = V6;
+
     const ENCAP_L3: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64;
+
+    /// Its constants are such that nothing is in a network that there is not.
+    #[inline(always)]
+    fn is_there() -> bool {
+        true
+    }
 
     #[inline(always)]
     fn grid() -> grid::Grid {
@@ -212,7 +225,14 @@ impl Half for V4 {
 }
 
 impl Half for V6 {
+    type Other = V4;
+
     const ENCAP_L3: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 as u64;
+
+    #[inline(always)]
+    fn is_there() -> bool {
+        globals::HAS_V6.load() == 1
+    }
 
     #[inline(always)]
     fn grid() -> grid::GridV6 {

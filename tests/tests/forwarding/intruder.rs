@@ -1,26 +1,40 @@
 //! Who may send: VXLAN from a host that is no peer, and frames that no honest one would send.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+mod hostile;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use loden_tests::{
     capture::Capture,
+    counters::Counters,
     netns::Netns,
-    packet::{self, ETHERNET_LEN, Ipv4, Vxlan},
-    traffic::stream::{self, Until},
+    packet::{self, Ipv4, Ipv6, Packet as _, Vxlan},
+    process::wait_for,
+    traffic::{
+        ping,
+        stream::{self, Until},
+    },
 };
 
+use self::hostile::{Generator, Hostile, MARK, Odd, is_hostile, number};
 use crate::{
     family::{Family, each_family},
-    stage::{OPEN_PORT, Stage, mac_of},
+    stage::{OPEN_PORT, PATIENCE, Stage, mac_of, pod_mac},
 };
 
-each_family!(only_peers_send_into_pods_and_only_from_their_own_subnets);
+each_family!(
+    only_peers_send_into_pods_and_only_from_their_own_subnets,
+    a_hundred_thousand_hostile_frames_deliver_nothing_that_is_not_allowed_and_disturb_no_stream,
+);
 
-/// What marks a hostile packet inside, before its number.
-const MARK: &[u8] = b"hostile!";
 /// Enough of a frame to hold the mark, also where an error quotes it.
-const HEAD: usize = 256;
+const HEAD: usize = 512;
 const FRAMES: u32 = 100_000;
+/// Of them, those of a pod.
+const OF_POD: u32 = 20_000;
 
 /// A host on the underlay that has no lease.
 struct Intruder<F: Family> {
@@ -43,16 +57,51 @@ impl<F: Family> Intruder<F> {
     }
 }
 
-fn is_hostile(frame: &[u8]) -> bool {
-    frame.windows(MARK.len()).any(|part| part == MARK)
-}
-
 /// The hostile frames that reached a pod, as far as their mark.
 fn delivered<F: Family>(stage: &Stage<F>) -> Vec<Vec<u8>> {
     let pods = [&stage.at_sender, &stage.at_neighbour, &stage.at_destination];
     let mut frames: Vec<_> = pods.iter().flat_map(|pod| pod.drain_heads(HEAD).unwrap()).collect();
     frames.retain(|frame| is_hostile(frame));
     frames
+}
+
+/// One packet from a pod of this node to that of the second, in a tunnel of its own family and in the other's.
+fn through<Inner: Family, Outer: Family>(stage: &Stage<Ipv6>, from: usize) -> Vxlan<Outer> {
+    let pods = [&stage.sender, &stage.destination].map(Inner::of);
+    let inner = Inner::udp(Inner::in_subnet_of(pods[from], 9), pods[1], (5555, OPEN_PORT), MARK).bytes();
+    let mac = |n: usize| mac_of(stage.cluster.nodes[n].netns(), Outer::DEVICE);
+    let frame = packet::ethernet(mac(1), mac(0), Inner::ETHER_TYPE, &inner);
+    let [source, destination] = [0, 1].map(|n| Outer::of_node(&stage.cluster, n));
+    Vxlan { source, destination, ports: (40_000, 8472), flags: 0x0800_0000, vni: 1, frame }
+}
+
+/// A family's pods are looked for in its own tunnel alone: the other's would be a way round every check of the source.
+#[test]
+fn a_pods_name_in_the_other_familys_tunnel_is_forged_whosever_it_is() {
+    let stage = Stage::<Ipv6>::set(&["--gate=open"]);
+    stage.warm_up();
+    let intruder = Intruder::plug(&stage);
+    let [victim, own] = [stage.cluster.nodes[1].netns(), &intruder.netns].map(|netns| mac_of(netns, "eth0"));
+    let send = |ether_type, outer: &[u8]| {
+        intruder.socket.send(&packet::ethernet(victim, own, ether_type, outer)).unwrap();
+        stage.ping();
+        delivered(&stage).len()
+    };
+    for node in [0, 1] {
+        for (what, ether_type, outer) in [
+            ("IPv4 in IPv6", packet::IPV6, through::<Ipv4, Ipv6>(&stage, node).packet().bytes()),
+            ("the same, padded", packet::IPV6, through::<Ipv4, Ipv6>(&stage, node).packet().padded().bytes()),
+            ("IPv6 in IPv4", packet::IPV4, through::<Ipv6, Ipv4>(&stage, node).packet().bytes()),
+            ("the same, padded", packet::IPV4, through::<Ipv6, Ipv4>(&stage, node).packet().padded().bytes()),
+        ] {
+            let before = stage.counters()[1].clone();
+            assert_eq!(send(ether_type, &outer), 0, "{what}, from a pod of node {node}");
+            let counted = stage.counters()[1].since(&before);
+            assert_eq!(counted.get("drop_forged_peer_source"), 1, "{what}: {counted:?}");
+        }
+    }
+    assert_eq!(send(packet::IPV6, &through::<Ipv6, Ipv6>(&stage, 0).packet().bytes()), 1, "the peer's own");
+    assert_eq!(send(packet::IPV4, &through::<Ipv4, Ipv4>(&stage, 0).packet().bytes()), 1, "the peer's own");
 }
 
 fn only_peers_send_into_pods_and_only_from_their_own_subnets<F: Family>() {
@@ -110,158 +159,139 @@ fn only_peers_send_into_pods_and_only_from_their_own_subnets<F: Family>() {
     }
 }
 
-/// xorshift64*: repeatable, and no crate for it.
-struct Random(u64);
+/// Frames between two looks at the pods.
+const BATCH: u32 = 500;
 
-impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+/// A flood, and what came of it.
+struct Flood {
+    sent: BTreeSet<u32>,
+    allowed: BTreeSet<u32>,
+    arrived: BTreeSet<u32>,
+}
+
+impl Flood {
+    /// Sends so many packets and watches every pod.
+    fn send<F: Odd>(
+        stage: &Stage<F>,
+        frames: u32,
+        mut hostile: impl FnMut() -> Hostile,
+        mut send: impl FnMut(&[u8]),
+    ) -> Self {
+        let mut flood = Self { sent: BTreeSet::new(), allowed: BTreeSet::new(), arrived: BTreeSet::new() };
+        for n in 0..frames {
+            let hostile = hostile();
+            flood.sent.insert(hostile.number);
+            if hostile.allowed {
+                flood.allowed.insert(hostile.number);
+            }
+            send(&hostile.packet);
+            if n % BATCH == 0 {
+                flood.watch(stage);
+            }
+        }
+        flood.watch(stage);
+        flood
     }
 
-    fn of<T: Clone>(&mut self, choices: &[T]) -> T {
-        choices[self.next() as usize % choices.len()].clone()
+    fn watch<F: Family>(&mut self, stage: &Stage<F>) {
+        self.arrived.extend(delivered(stage).iter().map(|frame| number(frame)));
+    }
+
+    /// The generator is worth something, and of these classes at least as many are counted as may not arrive.
+    fn assert_counted(&self, counted: &Counters, classes: &[&str]) {
+        assert!(self.arrived.len() > 100, "{} arrived", self.arrived.len());
+        let refused = counted.iter().filter(|(name, _)| classes.iter().any(|class| name.starts_with(class)));
+        let refused: u64 = refused.map(|(_, packets)| packets).sum();
+        let forbidden = (self.sent.len() - self.allowed.len()) as u64;
+        assert!(refused >= forbidden, "{refused} of {forbidden} are counted: {counted:?}");
     }
 }
 
-/// One hostile packet: what was sent, and whether the rules allow that a pod gets it.
-struct Hostile {
-    outer: Vec<u8>,
-    allowed: bool,
+/// Nothing arrived that may not. What the first flood sent may come when the second has begun.
+fn assert_only_allowed(floods: [&Flood; 2]) {
+    let allowed = |number: &u32| floods.iter().any(|flood| flood.allowed.contains(number));
+    let arrived = floods.iter().flat_map(|flood| &flood.arrived);
+    let forbidden: Vec<_> = arrived.filter(|number| !allowed(number)).collect();
+    assert!(forbidden.is_empty(), "{} arrived: {forbidden:?}", forbidden.len());
 }
 
-/// What a family has that no honest packet would show.
-trait Odd: Family {
-    /// Sources and an outer source that are no pod's and no peer's.
-    fn sources() -> Vec<Self::Address>;
-    /// An address that nobody has.
-    fn stranger() -> Self::Address;
-    /// Writes what the family's own header fields may say.
-    fn disturb(&mut self, random: &mut Random);
+/// Who is behind each address, by interface, as a namespace has learnt it or was told; nobody where it asks in vain.
+fn neighbours<F: Family>(netns: &Netns) -> BTreeMap<(String, String), Option<String>> {
+    let family = if F::BITS == 32 { 4 } else { 6 };
+    let shown = netns.ip(&format!("-json -{family} neighbour show")).unwrap();
+    let shown: Vec<serde_json::Value> = serde_json::from_str(&shown).unwrap();
+    let text = |it: &serde_json::Value, name: &str| it[name].as_str().map(str::to_owned);
+    let known = |it| (text(it, "dev").unwrap(), text(it, "dst").unwrap());
+    shown.iter().map(|it| (known(it), text(it, "lladdr"))).collect()
 }
 
-impl Odd for Ipv4 {
-    fn sources() -> Vec<Ipv4Addr> {
-        vec![[10, 5, 250, 9].into(), Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST]
-    }
+/// The neighbours of nodes and pods.
+fn all_neighbours<F: Family>(stage: &Stage<F>) -> Vec<BTreeMap<(String, String), Option<String>>> {
+    let nodes = stage.cluster.nodes.iter().map(|node| node.netns());
+    let pods = [&stage.sender, &stage.neighbour, &stage.destination].map(|pod| pod.netns());
+    nodes.chain(pods).map(neighbours::<F>).collect()
+}
 
-    fn stranger() -> Ipv4Addr {
-        [198, 51, 100, 1].into()
-    }
-
-    fn disturb(&mut self, random: &mut Random) {
-        self.fragment = random.of(&[0, 0, 0, packet::DONT_FRAGMENT, packet::MORE_FRAGMENTS, 5]);
-        self.options = random.of(&[vec![], vec![], vec![], vec![1; 8]]);
+/// Nobody is thought to be behind another MAC than before, and few strangers are thought to be anywhere.
+fn assert_neighbours_are<F: Family>(stage: &Stage<F>, before: &[BTreeMap<(String, String), Option<String>>]) {
+    for (before, after) in before.iter().zip(all_neighbours(stage)) {
+        let moved = |(of, mac): &(&(String, String), &Option<String>)| {
+            mac.is_some() && after.get(*of).is_some_and(|now| now != *mac)
+        };
+        let moved: Vec<_> = before.iter().filter(moved).collect();
+        assert!(moved.is_empty(), "{moved:?} were before, and now there are {after:?}");
+        // The kernel keeps 1024 of all namespaces together, by default (gc_thresh3).
+        assert!(after.len() < before.len() + 32, "{after:?}");
     }
 }
 
-fn hostile<F: Odd>(
-    stage: &Stage<F>,
-    intruder: &Intruder<F>,
-    honest: &Vxlan<F>,
-    number: u32,
-    random: &mut Random,
-) -> Hostile {
-    let [peer, victim] = [0, 1].map(|n| stage.node(n));
-    let [sender, pod] = stage.ends;
-    let own = [sender, pod, stage.address(1, 1), stage.address(0, 200)];
-    let source = random.of(&[&own[..], &F::sources()].concat());
-    let destination = random.of(&[pod, sender, stage.address(1, 255), stage.address(1, 1)]);
-    let data = [MARK, &number.to_be_bytes(), &vec![0xee; random.next() as usize % 200]].concat();
-    let inner = match random.next() % 3 {
-        0 => F::tcp(source, destination, (1, 2), random.next() as u8, &data),
-        1 => F::icmp(source, destination, (random.of(&[0, 3, F::ECHO]), 0), 0, &data),
-        _ => F::udp(source, destination, (1, OPEN_PORT), &data),
-    };
-    let mut inner = inner.class(random.next() as u8).hops(random.of(&[0, 1, 2, 64]));
-    inner.disturb(random);
-    let mut bytes = inner.bytes();
-    // Any byte of the headers may be damaged, but not addresses: the oracle goes by these.
-    if random.next().is_multiple_of(4) {
-        let at = random.next() as usize % (F::HEADER_LEN - 2 * usize::from(F::BITS / 8));
-        bytes[at] ^= 1 << (random.next() % 8);
-    }
-    let outsider = F::on_underlay(stage.cluster.underlay(), 5);
-    let from = random.of(&[intruder.address, peer, victim, outsider, F::stranger()]);
-    let flags = random.of(&[0x0800_0000, 0x0800_0000, 0, 0x8800_0000, 0x0c00_0001]);
-    let vni = random.of(&[1, 1, 1, 0, 2, 0x00ff_ffff]);
-    let frame = [&honest.frame[..ETHERNET_LEN], &bytes].concat();
-    let outer = Vxlan { source: from, flags, vni, frame, ..honest.clone() };
-    let outer =
-        if random.next().is_multiple_of(8) { outer.packet_without_checksum() } else { outer.packet() };
-    let mut outer = outer.class(random.next() as u8);
-    if random.next().is_multiple_of(4) {
-        outer = outer.padded();
-    }
-    if random.next().is_multiple_of(8) {
-        // A length that lies.
-        let length = &mut outer.payload_mut()[5];
-        *length = length.wrapping_add(random.next() as u8);
-    }
-    let mut outer = outer.bytes();
-    if random.next().is_multiple_of(8) {
-        outer.truncate(F::HEADER_LEN + random.next() as usize % (outer.len() - F::HEADER_LEN));
-    }
-    // What lies in nobody's subnet may be a client that the peer forwards for: the kernel decides.
-    let others = [pod, stage.address(1, 1)].contains(&source);
-    Hostile { outer, allowed: from == peer && vni == 1 && flags == 0x0800_0000 && !others }
-}
-
-#[test]
-fn a_hundred_thousand_hostile_frames_deliver_nothing_that_is_not_allowed_and_disturb_no_stream() {
-    hostile_frames::<Ipv4>();
-}
-
-fn hostile_frames<F: Odd>() {
+fn a_hundred_thousand_hostile_frames_deliver_nothing_that_is_not_allowed_and_disturb_no_stream<F: Odd>() {
     let stage = Stage::<F>::set(&["--gate=open"]);
     stage.warm_up();
     let intruder = Intruder::plug(&stage);
     let victim = mac_of(stage.cluster.nodes[1].netns(), "eth0");
     let own = mac_of(&intruder.netns, "eth0");
-    let mut random = Random(0x10de_4c44);
-    let honest = stage.encapsulated(&[]);
-    let (mut allowed, mut arrived) = (BTreeSet::new(), BTreeSet::new());
-    let before = stage.counters()[1].clone();
-    let number = |frame: &[u8]| {
-        let at = frame.windows(MARK.len()).position(|part| part == MARK).unwrap() + MARK.len();
-        u32::from_be_bytes(frame[at..at + 4].try_into().unwrap())
-    };
-    let stream = std::thread::scope(|scope| {
+    let mut generator = Generator::new(&stage, intruder.address);
+    let (before, known) = (stage.counters(), all_neighbours(&stage));
+    let (outer, of_pod, stream) = std::thread::scope(|scope| {
         let [from, to] = stage.hosts();
         let running = scope.spawn(move || stream::run(from, to, None, Until::Time(Duration::from_secs(4))));
-        for n in 0..FRAMES {
-            let hostile = hostile(&stage, &intruder, &honest, n, &mut random);
-            if hostile.allowed {
-                allowed.insert(n);
-            }
-            intruder.socket.send(&packet::ethernet(victim, own, F::ETHER_TYPE, &hostile.outer)).unwrap();
-            if n % 1000 == 0 {
-                arrived
-                    .extend(delivered(&stage).iter().filter(|f| f.len() > ETHERNET_LEN).map(|f| number(f)));
-            }
-        }
-        running.join().unwrap().unwrap()
+        let send = |outer: &[u8]| {
+            intruder.socket.send(&packet::ethernet(victim, own, F::ETHER_TYPE, outer)).unwrap();
+        };
+        let outer = Flood::send(&stage, FRAMES - OF_POD, || generator.outer(), send);
+        let (gateway, pod) = (stage.gateway_mac(0), pod_mac(&stage.sender));
+        let send = |packet: &[u8]| {
+            stage.at_sender.send(&packet::ethernet(gateway, pod, F::ETHER_TYPE, packet)).unwrap();
+        };
+        let of_pod = Flood::send(&stage, OF_POD, || generator.of_pod(), send);
+        (outer, of_pod, running.join().unwrap().unwrap())
     });
-    stage.ping();
-    arrived.extend(delivered(&stage).iter().map(|frame| number(frame)));
-    let forbidden: Vec<_> = arrived.difference(&allowed).collect();
-    assert!(forbidden.is_empty(), "{} of {} that arrived: {forbidden:?}", forbidden.len(), arrived.len());
-    // The generator is worth something: a good part passes, and every kind of refusal was met.
-    assert!(arrived.len() > 100, "{} arrived", arrived.len());
-    let counted = stage.counters()[1].since(&before);
-    for reason in [
-        "drop_unknown_vtep",
-        "drop_forged_peer_source",
-        "pass_wire_vni",
-        "pass_wire_flags",
-        "pass_wire_outer",
+    // Whatever the machine is busy with: an answer must come, and from then on each.
+    let answers = || ping(stage.sender.netns(), stage.ends[1], 1).ok();
+    wait_for("an answer after the flood", PATIENCE, answers)
+        .unwrap_or_else(|error| panic!("{error:#}: {:#?}", all_neighbours(&stage)));
+    let after = stage.counters();
+    let counted = [0, 1].map(|i| after[i].since(&before[i]));
+    assert_only_allowed([&outer, &of_pod]);
+    outer.assert_counted(&counted[1], &["drop_", "pass_wire_"]);
+    of_pod.assert_counted(&counted[0], &["drop_", "pass_pod_"]);
+    // Every kind of refusal was met.
+    for (node, reason) in [
+        (1, "drop_unknown_vtep"),
+        (1, "drop_forged_peer_source"),
+        (1, "pass_wire_vni"),
+        (1, "pass_wire_flags"),
+        (1, "pass_wire_outer"),
+        (0, "drop_pod_vxlan"),
+        (0, "drop_forged_pod_source"),
     ] {
-        assert!(counted.get(reason) > 500, "{reason}: {counted:?}");
+        assert!(counted[node].get(reason) > 500, "{reason}: {:?}", counted[node]);
     }
     assert_eq!(stream.source, stage.hosts()[0].address);
     assert!(stream.bytes > 10_000_000, "{stream:?}");
     // And nothing is broken.
+    assert_neighbours_are(&stage, &known);
     stream::run(stage.hosts()[0], stage.hosts()[1], None, Until::Bytes(20_000_000)).unwrap();
+    ping(stage.destination.netns(), stage.ends[0], 3).unwrap();
 }
