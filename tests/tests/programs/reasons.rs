@@ -7,7 +7,7 @@ use loden_ebpf::reason::Reason;
 use crate::{case::Case, from_other, from_overlay, from_pod, from_wire, gate, observe};
 
 /// Reasons that no row produces, and why.
-const OUT_OF_REACH: [(Reason, &str); 4] = [
+pub(crate) const OUT_OF_REACH: [(Reason, &str); 4] = [
     (Reason::FastOverlayOut, "of IPv6 and of WireGuard: see the modules v6 and bare_device"),
     (Reason::PassPodChecksum, "of IPv6 and of WireGuard: see the modules v6 and bare_device"),
     (Reason::DropGuard, "an XDP program's: see the module guard"),
