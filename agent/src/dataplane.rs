@@ -23,7 +23,10 @@ mod tables;
 mod traffic;
 mod trial;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use self::packet_log::PacketLog;
 use aya::{
@@ -124,6 +127,8 @@ pub struct Dataplane {
     settings: Settings,
     pins: Pins,
     hooks: BTreeMap<Hook, hooks::Attached>,
+    /// See [`Self::take_renewed`].
+    renewed: BTreeSet<u32>,
     guard_mode: GuardMode,
     /// Reads what the programs tell of packets, where that was asked for.
     _packet_log: Option<PacketLog>,

@@ -26,11 +26,12 @@ pub struct Container {
 impl Container {
     /// Makes a container at `address` on a bridge whose own address (`gateway`) lies in the same subnet.
     ///
-    /// Its MAC is the one that Docker would give: `02:42` and the address. `veth` is the device's name in the node.
+    /// Its MAC is the one that Docker would give: `02:42` and the address. `veth` is the device's name in the node, and may
+    /// have more of what `ip link add` takes behind it, such as the index that the device must have.
     ///
     /// # Errors
     ///
-    /// Where the name is taken in the node.
+    /// Where the name, or the index, is taken in the node.
     pub fn create(
         node: &Netns,
         bridge: &str,
@@ -46,6 +47,7 @@ impl Container {
             "link add {veth} mtu {mtu} type veth peer name eth0 address {mac} mtu {mtu} netns {}",
             netns.name()
         ))?;
+        let veth = veth.split(' ').next().unwrap_or(veth);
         node.ip(&format!("link set {veth} master {bridge} up"))?;
         netns.ip(&format!("address add {address}/{} dev eth0", gateway.prefix_len()))?;
         netns.ip("link set eth0 up")?;

@@ -384,12 +384,25 @@ impl Node {
     ///
     /// Without a bridge, or where the address is not in the subnet.
     pub fn run_container(&mut self, host: u32) -> Result<Container> {
+        self.veths += 1;
+        self.wire_container(host, &format!("veth{}", self.veths))
+    }
+
+    /// The same, where its device in the node has this index.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run_container`], and where another device has the index.
+    pub fn run_container_with_index(&mut self, host: u32, index: u32) -> Result<Container> {
+        self.veths += 1;
+        self.wire_container(host, &format!("veth{} index {index}", self.veths))
+    }
+
+    fn wire_container(&self, host: u32, veth: &str) -> Result<Container> {
         let env = self.subnet_env()?;
         let address = Ipv4Addr::from(u32::from(env.subnet.network()) + host);
         ensure!(env.subnet.contains(&address), "{} has no host {host}", env.subnet);
-        self.veths += 1;
-        let veth = format!("veth{}", self.veths);
-        let mut container = Container::create(&self.netns, BRIDGE, &veth, address, env.subnet, env.mtu)?;
+        let mut container = Container::create(&self.netns, BRIDGE, veth, address, env.subnet, env.mtu)?;
         if let Some(subnet) = env.subnet6 {
             let address = Ipv6Addr::from(u128::from(subnet.network()) + u128::from(host));
             container.add_ipv6(address, subnet)?;

@@ -10,7 +10,7 @@ use aya::programs::{
 };
 use loden_ebpf::abi::program;
 
-use super::{Dataplane, DataplaneError, Settings, clsact, pins::Pins};
+use super::{Dataplane, DataplaneError, Settings, clsact, inspect, pins::Pins};
 
 /// Side of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -201,6 +201,17 @@ impl Dataplane {
         Ok(errors)
     }
 
+    /// The interface has gone: what is attached to it is no longer, even where another one has its index by now.
+    pub fn forget_interface(&mut self, ifindex: u32) {
+        self.hooks.retain(|hook, _| hook.ifindex != ifindex);
+    }
+
+    /// Indices that turned out to be another interface's than before, since this was last asked: what was known of them by
+    /// their number is not true of them.
+    pub fn take_renewed(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.renewed)
+    }
+
     /// Forgets what is attached to hooks that the kernel no longer has, so that the next [`Self::set_hooks`]
     /// attaches it again. Returns how many.
     pub fn check_hooks(&mut self) -> usize {
@@ -214,7 +225,14 @@ impl Dataplane {
 
     fn is_there(&mut self, hook: Hook) -> bool {
         match self.hooks.get(&hook) {
-            Some(Attached::Tcx | Attached::Xdp) => self.pins.link(&hook).exists(),
+            Some(Attached::Xdp) => self.pins.link(&hook).exists(),
+            // A pin outlives the interface, whose index may be another one's by now.
+            Some(Attached::Tcx) => {
+                let found = |name: String| self.pins.attached(hook, &name);
+                self.pins.link(&hook).exists()
+                    && clsact::interface(hook.ifindex)
+                        .is_ok_and(|name| found(name) != inspect::Attached::Missing)
+            }
             // The filter is asked for by putting the program into it, which is there: that changes nothing.
             Some(Attached::Clsact) => self.refresh_filter(hook).is_ok(),
             Some(Attached::Absent) => true,
@@ -232,7 +250,11 @@ impl Dataplane {
             return self.attach_guard(&self.pins.link(&hook), interface);
         }
         let pins = self.pins.clone();
-        attach_classifier(self.program(hook.program)?, &pins, hook, interface)
+        let placed = attach_classifier(self.program(hook.program)?, &pins, hook, interface)?;
+        if placed.was_stale {
+            self.renewed.insert(hook.ifindex);
+        }
+        Ok(placed.attached)
     }
 
     /// How the guard is attached from the next [`Self::set_hooks`] on.
@@ -283,8 +305,38 @@ impl Dataplane {
     }
 }
 
+/// A program that was put into its place.
+pub(super) struct Placed {
+    attached: Attached,
+    /// Whether there was a pin of a link whose interface is gone: its index is another one's now.
+    was_stale: bool,
+}
+
 /// Attaches a program of TC, in the place of the one that is attached there already.
 pub(super) fn attach_classifier(
+    classifier: &mut SchedClassifier,
+    pins: &Pins,
+    hook: Hook,
+    interface: &str,
+) -> Result<Placed> {
+    let mut was_stale = false;
+    if let Some(found) = pins.find_link(&hook) {
+        match swap(classifier, &found) {
+            Ok(()) => {
+                pins.take_over(&found, &hook)?;
+                return Ok(Placed { attached: Attached::Tcx, was_stale });
+            }
+            Err(error) => {
+                tracing::debug!(pin = %found.display(), "a stale link is replaced: {error:#}");
+                Pins::remove(&found)?;
+                was_stale = true;
+            }
+        }
+    }
+    Ok(Placed { attached: attach_anew(classifier, pins, hook, interface)?, was_stale })
+}
+
+fn attach_anew(
     classifier: &mut SchedClassifier,
     pins: &Pins,
     hook: Hook,
@@ -292,19 +344,6 @@ pub(super) fn attach_classifier(
 ) -> Result<Attached> {
     let side = hook.program.direction().tc().context("the guard is no filter")?;
     let pin = pins.link(&hook);
-    if let Some(found) = pins.find_link(&hook) {
-        match swap(classifier, &found) {
-            Ok(()) => {
-                pins.take_over(&found, &hook)?;
-                return Ok(Attached::Tcx);
-            }
-            // The pin is of a link whose interface is gone; its number belongs to another one now.
-            Err(error) => {
-                tracing::debug!(pin = %found.display(), "a stale link is replaced: {error:#}");
-                Pins::remove(&found)?;
-            }
-        }
-    }
     let first = TcAttachOptions::TcxOrder(LinkOrder::first());
     match classifier.attach_with_options(interface, side, first) {
         Ok(id) => {

@@ -1,6 +1,9 @@
 //! Loading: constants, map sizes, and the maps of an earlier agent.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::Context as _;
 use aya::{
@@ -244,6 +247,7 @@ impl Dataplane {
             settings: settings.clone(),
             pins,
             hooks: BTreeMap::new(),
+            renewed: BTreeSet::new(),
             guard_mode: GuardMode::default(),
             _packet_log: packet_log,
         };

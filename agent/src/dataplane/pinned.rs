@@ -79,6 +79,7 @@ impl PinnedDataplane {
             let attach = || {
                 let mut classifier = SchedClassifier::from_pin(self.pins.program(self.subnet, program))?;
                 hooks::attach_classifier(&mut classifier, &self.pins, Hook { program, ifindex }, interface)
+                    .map(drop)
             };
             attach().map_err(|source| DataplaneError::Attach {
                 program: program.name(),

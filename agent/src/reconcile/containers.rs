@@ -52,10 +52,30 @@ impl Reconciler {
         // skip is found out when its hooks see what it does.
         let Some(dataplane) = self.dataplane() else { return Ok(false) };
         let errors = dataplane.set_hooks(&hooks);
+        let renewed = dataplane.take_renewed();
+        if !renewed.is_empty() {
+            // Nothing speaks against what was known of the veths that had these numbers, except that they are others.
+            renewed.iter().for_each(|ifindex| self.forget_endpoints(*ifindex));
+            changed |= self.endpoints::<V4>(links, &routed, &is_free)?;
+            changed |= self.endpoints::<V6>(links, &routed, &is_free)?;
+        }
         self.prove_endpoints::<V4>()?;
         self.prove_endpoints::<V6>()?;
         self.fail(Work::Containers, errors.iter().map(|error| format!("hooks: {error}")));
         Ok(changed)
+    }
+
+    /// A veth is gone: whoever was behind it is not behind another one that gets its index.
+    pub(super) fn forget_veth(&mut self, ifindex: u32) {
+        self.forget_endpoints(ifindex);
+        if let Some(dataplane) = self.dataplane() {
+            dataplane.forget_interface(ifindex);
+        }
+    }
+
+    fn forget_endpoints(&mut self, ifindex: u32) {
+        self.v4.endpoints.retain(|_, endpoint| endpoint.ifindex != ifindex);
+        self.v6.endpoints.retain(|_, endpoint| endpoint.ifindex != ifindex);
     }
 
     /// Finds the endpoints of a family and puts them into its map; says whether that changed anything.

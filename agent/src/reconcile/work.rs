@@ -1,7 +1,7 @@
 //! How much a pass has to look at, and what an event asks for.
 
 use super::Reconciler;
-use crate::kernel::{KernelEvent, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
+use crate::kernel::{Change, KernelEvent, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 
 /// The parts of a pass, each with those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +29,10 @@ impl Reconciler {
     pub(super) fn work_of(&mut self, event: &KernelEvent) -> Option<Work> {
         let device = self.node.device();
         match event {
-            KernelEvent::Link(_, link) => {
+            KernelEvent::Link(change, link) => {
+                if *change == Change::Deleted {
+                    self.forget_veth(link.index);
+                }
                 let ours = link.index == device || link.index == self.node.uplink.ifindex;
                 if ours || self.node.device_names().any(|name| link.name == name) {
                     if link.index != device {

@@ -16,6 +16,7 @@ mod fast_path;
 mod guard;
 mod headroom;
 mod healing;
+mod index;
 mod ipv6_fast;
 mod ipv6_only;
 mod leaving;
