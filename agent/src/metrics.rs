@@ -25,6 +25,7 @@ use prometheus_client::{
 use self::process::Process;
 use crate::{
     control::{Asker, Request},
+    family::{Family as _, V4, V6},
     status::document::{Amount, Status, Traffic, WireguardPeer},
 };
 
@@ -184,7 +185,16 @@ impl Document {
 
     fn endpoints(&self, out: &mut Families<'_>) -> fmt::Result {
         let endpoints = &self.status.endpoints;
-        out.gauge("loden_endpoints", "Local pods that are known", None, value(endpoints.len() as f64))?;
+        // A pod of both families has an endpoint in each.
+        let of_family = |family: &'static str| {
+            let is_of = |address: &str| address.contains(':') == (family == V6::NAME);
+            let known = endpoints.iter().filter(|endpoint| is_of(&endpoint.address)).count();
+            (vec![("family", family.to_owned())], known as f64)
+        };
+        let v4 = (!self.status.network.contains(':')).then_some(V4::NAME);
+        let families = v4.into_iter().chain(self.status.network_v6.as_ref().map(|_| V6::NAME));
+        let help = "Addresses of local pods that are known, by family";
+        out.gauge("loden_endpoints", help, None, families.map(of_family).collect::<Vec<_>>())?;
         let each = endpoints
             .iter()
             .filter_map(|endpoint| Some((vec![("address", endpoint.address.clone())], endpoint.traffic?)));

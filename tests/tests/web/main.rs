@@ -6,6 +6,7 @@
     reason = "a test ends at the first surprise; clippy knows tests by their attribute, and not their helpers"
 )]
 
+mod families;
 mod http;
 mod metrics;
 mod page;
