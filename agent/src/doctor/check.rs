@@ -2,6 +2,7 @@
 
 mod etcd;
 pub(super) mod host;
+pub(super) mod ipv6;
 mod overlay;
 mod peers;
 mod programs;

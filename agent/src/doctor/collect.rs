@@ -8,7 +8,10 @@ use anyhow::Result;
 
 use super::{
     DoctorArgs,
-    check::host::{BRIDGE_RULES, FORWARD, FORWARD_V6, LIBERAL, rp_filter},
+    check::{
+        host::{BRIDGE_RULES, BRIDGE_RULES_V6, FORWARD, FORWARD_V6, LIBERAL, rp_filter},
+        ipv6,
+    },
     probe::{self, Target},
     snapshot::{Half, Programs, Snapshot},
 };
@@ -58,7 +61,7 @@ pub(super) async fn collect(args: &DoctorArgs) -> Result<Snapshot> {
     Ok(Snapshot {
         source,
         not_ready,
-        sysctls: sysctls(&facts),
+        sysctls: sysctls(&facts, &links),
         gro: offload::gro(&facts.uplink.name).map_err(|error| error.to_string()),
         rules: firewall::rules().await.map_err(|error| error.to_string()),
         etcd: etcd::ask(&facts.etcd, args.etcd_password.as_ref()).await,
@@ -105,12 +108,19 @@ async fn not_ready(run_dir: &Path) -> BTreeMap<String, String> {
     }
 }
 
-fn sysctls(facts: &Facts) -> BTreeMap<String, Option<String>> {
-    let mut names: Vec<String> = [FORWARD, FORWARD_V6, LIBERAL, BRIDGE_RULES].map(str::to_owned).to_vec();
+fn sysctls(facts: &Facts, links: &[Link]) -> BTreeMap<String, Option<String>> {
+    let mut names: Vec<String> =
+        [FORWARD, FORWARD_V6, LIBERAL, BRIDGE_RULES, BRIDGE_RULES_V6].map(str::to_owned).to_vec();
     names.extend(["all", &facts.uplink.name].map(rp_filter));
     let device = facts.v4.as_ref().and_then(|half| half.device.as_ref());
     names.extend(device.map(|device| rp_filter(&device.name)));
     names.extend(facts.wireguard.iter().map(|tunnel| rp_filter(&tunnel.name)));
+    if let Some(half) = &facts.v6 {
+        let bridges = links.iter().filter(|link| link.kind == LinkKind::Bridge).map(|link| &link.name);
+        let device = half.device.iter().map(|device| &device.name);
+        let interfaces = bridges.chain(device).chain([&facts.uplink.name]);
+        names.extend(interfaces.flat_map(|it| ipv6::PARAMETERS.map(|name| ipv6::sysctl(it, name))));
+    }
     names.into_iter().map(|name| (name.clone(), sysctl::get(&name).ok())).collect()
 }
 

@@ -15,6 +15,7 @@ use loden_tests::{
 use serde_json::Value;
 
 use crate::{
+    overlay::{self, Overlay},
     records, surroundings,
     ward::{Report, Ward, assert_found, links},
 };
@@ -91,14 +92,17 @@ fn faults_beside_a_running_agent_are_found_by_name() {
     let clone = format!("{PREFIX}/subnets/10.5.250.0-24");
     let value = format!(
         r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"0a:fe:00:00:00:99"}}}}"#,
-        ward.flannel.address()
+        ward.flannel().address()
     );
     ward.cluster.etcd().ctl(&["put", &clone, &value]).unwrap();
     let routed = || ward.patient().has_route("10.5.250.0/24".parse::<ipnet::Ipv4Net>().unwrap()).unwrap();
     wait_for("the clone's route", Duration::from_secs(10), || routed().then_some(())).unwrap();
     let report = assert_found("two subnets of one address", ward.patient(), &["public-ip", "vxlan"]);
     assert!(
-        report.find("public-ip")["evidence"].as_str().unwrap().contains(&ward.flannel.address().to_string())
+        report.find("public-ip")["evidence"]
+            .as_str()
+            .unwrap()
+            .contains(&ward.flannel().address().to_string())
     );
     ward.cluster.etcd().ctl(&["del", &clone]).unwrap();
     wait_for("the clone to go", Duration::from_secs(10), || (!routed()).then_some(())).unwrap();
@@ -126,30 +130,7 @@ fn faults_of_a_node_without_an_agent_are_found_by_name_and_gone_when_it_is_back(
     ward.cluster.nodes[0].kill_agent();
     assert_found("no agent", ward.patient(), &["agent"]);
 
-    let far = &ward.cluster.nodes[1];
-    let (subnet, mac) =
-        (far.subnet_env().unwrap().subnet.trunc(), far.status().unwrap()["device"]["mac"].clone());
-    let (base, mac, vtep) = (subnet.network(), mac.as_str().unwrap(), far.address());
-    ward.assert_found(
-        &format!("bridge fdb replace {mac} dev flannel.1 dst 192.168.64.99 self permanent"),
-        &format!("bridge fdb replace {mac} dev flannel.1 dst {vtep} self permanent"),
-        &["agent", "fdb", "vxlan"],
-    );
-    ward.assert_found(
-        &format!("ip neigh replace {base} lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent"),
-        &format!("ip neigh replace {base} lladdr {mac} dev flannel.1 nud permanent"),
-        &["agent", "neighbour", "vxlan"],
-    );
-    ward.assert_found(
-        &format!("ip route del {subnet}"),
-        &format!("ip route add {subnet} via {base} dev flannel.1 onlink proto 76"),
-        &["agent", "route", "vxlan"],
-    );
-    ward.assert_found(
-        "ip link set flannel.1 mtu 1400",
-        "ip link set flannel.1 mtu 1450",
-        &["agent", "device", "overlay-mtu"],
-    );
+    overlay::faults(&ward, &Overlay::of_ipv4(&ward));
     let liberal = "sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal";
     ward.assert_found(&format!("{liberal}=0"), &format!("{liberal}=1"), &["agent", "be-liberal"]);
     let forward = "sysctl -qw net.ipv4.ip_forward";

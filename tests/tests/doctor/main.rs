@@ -8,6 +8,8 @@
 mod bpftool;
 mod explain;
 mod faults;
+mod ipv6;
+mod overlay;
 mod records;
 mod surroundings;
 mod trace;

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf, process::Output, time::Durat
 
 use loden_tests::{
     cluster::{Cluster, Plan},
+    container::Container,
     flannel::FlannelNode,
     netns::Netns,
     node::Node,
@@ -51,11 +52,11 @@ pub(crate) fn assert_found(what: &str, node: &Node, expected: &[&str]) -> Report
     report
 }
 
-/// Two Loden nodes with a container each, and a flannel node.
+/// Two Loden nodes with a container each, and maybe a flannel node.
 pub(crate) struct Ward {
     pub(crate) cluster: Cluster,
-    pub(crate) flannel: FlannelNode,
-    _containers: Vec<loden_tests::container::Container>,
+    flannel: Option<FlannelNode>,
+    _containers: Vec<Container>,
 }
 
 impl Ward {
@@ -75,24 +76,56 @@ impl Ward {
             .unwrap();
         }
         let containers = cluster.run_containers(1).unwrap();
-        ping(containers[0].netns(), containers[1].address(), 3).unwrap();
-        // The patient is examined more often than a host would bear: it answers one closed port a second.
-        for netns in [cluster.nodes[1].netns(), flannel.netns()] {
-            netns.exec("sysctl -qw net.ipv4.icmp_ratelimit=0").unwrap();
+        flannel.netns().exec("sysctl -qw net.ipv4.icmp_ratelimit=0").unwrap();
+        Self { cluster, flannel: Some(flannel), _containers: containers }.admit(&["v4"], 2)
+    }
+
+    /// Two Loden nodes, by a plan that has IPv6. Only where there is IPv4 as well are there containers.
+    pub(crate) fn of_ipv6(plan: &Plan) -> Self {
+        let plan = Plan { nodes: 2, ..plan.clone() };
+        let families = if plan.ipv4 { &["v4", "v6"][..] } else { &["v6"] };
+        if !plan.ipv4 {
+            let mut cluster = Cluster::create(&plan).unwrap();
+            for node in &mut cluster.nodes {
+                node.start_agent(&[]).unwrap();
+            }
+            return Self { cluster, flannel: None, _containers: Vec::new() }.admit(families, 1);
         }
-        let node = &cluster.nodes[0];
-        wait_for("both peers in what an agent leaves behind", Duration::from_secs(10), || {
-            let text = fs::read_to_string(node.run_directory().join("facts.json")).ok()?;
-            let facts: Value = serde_json::from_str(&text).ok()?;
-            (facts["v4"]["overlay"]["peers"].as_object()?.len() == 2).then_some(())
-        })
-        .unwrap();
-        wait_for("the programs at the container's veth", Duration::from_secs(10), || {
+        let mut cluster = Cluster::start(&plan, &[]).unwrap();
+        let containers = cluster.run_containers(1).unwrap();
+        Self { cluster, flannel: None, _containers: containers }.admit(families, 1)
+    }
+
+    /// Waits until there is nothing to be said of it, and the agent has written down so many peers of these families.
+    fn admit(self, families: &[&str], peers: usize) -> Self {
+        let containers = &self._containers;
+        for address in containers.get(1).into_iter().flat_map(Container::addresses) {
+            let answers = || ping(containers[0].netns(), address, 1).ok();
+            wait_for("the container to answer", Duration::from_secs(20), answers).unwrap();
+        }
+        // The patient is examined more often than a host would bear: it answers one closed port a second.
+        for name in ["net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"] {
+            self.cluster.nodes[1].netns().exec(&format!("sysctl -qw {name}=0")).unwrap();
+        }
+        let node = &self.cluster.nodes[0];
+        for family in families {
+            wait_for("every peer in what an agent leaves behind", Duration::from_secs(20), || {
+                let text = fs::read_to_string(node.run_directory().join("facts.json")).ok()?;
+                let facts: Value = serde_json::from_str(&text).ok()?;
+                (facts[family]["overlay"]["peers"].as_object()?.len() == peers).then_some(())
+            })
+            .unwrap();
+        }
+        wait_for("the programs at the container's veth", Duration::from_secs(20), || {
             let hooks: Vec<String> = links(node).iter().map(|path| path.display().to_string()).collect();
-            hooks.iter().any(|path| path.contains("to_pod")).then_some(())
+            (containers.is_empty() || hooks.iter().any(|path| path.contains("to_pod"))).then_some(())
         })
         .unwrap();
-        Self { cluster, flannel, _containers: containers }
+        self
+    }
+
+    pub(crate) fn flannel(&self) -> &FlannelNode {
+        self.flannel.as_ref().unwrap()
     }
 
     pub(crate) fn patient(&self) -> &Node {

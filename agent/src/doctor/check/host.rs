@@ -18,6 +18,7 @@ pub(in crate::doctor) const FORWARD: &str = "net.ipv4.ip_forward";
 pub(in crate::doctor) const FORWARD_V6: &str = "net.ipv6.conf.all.forwarding";
 pub(in crate::doctor) const LIBERAL: &str = "net.netfilter.nf_conntrack_tcp_be_liberal";
 pub(in crate::doctor) const BRIDGE_RULES: &str = "net.bridge.bridge-nf-call-iptables";
+pub(in crate::doctor) const BRIDGE_RULES_V6: &str = "net.bridge.bridge-nf-call-ip6tables";
 
 /// The reverse-path filter of an interface, or of `all`.
 pub(in crate::doctor) fn rp_filter(interface: &str) -> String {
@@ -30,18 +31,20 @@ pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
     if let Some(half) = &snapshot.v4 {
         findings.extend([forward(snapshot, FORWARD), reverse_path(snapshot, half)]);
         findings.extend([bridges(snapshot, half), routes(snapshot, half)]);
+        findings.push(bridge_rules(snapshot, BRIDGE_RULES, &["ip", "inet"]));
     }
     if let Some(half) = &snapshot.v6 {
         let of_v6 = [forward(snapshot, FORWARD_V6), bridges(snapshot, half), routes(snapshot, half)];
+        let bridged = bridge_rules(snapshot, BRIDGE_RULES_V6, &["ip6", "inet"]);
+        let of_v6 = of_v6.into_iter().chain([bridged]).chain(super::ipv6::examine(snapshot, half));
         findings.extend(of_v6.map(super::of_family::<V6>));
     }
     findings.extend(liberal(snapshot));
-    findings.push(bridge_rules(snapshot));
     findings.push(gro(snapshot));
     findings
 }
 
-fn value<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a str> {
+pub(super) fn value<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a str> {
     snapshot.sysctls.get(name)?.as_deref()
 }
 
@@ -178,8 +181,19 @@ fn routes<F: Family>(snapshot: &Snapshot, half: &Half<F>) -> Finding {
     )
 }
 
+/// The lines of the tables of these families, as `nft list ruleset` prints them.
+pub(super) fn rules_of<'a>(rules: &'a str, families: &[&str]) -> impl Iterator<Item = &'a str> {
+    let mut inside = false;
+    rules.lines().filter_map(move |line| {
+        if let Some(table) = line.strip_prefix("table ") {
+            inside = families.contains(&table.split(' ').next().unwrap_or_default());
+        }
+        inside.then_some(line.trim())
+    })
+}
+
 /// Where services are translated, packets between two pods of one bridge must pass the rules as well.
-fn bridge_rules(snapshot: &Snapshot) -> Finding {
+fn bridge_rules(snapshot: &Snapshot, parameter: &str, tables: &[&str]) -> Finding {
     const CHECK: &str = "br-netfilter";
     let Ok(rules) = &snapshot.rules else {
         return Finding::unknown(
@@ -190,14 +204,14 @@ fn bridge_rules(snapshot: &Snapshot) -> Finding {
             ),
         );
     };
-    let services = rules.contains("KUBE-SERVICES");
-    match value(snapshot, BRIDGE_RULES) {
+    let services = rules_of(rules, tables).any(|line| line.contains("KUBE-SERVICES"));
+    match value(snapshot, parameter) {
         Some("1") => Finding::ok(CHECK, "bridged packets pass the host's rules"),
         _ if services => Finding::fault(
             CHECK,
             "kube-proxy translates services here, and packets between two pods of one bridge do not pass its rules: a \
              service does not answer pods beside its backend",
-            format_args!("modprobe br_netfilter; sysctl -w {BRIDGE_RULES}=1"),
+            format_args!("modprobe br_netfilter; sysctl -w {parameter}=1"),
         ),
         _ => Finding::ok(CHECK, "bridged packets pass no rules, and no service needs it"),
     }

@@ -9,7 +9,7 @@ use crate::{
         snapshot::{Half, Snapshot},
     },
     family::Family,
-    kernel::{LinkKind, mac_text},
+    kernel::{Address, LinkKind, mac_text},
     overlay::{Op, plan},
 };
 
@@ -50,6 +50,12 @@ fn device<F: Family>(snapshot: &Snapshot, half: &Half<F>) -> Option<Finding> {
     if link.mac != Some(wanted.mac) {
         let found = link.mac.map_or_else(|| "none".to_owned(), mac_text);
         wrong.push(format!("its MAC is {found}, the lease says {}", mac_text(wanted.mac)));
+    }
+    // The base of the subnet, with the length of the whole: peers are told of no other.
+    let own = F::base(half.facts.subnet);
+    let has = |it: &Address<F>| it.ifindex == link.index && it.address == own && it.prefix_len == F::BITS;
+    if !half.addresses.iter().any(has) {
+        wrong.push(format!("it has no {own}/{}", F::BITS));
     }
     if link.mtu != wanted.mtu {
         wrong.push(format!("its MTU is {} and should be {}", link.mtu, wanted.mtu));

@@ -24,9 +24,6 @@ fn kernel_alone(snapshot: &Snapshot) -> Finding {
     if why.starts_with("--datapath=kernel") {
         return Finding::ok("kernel", "no programs, as --datapath=kernel asks");
     }
-    if snapshot.v4.is_none() {
-        return Finding::ok("kernel", format_args!("no programs: {why}"));
-    }
     Finding::warning(
         "kernel",
         format_args!("the kernel alone carries the packets: {why}"),

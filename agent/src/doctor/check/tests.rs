@@ -226,7 +226,11 @@ fn healthy() -> Snapshot {
         ],
         v4: Some(Half {
             facts: half,
-            addresses: vec![address(UPLINK, "192.0.2.11", 24), address(BRIDGE, "10.5.1.1", 24)],
+            addresses: vec![
+                address(UPLINK, "192.0.2.11", 24),
+                address(BRIDGE, "10.5.1.1", 24),
+                address(DEVICE, "10.5.1.0", 32),
+            ],
             routes: vec![
                 route("0.0.0.0/0", UPLINK),
                 route("192.0.2.0/24", UPLINK),
@@ -353,11 +357,12 @@ fn each_fault_is_found_by_its_name_and_nothing_else_is() {
             v4(s).routes.push(route("10.5.2.0/24", UPLINK))
         }),
         ("services without br_netfilter", "br-netfilter", Fault, |s| {
-            s.rules = Ok("chain KUBE-SERVICES {".into());
+            s.rules = Ok("table ip nat {\n\tchain KUBE-SERVICES {".into());
             set(s, host::BRIDGE_RULES, "0");
         }),
         ("GRO off", "gro", Warning, |s| s.gro = Ok(false)),
         ("no device", "device", Fault, |s| drop(s.links.remove(1))),
+        ("no address", "device", Fault, |s| v4(s).addresses.truncate(2)),
         ("device down", "device", Fault, |s| s.links[1].up = false),
         ("another MAC", "device", Fault, |s| s.links[1].mac = Some([2, 0, 0, 0, 0, 99])),
         ("another MTU", "device", Fault, |s| s.links[1].mtu = 1500),
@@ -373,6 +378,12 @@ fn each_fault_is_found_by_its_name_and_nothing_else_is() {
         ("kernel alone", "kernel", Warning, |s| {
             s.programs = None;
             s.facts.kernel_alone = Some("no eBPF: there is no bpf_redirect_peer (Linux 5.10)".into());
+        }),
+        ("kernel alone, in an IPv6-only network", "kernel", Warning, |s| {
+            s.programs = None;
+            s.facts.kernel_alone = Some("no eBPF: there is no bpf_redirect_peer (Linux 5.10)".into());
+            (s.v4, s.facts.v4) = (None, None);
+            (s.etcd.leases, s.probes) = (None, Vec::new());
         }),
         ("detached", "programs", Fault, |s| s.programs.as_mut().unwrap().hooks[1].2 = Attached::Missing),
         // In the ring there is one build of the programs only, so this stands here alone.
