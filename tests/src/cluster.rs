@@ -18,6 +18,7 @@ use crate::{
     node::{self, Node},
     process::wait_for,
     remains,
+    traffic::wait_for_answer,
     underlay::Underlay,
 };
 
@@ -136,6 +137,21 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// As [`Self::start`], with a container on each node, and waits until each reaches the next in every family that they
+    /// have.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`], and where a container is not reached in time.
+    pub fn start_with_containers(plan: &Plan, args: &[&str]) -> Result<(Self, Vec<Container>)> {
+        let mut cluster = Self::start(plan, args)?;
+        let containers = cluster.run_containers(1)?;
+        for pair in containers.windows(2) {
+            wait_for_answer(&pair[0], &pair[1])?;
+        }
+        Ok((cluster, containers))
+    }
+
     /// Plugs one more node in, without an agent.
     ///
     /// # Errors
@@ -181,6 +197,16 @@ impl Cluster {
     #[must_use]
     pub fn node_address6(&self, n: u32) -> Option<Ipv6Addr> {
         self.underlay.address6(FIRST_NODE + n)
+    }
+
+    /// The host part of the n-th node's addresses on the underlay, counted from 0.
+    ///
+    /// # Panics
+    ///
+    /// Where there cannot be so many.
+    #[must_use]
+    pub fn host_of_node(&self, n: usize) -> u32 {
+        FIRST_NODE + u32::try_from(n).expect("so many nodes")
     }
 
     /// Where the nodes' pins are.

@@ -1,6 +1,6 @@
 //! What the agent's programs have counted, as the status document has it.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -101,10 +101,8 @@ fn wait_until_known(nodes: &[Node], containers: &[&Container]) {
     if known().is_ok() {
         let all = || {
             let addresses = known().ok()?.concat();
-            let is_known = |container: &&Container| {
-                let own = [Some(container.address().into()), container.address6().map(IpAddr::from)];
-                own.into_iter().flatten().any(|address| addresses.contains(&address))
-            };
+            let is_known =
+                |container: &&Container| container.addresses().any(|address| addresses.contains(&address));
             containers.iter().all(is_known).then_some(())
         };
         let _ = wait_for("the agents to know the containers", KNOWN, all);

@@ -75,7 +75,8 @@ impl FlannelNode {
             Ipv4Net::new(Ipv4Addr::from(u32::from(self.subnet.network()) + 1), self.subnet.prefix_len())?;
         let address = Ipv4Addr::from(u32::from(gateway.addr()) + self.containers);
         anyhow::ensure!(self.subnet.contains(&address), "{} is full", self.subnet);
-        Container::create(&self.netns, BRIDGE, &format!("veth{}", self.containers), address, gateway, 1450)
+        let (veth, addresses) = (format!("veth{}", self.containers), [(address.into(), gateway.into())]);
+        Container::create(&self.netns, BRIDGE, &veth, &addresses, 1450)
     }
 }
 

@@ -12,6 +12,7 @@ pub mod counters;
 pub mod crowd;
 pub mod docker;
 pub mod etcd;
+pub mod family;
 pub mod flannel;
 pub mod helm;
 pub mod kubernetes_validate;

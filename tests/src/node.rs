@@ -24,16 +24,19 @@ use crate::{
 /// The name of the containers' bridge, as Docker's.
 pub const BRIDGE: &str = "docker0";
 
+/// The bridge's MAC; Docker, too, gives it one.
+const BRIDGE_MAC: &str = "02:42:00:00:00:01";
+
 /// How long an agent may take to be ready.
 const READY: Duration = Duration::from_secs(60);
 
 /// What an agent promises in `subnet.env`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetEnv {
-    /// `FLANNEL_NETWORK`.
-    pub network: Ipv4Net,
+    /// `FLANNEL_NETWORK`, where the network has IPv4.
+    pub network4: Option<Ipv4Net>,
     /// `FLANNEL_SUBNET`: the bridge's address with the length of the subnet.
-    pub subnet: Ipv4Net,
+    pub subnet4: Option<Ipv4Net>,
     /// `FLANNEL_IPV6_NETWORK`, where the network has IPv6.
     pub network6: Option<Ipv6Net>,
     /// `FLANNEL_IPV6_SUBNET`, as the other.
@@ -53,9 +56,13 @@ impl SubnetEnv {
     pub fn parse(text: &str) -> Result<Self> {
         let entry = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         let value = |key: &str| entry(key).with_context(|| format!("subnet.env has no {key}: {text:?}"));
+        ensure!(
+            entry("FLANNEL_SUBNET").or(entry("FLANNEL_IPV6_SUBNET")).is_some(),
+            "subnet.env has no subnet: {text:?}"
+        );
         Ok(Self {
-            network: value("FLANNEL_NETWORK")?.parse()?,
-            subnet: value("FLANNEL_SUBNET")?.parse()?,
+            network4: entry("FLANNEL_NETWORK").map(str::parse).transpose()?,
+            subnet4: entry("FLANNEL_SUBNET").map(str::parse).transpose()?,
             network6: entry("FLANNEL_IPV6_NETWORK").map(str::parse).transpose()?,
             subnet6: entry("FLANNEL_IPV6_SUBNET").map(str::parse).transpose()?,
             mtu: value("FLANNEL_MTU")?.parse()?,
@@ -63,12 +70,39 @@ impl SubnetEnv {
         })
     }
 
-    /// The subnets of both families, without host bits.
+    /// The network of a node that has IPv4.
+    ///
+    /// # Panics
+    ///
+    /// Where it has none.
+    #[must_use]
+    pub fn network(&self) -> Ipv4Net {
+        self.network4.expect("a network of IPv4")
+    }
+
+    /// The subnet, with the bridge's address, of a node that has IPv4.
+    ///
+    /// # Panics
+    ///
+    /// Where it has none.
+    #[must_use]
+    pub fn subnet(&self) -> Ipv4Net {
+        self.subnet4.expect("a subnet of IPv4")
+    }
+
+    /// The subnets of the families that there are, without host bits.
     #[must_use]
     pub fn subnets(&self) -> Vec<IpNet> {
-        let subnets = [Some(self.subnet.into()), self.subnet6.map(Into::into)];
+        let subnets = [self.subnet4.map(Into::into), self.subnet6.map(Into::into)];
         subnets.into_iter().flatten().map(|subnet: IpNet| subnet.trunc()).collect()
     }
+}
+
+/// The name of a container's veth, its addresses each with the bridge's, and its MTU in bytes.
+struct Wiring {
+    veth: String,
+    addresses: Vec<(IpAddr, IpNet)>,
+    mtu: u32,
 }
 
 /// A host of the cluster. Dropping it kills its agent and removes the namespace.
@@ -355,8 +389,11 @@ impl Node {
     /// Without `subnet.env`.
     pub fn make_bridge(&self) -> Result<()> {
         let env = self.subnet_env()?;
-        self.netns.ip(&format!("link add {BRIDGE} mtu {} type bridge", env.mtu))?;
-        self.netns.ip(&format!("address add {} dev {BRIDGE}", env.subnet))?;
+        // Without a MAC of its own it would take a port's, and another with the next port.
+        self.netns.ip(&format!("link add {BRIDGE} address {BRIDGE_MAC} mtu {} type bridge", env.mtu))?;
+        if let Some(subnet) = env.subnet4 {
+            self.netns.ip(&format!("address add {subnet} dev {BRIDGE}"))?;
+        }
         if let Some(subnet) = env.subnet6 {
             self.netns.ip(&format!("-6 address add {subnet} dev {BRIDGE} nodad"))?;
         }
@@ -364,7 +401,7 @@ impl Node {
         Ok(())
     }
 
-    /// Drops forwarded packets that nobody accepts, as dockerd does (`iptables -P FORWARD DROP`), and accepts
+    /// Drops forwarded packets of either family that nobody accepts, as dockerd does (`iptables -P FORWARD DROP`), and accepts
     /// what leaves the bridge or belongs to such a flow, as it does too.
     ///
     /// # Errors
@@ -372,42 +409,49 @@ impl Node {
     /// Where iptables is missing.
     pub fn docker_firewall(&self) -> Result<()> {
         let established = "-m conntrack --ctstate RELATED,ESTABLISHED";
-        self.netns.exec("iptables -P FORWARD DROP")?;
-        self.netns.exec(&format!("iptables -A FORWARD -o {BRIDGE} {established} -j ACCEPT"))?;
-        self.netns.exec(&format!("iptables -A FORWARD -i {BRIDGE} ! -o {BRIDGE} -j ACCEPT"))?;
+        for iptables in ["iptables", "ip6tables"] {
+            self.netns.exec(&format!("{iptables} -P FORWARD DROP"))?;
+            self.netns.exec(&format!("{iptables} -A FORWARD -o {BRIDGE} {established} -j ACCEPT"))?;
+            self.netns.exec(&format!("{iptables} -A FORWARD -i {BRIDGE} ! -o {BRIDGE} -j ACCEPT"))?;
+        }
         Ok(())
     }
 
-    /// Runs a container at the `host`-th address of the node's subnet, of both where there are two, from 2 on.
+    /// Runs a container at the `host`-th address of the node's subnet, of each family that there is, from 2 on.
     ///
     /// # Errors
     ///
     /// Without a bridge, or where the address is not in the subnet.
     pub fn run_container(&mut self, host: u32) -> Result<Container> {
-        self.veths += 1;
-        self.wire_container(host, &format!("veth{}", self.veths))
+        let Wiring { veth, addresses, mtu } = self.wiring(host)?;
+        Container::create(&self.netns, BRIDGE, &veth, &addresses, mtu)
     }
 
-    /// The same, where its device in the node has this index.
+    /// The same, on a veth that has this index in the node.
     ///
     /// # Errors
     ///
-    /// As [`Self::run_container`], and where another device has the index.
-    pub fn run_container_with_index(&mut self, host: u32, index: u32) -> Result<Container> {
-        self.veths += 1;
-        self.wire_container(host, &format!("veth{} index {index}", self.veths))
+    /// The same, and where the index is taken.
+    pub fn run_container_at_index(&mut self, host: u32, index: u32) -> Result<Container> {
+        let Wiring { veth, addresses, mtu } = self.wiring(host)?;
+        Container::create_at_index(&self.netns, BRIDGE, (&veth, index), &addresses, mtu)
     }
 
-    fn wire_container(&self, host: u32, veth: &str) -> Result<Container> {
+    /// How a new container is wired.
+    fn wiring(&mut self, host: u32) -> Result<Wiring> {
         let env = self.subnet_env()?;
-        let address = Ipv4Addr::from(u32::from(env.subnet.network()) + host);
-        ensure!(env.subnet.contains(&address), "{} has no host {host}", env.subnet);
-        let mut container = Container::create(&self.netns, BRIDGE, veth, address, env.subnet, env.mtu)?;
+        let mut addresses: Vec<(IpAddr, IpNet)> = Vec::new();
+        if let Some(subnet) = env.subnet4 {
+            let address = Ipv4Addr::from(u32::from(subnet.network()) + host);
+            ensure!(subnet.contains(&address), "{subnet} has no host {host}");
+            addresses.push((address.into(), subnet.into()));
+        }
         if let Some(subnet) = env.subnet6 {
             let address = Ipv6Addr::from(u128::from(subnet.network()) + u128::from(host));
-            container.add_ipv6(address, subnet)?;
+            addresses.push((address.into(), subnet.into()));
         }
-        Ok(container)
+        self.veths += 1;
+        Ok(Wiring { veth: format!("veth{}", self.veths), addresses, mtu: env.mtu })
     }
 
     /// Whether the kernel has a route of its own to this subnet, not only the default one.

@@ -23,6 +23,7 @@ use nix::sys::{
 };
 
 use crate::{
+    container::Container,
     netns::Netns,
     process::{slowness, wait_for},
 };
@@ -134,6 +135,21 @@ fn echo_hello(stream: &mut TcpStream, first: bool) -> Result<()> {
 pub fn ping(client: &Netns, address: impl Into<IpAddr>, count: u32) -> Result<()> {
     let address = address.into();
     client.exec(&format!("ping -n -q -c {count} -i 0.05 -W 2 {address}")).map(drop)
+}
+
+/// Waits until a container reaches another in every family that they have: of IPv6 nobody asks for a neighbour before its
+/// own link-local address is known to be its own alone, which takes a new bridge or container a second or two.
+///
+/// # Errors
+///
+/// Where there is no answer within 20 seconds.
+pub fn wait_for_answer(from: &Container, to: &Container) -> Result<()> {
+    for address in to.addresses() {
+        let echo = format!("ping -n -q -c 1 -W 1 {address}");
+        let what = format!("the first answer from {address}");
+        wait_for(&what, Duration::from_secs(20), || from.netns().exec(&echo).ok())?;
+    }
+    Ok(())
 }
 
 /// A listener, at the service's backend port or else any, whose `accept` gives up after [`PATIENCE`].

@@ -14,6 +14,7 @@ use loden_tests::{
     crowd::{self, Crowd},
     etcd::Gateway,
     node::Node,
+    packet::Ipv4,
     process::wait_for,
 };
 use nix::unistd::{SysconfVar, geteuid, sysconf};
@@ -73,7 +74,7 @@ fn measure(options: &Options) -> Result<()> {
     let plan = Plan { nodes: 1, config: crowd::CONFIG.to_owned(), binary: Some(agent), ..Plan::default() };
     let mut cluster = Cluster::create(&plan)?;
     let step = Step::start(format!("{} leases", options.peers));
-    let mut crowd = Crowd::gather(Gateway::connect(cluster.etcd())?, options.peers)?;
+    let mut crowd: Crowd = Crowd::gather(Gateway::connect(cluster.etcd())?, options.peers)?;
     step.done("written");
     let mut figures = Figures::new();
     start(&mut cluster, options.peers, "first start", &mut figures)?;
@@ -173,7 +174,7 @@ fn change(cluster: &Cluster, crowd: &mut Crowd, options: &Options, figures: &mut
     let cpu = cpu_time(node)? - before.0;
     let requests = kernel_requests(&node.status()?)? - before.1;
     for n in 0..all.min(crowd.size()) {
-        let mac = crowd::mac_at(node, n)?;
+        let mac = crowd::mac_at::<Ipv4>(node, n)?;
         ensure!(mac.starts_with("0a:") && !mac.starts_with("0a:00"), "the change of peer {n} is lost: {mac}");
     }
     lags.sort_unstable();
@@ -192,7 +193,7 @@ fn change(cluster: &Cluster, crowd: &mut Crowd, options: &Options, figures: &mut
 
 fn wait_until_known(node: &Node, n: u32, mac: &str) -> Result<()> {
     let start = Instant::now();
-    while crowd::mac_at(node, n).ok().as_deref() != Some(mac) {
+    while crowd::mac_at::<Ipv4>(node, n).ok().as_deref() != Some(mac) {
         ensure!(start.elapsed() < Duration::from_secs(20), "peer {n} is not known as {mac}: {}", node.log());
         thread::sleep(Duration::from_millis(2));
     }

@@ -88,6 +88,26 @@ pub fn during<T>(
     })
 }
 
+/// As [`during`] for several pairs of hosts at once, and returns what each came to.
+///
+/// # Errors
+///
+/// As [`during`].
+///
+/// # Panics
+///
+/// As [`during`].
+pub fn during_all<'a, T>(
+    pairs: &[(Host<'a>, Host<'a>)],
+    flows: usize,
+    work: Box<dyn FnOnce() -> Result<T> + 'a>,
+) -> Result<(T, Vec<Report>)> {
+    let Some((&(from, to), rest)) = pairs.split_first() else { return Ok((work()?, Vec::new())) };
+    let ((done, mut reports), report) = during(from, to, flows, || during_all(rest, flows, work))?;
+    reports.insert(0, report);
+    Ok((done, reports))
+}
+
 /// Ends the load when `work` does, in whichever way.
 struct Stopper<'a>(&'a AtomicBool);
 

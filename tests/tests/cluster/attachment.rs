@@ -19,12 +19,14 @@ use loden_tests::{
 
 use crate::{assert_all_reach_all, show_logs};
 
-/// Interface, side, and the program there.
-const HOOKS: [(&str, TcAttachType, &str); 6] = [
+/// Interface, side, and the program there, on nodes of both families.
+const HOOKS: [(&str, TcAttachType, &str); 8] = [
     ("eth0", TcAttachType::Ingress, "from_wire"),
     (BRIDGE, TcAttachType::Ingress, "from_other"),
     ("flannel.1", TcAttachType::Ingress, "from_overlay"),
     ("flannel.1", TcAttachType::Egress, "to_overlay"),
+    ("flannel-v6.1", TcAttachType::Ingress, "from_overlay"),
+    ("flannel-v6.1", TcAttachType::Egress, "to_overlay"),
     ("veth1", TcAttachType::Ingress, "from_pod"),
     ("veth1", TcAttachType::Egress, "to_pod"),
 ];
@@ -90,8 +92,8 @@ fn say_what_this_kernel_does(node: &Node) {
 
 #[test]
 fn each_hook_has_its_program_once_through_restart_and_crash_and_none_after_the_end() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
+    let plan = Plan { nodes: 2, ..Plan::dual() };
+    let (mut cluster, containers) = Cluster::start_with_containers(&plan, &[]).unwrap();
     ping(containers[0].netns(), containers[1].address(), 20).unwrap();
     show_logs(&cluster);
     let node = &mut cluster.nodes[0];
@@ -119,8 +121,8 @@ fn each_hook_has_its_program_once_through_restart_and_crash_and_none_after_the_e
 
 #[test]
 fn a_program_that_somebody_detaches_is_attached_again_at_the_tick() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
+    let plan = Plan { nodes: 2, ..Plan::dual() };
+    let (cluster, containers) = Cluster::start_with_containers(&plan, &[]).unwrap();
     ping(containers[0].netns(), containers[1].address(), 20).unwrap();
     let node = &cluster.nodes[0];
     let (tcx, filters) = programs_at(node, "eth0", TcAttachType::Ingress);
@@ -157,9 +159,8 @@ fn an_agent_that_cannot_load_programs_names_what_is_missing_and_runs_on_the_kern
     );
     fs::write(&wrapper, script).unwrap();
     fs::set_permissions(&wrapper, Permissions::from_mode(0o755)).unwrap();
-    let plan = Plan { nodes: 2, binary: Some(wrapper), ..Plan::default() };
-    let mut cluster = Cluster::start(&plan, &[]).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
+    let plan = Plan { nodes: 2, binary: Some(wrapper), ..Plan::dual() };
+    let (cluster, containers) = Cluster::start_with_containers(&plan, &[]).unwrap();
     for node in &cluster.nodes {
         let status = node.status().unwrap();
         assert_eq!(status["datapath"], "kernel", "{status:#}");

@@ -2,60 +2,115 @@
 
 use std::{thread, time::Duration};
 
+use anyhow::Context as _;
 use loden_tests::{
     cluster::{Cluster, Plan},
+    container::Container,
     counters::Share,
+    each_family,
+    family::Family,
+    node::Node,
+    packet::Ipv4,
     process::wait_for,
     traffic::{
         hello, ping,
         stream::{self, Until},
+        wait_for_answer,
     },
 };
 
-#[test]
-fn a_container_that_comes_back_at_its_address_on_another_veth_is_reached_fast() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+each_family!(
+    a_container_that_comes_back_at_its_address_on_another_veth_is_reached_fast,
+    a_pod_whose_veth_has_the_index_of_one_that_is_gone_is_reached_fast,
+    a_stream_goes_on_while_the_programs_are_detached_and_attached_again,
+);
+
+fn a_container_that_comes_back_at_its_address_on_another_veth_is_reached_fast<F: Family>() {
+    let mut cluster = Cluster::start(&F::alone(), &[]).unwrap();
     let client = cluster.nodes[0].run_container(2).unwrap();
     for round in 0..3 {
         let server = cluster.nodes[1].run_container(2).unwrap();
-        let seen = hello(client.host(), server.host(), None).unwrap_or_else(|error| {
-            panic!("round {round}, container {}: {error:#}", server.address());
+        wait_for_answer(&client, &server).unwrap();
+        let seen = hello(F::host(&client), F::host(&server), None).unwrap_or_else(|error| {
+            panic!("round {round}, container {}: {error:#}", F::of(&server));
         });
-        assert_eq!(seen, client.address());
-        wait_for("the fast path to the new container", Duration::from_secs(10), || {
-            let work = || ping(client.netns(), server.address(), 40);
-            let ((), share) = Share::during(&cluster.nodes, &[&client, &server], work).ok()?;
-            (share.smaller() > 0.9).then_some(())
-        })
-        .unwrap_or_else(|error| panic!("round {round}: {error:#}"));
+        assert_eq!(seen, F::of(&client).into());
+        wait_until_fast::<F>(&cluster.nodes, &client, &server)
+            .unwrap_or_else(|error| panic!("round {round}: {error:#}"));
     }
 }
 
+/// The kernel counts a namespace's devices up and begins anew one day: a new pod's veth then has the index by which the
+/// maps and the pinned links know one that is gone.
+fn a_pod_whose_veth_has_the_index_of_one_that_is_gone_is_reached_fast<F: Family>() {
+    let mut cluster = Cluster::start(&F::alone(), &[]).unwrap();
+    let client = cluster.nodes[0].run_container(2).unwrap();
+    let mut server = cluster.nodes[1].run_container(2).unwrap();
+    let links: serde_json::Value =
+        serde_json::from_str(&cluster.nodes[1].netns().ip("-j link show veth1").unwrap()).unwrap();
+    let index = u32::try_from(links[0]["ifindex"].as_u64().unwrap()).unwrap();
+    wait_for_answer(&client, &server).unwrap();
+    wait_until_fast::<F>(&cluster.nodes, &client, &server).unwrap();
+    // The agent sees one go and the next come; then it sees neither.
+    for (host, is_away) in [(3, false), (4, true)] {
+        let node = &mut cluster.nodes[1];
+        if is_away {
+            node.kill_agent();
+        }
+        drop(server);
+        server = node.run_container_at_index(host, index).unwrap();
+        if is_away {
+            node.start_agent(&[]).unwrap();
+        }
+        wait_for_answer(&client, &server).unwrap();
+        assert_eq!(hello(F::host(&client), F::host(&server), None).unwrap(), F::of(&client).into());
+        wait_until_fast::<F>(&cluster.nodes, &client, &server)
+            .unwrap_or_else(|error| panic!("host {host}: {error:#}\n{}", cluster.nodes[1].log()));
+        if !is_away {
+            let gone = F::in_subnet_of(F::of(&server), host as u8 - 1);
+            wait_for("the agent to forget the pod that is gone", Duration::from_secs(10), || {
+                (!cluster.nodes[1].endpoints().unwrap().contains(&gone.into())).then_some(())
+            })
+            .unwrap();
+        }
+    }
+}
+
+fn wait_until_fast<F: Family>(nodes: &[Node], client: &Container, server: &Container) -> anyhow::Result<()> {
+    let mut last = None;
+    wait_for("the fast path to the new container", Duration::from_secs(10), || {
+        let work = || ping(client.netns(), F::of(server), 40);
+        let ((), share) = Share::during(nodes, &[client, server], work).ok()?;
+        last = Some(share);
+        (share.smaller() > 0.9).then_some(())
+    })
+    .with_context(|| format!("{last:?}"))
+}
+
 /// A stream runs across `disturb`, ends whole, and stays on the fast path.
-fn assert_stream_survives(disturb: impl FnOnce(&mut Cluster)) {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
+fn assert_stream_survives<F: Family>(disturb: impl FnOnce(&mut Cluster)) {
+    let (mut cluster, containers) = Cluster::start_with_containers(&F::alone(), &[]).unwrap();
     let (a, b) = (&containers[0], &containers[1]);
-    ping(a.netns(), b.address(), 20).unwrap();
+    ping(a.netns(), F::of(b), 20).unwrap();
     let before: Vec<_> = cluster.nodes.iter().map(|node| node.subnet_env().unwrap()).collect();
     let stream = thread::scope(|scope| {
         let four_seconds = Until::Time(Duration::from_secs(4));
-        let running = scope.spawn(move || stream::run(a.host(), b.host(), None, four_seconds));
+        let running = scope.spawn(move || stream::run(F::host(a), F::host(b), None, four_seconds));
         thread::sleep(Duration::from_secs(1));
         disturb(&mut cluster);
         running.join().unwrap().unwrap()
     });
-    assert_eq!(stream.source, a.address());
+    assert_eq!(stream.source, F::of(a).into());
     let after: Vec<_> = cluster.nodes.iter().map(|node| node.subnet_env().unwrap()).collect();
     assert_eq!(before, after, "every node keeps its subnet");
-    let work = || stream::run(a.host(), b.host(), None, Until::Bytes(100_000_000));
+    let work = || stream::run(F::host(a), F::host(b), None, Until::Bytes(100_000_000));
     let (_, share) = Share::during(&cluster.nodes, &[a, b], work).unwrap();
     assert!(share.smaller() >= 0.99, "after the disturbance: {share:?}");
 }
 
 #[test]
 fn a_stream_goes_on_while_an_agent_is_stopped_and_started() {
-    assert_stream_survives(|cluster| {
+    assert_stream_survives::<Ipv4>(|cluster| {
         assert!(cluster.nodes[0].stop_agent().unwrap().success());
         cluster.nodes[0].start_agent(&[]).unwrap();
     });
@@ -63,15 +118,14 @@ fn a_stream_goes_on_while_an_agent_is_stopped_and_started() {
 
 #[test]
 fn a_stream_goes_on_while_an_agent_crashes_and_starts_again() {
-    assert_stream_survives(|cluster| {
+    assert_stream_survives::<Ipv4>(|cluster| {
         cluster.nodes[1].kill_agent();
         cluster.nodes[1].start_agent(&[]).unwrap();
     });
 }
 
-#[test]
-fn a_stream_goes_on_while_the_programs_are_detached_and_attached_again() {
-    assert_stream_survives(|cluster| {
+fn a_stream_goes_on_while_the_programs_are_detached_and_attached_again<F: Family>() {
+    assert_stream_survives::<F>(|cluster| {
         cluster.nodes[0].stop_agent().unwrap();
         cluster.nodes[0].start_agent(&["--datapath=kernel"]).unwrap();
         cluster.nodes[0].stop_agent().unwrap();

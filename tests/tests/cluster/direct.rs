@@ -71,7 +71,7 @@ fn host_gw_makes_no_device_and_leaves_pods_the_whole_mtu() {
     let node = &cluster.nodes[0];
     assert_eq!(node.subnet_env().unwrap().mtu, 1500);
     assert!(!node.netns().ip("-o link show").unwrap().contains("flannel"));
-    let (subnet, via) = (cluster.nodes[1].subnet_env().unwrap().subnet.trunc(), cluster.nodes[1].address());
+    let (subnet, via) = (cluster.nodes[1].subnet_env().unwrap().subnet().trunc(), cluster.nodes[1].address());
     let route = node.netns().ip(&format!("route show {subnet}")).unwrap();
     assert!(route.contains(&format!("{subnet} via {via} dev")), "{route}");
 }
@@ -80,7 +80,7 @@ fn host_gw_makes_no_device_and_leaves_pods_the_whole_mtu() {
 fn a_peer_that_is_no_longer_on_the_link_is_reached_by_vxlan_within_a_second() {
     let (cluster, containers) = start(DIRECT_ROUTING, &[]);
     let (here, there) = (&cluster.nodes[0], &cluster.nodes[1]);
-    let subnet = there.subnet_env().unwrap().subnet.trunc();
+    let subnet = there.subnet_env().unwrap().subnet().trunc();
     let route = || here.netns().ip(&format!("route show {subnet}")).unwrap();
     assert!(route().contains(&format!("via {}", there.address())), "{}", route());
     // Now the way there leads through a router; this one happens to be the peer's own address on the link.

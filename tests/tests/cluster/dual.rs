@@ -131,39 +131,6 @@ fn containers_reach_each_other_in_both_families() {
 }
 
 #[test]
-fn what_is_damaged_of_ipv6_is_put_back_and_cleanup_leaves_nothing() {
-    let (mut cluster, containers) = start(&plan(r#""Type":"vxlan""#, 2));
-    let forwarding = "net.ipv6.conf.all.forwarding";
-    for damage in [
-        "ip -6 route flush dev flannel-v6.1 proto 76",
-        "ip -6 neigh flush dev flannel-v6.1 nud permanent",
-        "ip -6 address flush dev flannel-v6.1 scope global",
-        "ip link delete flannel-v6.1",
-        "nft flush table ip6 loden",
-    ] {
-        cluster.nodes[0].netns().exec(damage).unwrap();
-        let healed = || {
-            let table = cluster.nodes[0].netns().exec("nft list table ip6 loden").unwrap_or_default();
-            let reached =
-                containers[0].0.netns().exec(&format!("ping -6 -c 1 -W 1 {}", containers[1].1)).is_ok();
-            (reached && table.contains("masquerade")).then_some(())
-        };
-        wait_for(&format!("the repair of: {damage}"), LIMIT, healed).unwrap();
-    }
-    let node = &mut cluster.nodes[0];
-    let netns = |line: &str| node.netns().exec(line).unwrap();
-    assert_eq!(netns(&format!("sysctl -n {forwarding}")).trim(), "1");
-    node.stop_agent().unwrap();
-    node.loden(&["cleanup", "--subnet-file", &node.subnet_file().display().to_string()]).unwrap();
-    let netns = |line: &str| node.netns().exec(line).unwrap();
-    assert!(!netns("ip link").contains("flannel"));
-    assert_eq!(netns("ip -6 route show proto 76").trim(), "");
-    assert!(!netns("nft list tables").contains("loden"));
-    assert!(!netns("ip6tables -S").contains("LODEN"));
-    assert_eq!(netns(&format!("sysctl -n {forwarding}")).trim(), "0", "put back");
-}
-
-#[test]
 fn a_config_that_becomes_dual_stack_keeps_the_ipv4_subnet_and_back_again() {
     let mut cluster = Cluster::create(&Plan { nodes: 1, ..Plan::default() }).unwrap();
     give_underlay_address(&cluster.nodes[0]);

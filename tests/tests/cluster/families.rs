@@ -83,7 +83,7 @@ fn another_address_of_the_uplink_in_one_family_is_followed_in_that_one_alone() {
     let (v4, v6) = (containers[1].address().to_string(), containers[1].address6().unwrap().to_string());
     let published = || -> Value {
         let leases = cluster.leases().unwrap();
-        let subnet = node.subnet_env().unwrap().subnet.network().to_string();
+        let subnet = node.subnet_env().unwrap().subnet().network().to_string();
         let (_, value) = leases.iter().find(|(key, _)| key.contains(&format!("/{subnet}-"))).unwrap();
         serde_json::from_str(value).unwrap()
     };

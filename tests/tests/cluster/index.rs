@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// A container of both families behind a veth of always the same index.
 fn run(cluster: &mut Cluster, host: u32) -> Container {
-    cluster.nodes[1].run_container_with_index(host, INDEX).unwrap()
+    cluster.nodes[1].run_container_at_index(host, INDEX).unwrap()
 }
 
 fn ends<'a>(of: &'a Container) -> impl Iterator<Item = Host<'a>> {

@@ -1,6 +1,6 @@
 //! IPv6 pods over an IPv6 underlay: the programs carry the packets, and the counters prove it.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use loden_tests::{
     cluster::{Cluster, PREFIX, Plan},
@@ -9,7 +9,7 @@ use loden_tests::{
     netns::Netns,
     process::wait_for,
     traffic::{
-        Host, Service, hello, ping,
+        Host, ping,
         stream::{self, Until},
         transactions::{self, Kind},
     },
@@ -131,36 +131,4 @@ fn a_flannel_nodes_kernel_takes_what_the_fast_path_sends_and_the_other_way_round
     assert!(counted.get("fast_encap") >= rate.transactions, "{rate:?} {counted:?}");
     assert!(counted.get("fast_decap") > 100 && delivered >= rate.transactions, "{rate:?} {counted:?}");
     assert_eq!(counted.get("drop_unknown_vtep") + counted.get("drop_redirect"), 0, "{counted:?}");
-}
-
-/// A ClusterIP outside of the cluster's network, as kube-proxy's are.
-const FRONT: &str = "[fd96::10]:80";
-const BACKEND: u16 = 8080;
-
-fn assert_translated_back(gate: &str) {
-    let (cluster, containers) = start(2, gate);
-    let (client, server) = (containers[0].host6().unwrap(), containers[1].host6().unwrap());
-    let front: SocketAddr = FRONT.parse().unwrap();
-    let rule = format!(
-        "ip6tables -t nat -A PREROUTING -d {} -p tcp --dport {} -j DNAT --to-destination [{}]:{BACKEND}",
-        front.ip(),
-        front.port(),
-        server.address
-    );
-    cluster.nodes[0].netns().exec(&rule).unwrap();
-    stream::run(client, server, None, Until::Bytes(10_000_000)).unwrap();
-    let service = Some(Service { front, backend: BACKEND });
-    for round in 0..5 {
-        let seen = hello(client, server, service).unwrap_or_else(|error| panic!("round {round}: {error:#}"));
-        assert_eq!(seen, client.address, "DNAT alone leaves the source as it is");
-    }
-    let stream = stream::run(client, server, service, Until::Bytes(20_000_000)).unwrap();
-    assert_eq!((stream.bytes, stream.source), (20_000_000, client.address));
-}
-
-#[test]
-fn replies_to_a_service_address_of_ipv6_are_translated_back_by_either_gate() {
-    for gate in ["strict", "open"] {
-        assert_translated_back(gate);
-    }
 }

@@ -1,93 +1,44 @@
 //! IPv6 alone: nodes, underlay, etcd and containers without a single IPv4 address, which flannel cannot be with etcd.
 
-use std::{net::Ipv6Addr, time::Duration};
-
 use ipnet::Ipv6Net;
 use loden_tests::{
     cluster::{Cluster, Plan},
-    netns::Netns,
-    node::{BRIDGE, Node},
-    process::wait_for,
+    container::Container,
+    node::Node,
     traffic::{
-        Host, ping,
+        ping,
         stream::{self, Until},
+        wait_for_answer,
     },
 };
 use serde_json::Value;
 
-const LIMIT: Duration = Duration::from_secs(10);
-
-/// A container on a node's bridge.
-struct Container {
-    netns: Netns,
-    address: Ipv6Addr,
-}
-
-impl Container {
-    fn host(&self) -> Host<'_> {
-        Host { netns: &self.netns, address: self.address.into() }
-    }
-}
-
 /// Nodes with agents, and a container on each. Who forwards nothing unless told to, as with Docker, forwards these.
-fn start(nodes: u32, backend: &str) -> (Cluster, Vec<Container>) {
+fn start(backend: &str) -> (Cluster, Vec<Container>) {
     let plan = Plan::ipv6_only();
     let config = plan.config.replace(r#""Type":"vxlan""#, backend);
-    let mut cluster = Cluster::create(&Plan { nodes, config, ..plan }).unwrap();
-    let mut containers = Vec::new();
+    let mut cluster = Cluster::create(&Plan { nodes: 2, config, ..plan }).unwrap();
     for node in &mut cluster.nodes {
         node.netns().exec("ip6tables -P FORWARD DROP").unwrap();
         node.start_agent(&["--ip-masq"]).unwrap();
-        containers.push(run_container(node));
+        node.make_bridge().unwrap();
     }
-    for node in &cluster.nodes {
-        for other in cluster.nodes.iter().filter(|other| other.name() != node.name()) {
-            let subnet = bridge(other).trunc();
-            wait_for("the peer's route", LIMIT, || node.has_route(subnet).unwrap().then_some(())).unwrap();
-        }
-    }
-    // Nobody asks for a neighbour before its own link-local address is known to be its own alone: a second.
-    for (from, to) in containers.iter().zip(containers.iter().skip(1)) {
-        wait_for("the first answer", LIMIT, || reaches(from, to).then_some(())).unwrap();
-    }
+    cluster.wait_for_routes().unwrap();
+    let containers = cluster.run_containers(1).unwrap();
+    wait_for_answer(&containers[0], &containers[1]).unwrap();
     (cluster, containers)
-}
-
-fn env(node: &Node) -> String {
-    std::fs::read_to_string(node.subnet_file()).unwrap()
 }
 
 /// `FLANNEL_IPV6_SUBNET`: the bridge's address.
 fn bridge(node: &Node) -> Ipv6Net {
-    let env = env(node);
-    let line = env.lines().find_map(|line| line.strip_prefix("FLANNEL_IPV6_SUBNET="));
-    line.unwrap_or_else(|| panic!("no IPv6 subnet: {env}")).parse().unwrap()
-}
-
-fn run_container(node: &Node) -> Container {
-    let gateway = bridge(node);
-    let address = Ipv6Addr::from(u128::from(gateway.addr()) + 1);
-    let netns = Netns::create(&format!("c-{}", node.name())).unwrap();
-    let host = |line: &str| node.netns().ip(line).unwrap();
-    host(&format!("link add {BRIDGE} mtu 1430 type bridge"));
-    host(&format!("-6 address add {gateway} dev {BRIDGE} nodad"));
-    host(&format!("link set {BRIDGE} up"));
-    host(&format!("link add veth1 mtu 1430 type veth peer name eth0 mtu 1430 netns {}", netns.name()));
-    host(&format!("link set veth1 master {BRIDGE} up"));
-    netns.ip("link set eth0 up").unwrap();
-    netns.ip(&format!("-6 address add {address}/64 dev eth0 nodad")).unwrap();
-    netns.ip(&format!("-6 route add default via {}", gateway.addr())).unwrap();
-    Container { netns, address }
-}
-
-fn reaches(from: &Container, to: &Container) -> bool {
-    from.netns.exec(&format!("ping -6 -n -q -c 1 -W 1 {}", to.address)).is_ok()
+    node.subnet_env().unwrap().subnet6.unwrap()
 }
 
 /// Bulk TCP, every byte compared, and the sender's own address seen.
 fn transfer(from: &Container, to: &Container) {
-    let stream = stream::run(from.host(), to.host(), None, Until::Bytes(50_000_000)).unwrap();
-    assert_eq!((stream.bytes, stream.source), (50_000_000, from.address.into()));
+    let (from, to) = (from.host6().unwrap(), to.host6().unwrap());
+    let stream = stream::run(from, to, None, Until::Bytes(50_000_000)).unwrap();
+    assert_eq!((stream.bytes, stream.source), (50_000_000, from.address));
 }
 
 fn lease(cluster: &Cluster, node: &Node) -> (String, Value) {
@@ -103,19 +54,20 @@ fn lease(cluster: &Cluster, node: &Node) -> (String, Value) {
 
 #[test]
 fn containers_reach_each_other_where_nobody_has_an_ipv4_address() {
-    let (cluster, containers) = start(2, r#""Type":"vxlan""#);
+    let (cluster, containers) = start(r#""Type":"vxlan""#);
     let (a, b) = (&containers[0], &containers[1]);
     // The whole of the MTU, and no byte more: 1430 less 40 of IPv6 and 8 of ICMPv6.
-    a.netns.exec(&format!("ping -6 -n -q -M do -c 2 -i 0.05 -W 2 -s 1382 {}", b.address)).unwrap();
+    let whole = format!("ping -6 -n -q -M do -c 2 -i 0.05 -W 2 -s 1382 {}", b.address6().unwrap());
+    a.netns().exec(&whole).unwrap();
     transfer(a, b);
     transfer(b, a);
     // The router knows no way to a container, so that this is masqueraded.
-    ping(&a.netns, cluster.underlay().address6(1).unwrap(), 2).unwrap();
+    ping(a.netns(), cluster.underlay().address6(1).unwrap(), 2).unwrap();
 
     for (n, node) in cluster.nodes.iter().enumerate() {
         let subnet = bridge(node);
         assert_eq!(
-            env(node),
+            node.subnet_env().unwrap().text,
             format!(
                 "FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET={subnet}\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n"
             )
@@ -164,56 +116,12 @@ fn assert_no_trace_of_ipv4(node: &Node) {
 }
 
 #[test]
-fn what_changes_or_is_damaged_is_followed_and_put_back_and_cleanup_leaves_nothing() {
-    let (mut cluster, containers) = start(2, r#""Type":"vxlan""#);
-    let (a, b) = (&containers[0], &containers[1]);
-    // The node gets another address: its subnet stays, and the others send there.
-    let uplink = |line: &str| cluster.nodes[0].netns().ip(line).unwrap();
-    uplink("-6 address add fd77::aa/64 dev eth0 nodad");
-    uplink("-6 address delete fd77::b/64 dev eth0");
-    wait_for("the other's FDB to have the new address", LIMIT, || {
-        let fdb = cluster.nodes[1].netns().exec("bridge fdb show dev flannel-v6.1").unwrap();
-        (fdb.contains("fd77::aa") && !fdb.contains("fd77::b ")).then_some(())
-    })
-    .unwrap();
-    wait_for("packets by the new address", LIMIT, || reaches(b, a).then_some(())).unwrap();
-    assert_eq!(lease(&cluster, &cluster.nodes[0]).1["PublicIPv6"], "fd77::aa");
-
-    for damage in [
-        "ip -6 route flush dev flannel-v6.1 proto 76",
-        "bridge fdb flush dev flannel-v6.1",
-        "ip link delete flannel-v6.1",
-        "ip6tables -F FORWARD",
-    ] {
-        cluster.nodes[0].netns().exec(damage).unwrap();
-        wait_for(&format!("the repair of: {damage}"), LIMIT, || reaches(a, b).then_some(())).unwrap();
-    }
-
-    let before = (env(&cluster.nodes[0]), lease(&cluster, &cluster.nodes[0]).0);
-    let node = &mut cluster.nodes[0];
-    node.stop_agent().unwrap();
-    assert!(reaches(a, b), "nothing ends with the agent");
-    node.start_agent(&["--ip-masq"]).unwrap();
-    let node = &cluster.nodes[0];
-    assert_eq!((env(node), lease(&cluster, node).0), before, "subnet, address and MAC outlive a restart");
-
-    let node = &mut cluster.nodes[0];
-    node.stop_agent().unwrap();
-    node.loden(&["cleanup", "--subnet-file", &node.subnet_file().display().to_string()]).unwrap();
-    let run = |line: &str| node.netns().exec(line).unwrap();
-    assert!(!run("ip link").contains("flannel"));
-    assert_eq!(run("ip -6 route show proto 76").trim(), "");
-    assert!(!run("nft list tables").contains("loden") && !run("ip6tables -S").contains("LODEN"));
-    assert_eq!(run("sysctl -n net.ipv6.conf.all.forwarding").trim(), "0", "put back");
-}
-
-#[test]
 fn host_gw_needs_no_ipv4_either() {
-    let (cluster, containers) = start(2, r#""Type":"host-gw""#);
+    let (cluster, containers) = start(r#""Type":"host-gw""#);
     transfer(&containers[0], &containers[1]);
     let routes = cluster.nodes[0].netns().ip("-6 route show proto 76").unwrap();
     assert!(routes.contains("via fd77::c dev eth0"), "{routes}");
     let (text, _) = lease(&cluster, &cluster.nodes[0]);
     assert_eq!(text, r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd77::b","BackendType":"host-gw"}"#);
-    assert!(env(&cluster.nodes[0]).contains("FLANNEL_MTU=1500\n"), "nothing is encapsulated");
+    assert_eq!(cluster.nodes[0].subnet_env().unwrap().mtu, 1500, "nothing is encapsulated");
 }

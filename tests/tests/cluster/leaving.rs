@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, thread, time::Duration};
 
 use loden_tests::{
     cluster::{Cluster, Plan},
+    each_family, each_plan,
+    family::Family,
     node::Node,
+    process::wait_for,
     traffic::stream::{self, Until},
 };
 
@@ -12,16 +15,26 @@ use crate::assert_all_reach_all;
 
 /// Everything on a node that an agent could have changed, without counters and times.
 fn state(node: &Node) -> BTreeSet<String> {
+    // The kernel itself adds routes once it knows that a link-local address is nobody else's.
+    wait_for("addresses to be known to be our own", Duration::from_secs(20), || {
+        node.netns().ip("-6 address show tentative").unwrap().trim().is_empty().then_some(())
+    })
+    .unwrap();
     let commands = [
         "ip -brief link show",
         "ip -4 -brief address show",
+        "ip -6 -brief address show",
         "ip -4 route show table all",
+        "ip -6 route show table all",
         "ip neigh show nud permanent",
         "iptables -S",
         "iptables -t nat -S",
+        "ip6tables -S",
+        "ip6tables -t nat -S",
         "nft list tables",
         "sysctl net.ipv4.ip_forward net.netfilter.nf_conntrack_tcp_be_liberal net.ipv4.conf.all.rp_filter",
         "sysctl net.ipv4.conf.eth0.rp_filter net.ipv4.conf.all.forwarding net.ipv4.conf.default.forwarding",
+        "sysctl net.ipv6.conf.eth0.forwarding net.ipv6.conf.all.forwarding net.ipv6.conf.default.forwarding",
     ];
     let lines = |command: &&str| -> Vec<String> {
         let output = node.netns().exec(command).unwrap();
@@ -35,13 +48,17 @@ fn clean_up(node: &Node, args: &[&str]) -> String {
     node.loden(&[&["cleanup", "--subnet-file", &file], args].concat()).unwrap()
 }
 
-#[test]
-fn a_lease_is_given_back_when_asked_and_kept_otherwise() {
-    let plan = Plan { nodes: 2, ..Plan::default() };
-    let mut cluster = Cluster::create(&plan).unwrap();
+each_plan!(cleanup_leaves_a_node_as_it_was_before_the_agent);
+each_family!(
+    a_lease_is_given_back_when_asked_and_kept_otherwise,
+    cleanup_that_keeps_the_kernel_leaves_a_flannel_node_and_its_connections,
+);
+
+fn a_lease_is_given_back_when_asked_and_kept_otherwise<F: Family>() {
+    let mut cluster = Cluster::create(&F::alone()).unwrap();
     cluster.nodes[0].start_agent(&["--subnet-lease-release"]).unwrap();
     cluster.nodes[1].start_agent(&[]).unwrap();
-    let kept = cluster.nodes[1].subnet_env().unwrap().subnet.network().to_string();
+    let kept = F::subnet(&cluster.nodes[1]).network().to_string();
     assert_eq!(cluster.leases().unwrap().len(), 2);
     for node in &mut cluster.nodes {
         assert!(node.stop_agent().unwrap().success());
@@ -50,13 +67,13 @@ fn a_lease_is_given_back_when_asked_and_kept_otherwise() {
     assert!(leases.len() == 1 && leases[0].0.contains(&kept), "{leases:?}");
 }
 
-#[test]
-fn cleanup_leaves_a_node_as_it_was_before_the_agent() {
-    let mut cluster = Cluster::create(&Plan { nodes: 2, ..Plan::default() }).unwrap();
+fn cleanup_leaves_a_node_as_it_was_before_the_agent(plan: &Plan) {
+    let mut cluster = Cluster::create(plan).unwrap();
     let node = &mut cluster.nodes[0];
     // What others have set up, and what the tables are that iptables makes when it is first asked.
     node.docker_firewall().unwrap();
     node.netns().exec("iptables -t nat -A POSTROUTING -s 172.30.0.0/16 -j MASQUERADE").unwrap();
+    node.netns().exec("ip6tables -t nat -A POSTROUTING -s fd99::/64 -j MASQUERADE").unwrap();
     node.netns().exec("nft add table inet operator").unwrap();
     node.netns().ip("route add blackhole 198.51.100.0/24").unwrap();
     let before = state(node);
@@ -80,29 +97,28 @@ fn cleanup_leaves_a_node_as_it_was_before_the_agent() {
     );
 }
 
-#[test]
-fn cleanup_that_keeps_the_kernel_leaves_a_flannel_node_and_its_connections() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &["--ip-masq"]).unwrap();
+fn cleanup_that_keeps_the_kernel_leaves_a_flannel_node_and_its_connections<F: Family>() {
+    let (mut cluster, containers) = Cluster::start_with_containers(&F::alone(), &["--ip-masq"]).unwrap();
     for node in &cluster.nodes {
         node.docker_firewall().unwrap();
     }
-    let containers = cluster.run_containers(1).unwrap();
     let (a, b) = (&containers[0], &containers[1]);
     let stream = thread::scope(|scope| {
         let three_seconds = Until::Time(Duration::from_secs(3));
-        let running = scope.spawn(move || stream::run(a.host(), b.host(), None, three_seconds));
+        let running = scope.spawn(move || stream::run(F::host(a), F::host(b), None, three_seconds));
         thread::sleep(Duration::from_secs(1));
         cluster.nodes[0].stop_agent().unwrap();
         clean_up(&cluster.nodes[0], &["--keep-kernel"]);
         running.join().unwrap().unwrap()
     });
-    assert_eq!(stream.source, a.address());
+    assert_eq!(stream.source, F::of(a).into());
     assert_all_reach_all(&containers);
     let node = cluster.nodes[0].netns();
-    assert!(node.ip("link show flannel.1").is_ok());
-    let routes = node.ip("route show dev flannel.1").unwrap();
+    assert!(node.ip(&format!("link show {}", F::DEVICE)).is_ok());
+    let peer = F::subnet(&cluster.nodes[1]);
+    let routes = node.ip(&format!("{} route show {peer} dev {}", F::FLAG, F::DEVICE)).unwrap();
     assert!(routes.contains("onlink") && !routes.contains("proto"), "as flannel's: {routes}");
-    let rules = node.exec("iptables-save").unwrap() + &node.exec("nft list tables").unwrap();
+    let rules = node.exec(&format!("{}-save", F::IPTABLES)).unwrap() + &node.exec("nft list tables").unwrap();
     assert!(rules.contains("-j FLANNEL-FWD") && rules.contains("-j FLANNEL-POSTRTG"), "{rules}");
     assert!(!rules.to_lowercase().contains("loden"), "{rules}");
 }

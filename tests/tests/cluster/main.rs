@@ -28,19 +28,40 @@ mod restart;
 mod upgrade;
 mod wireguard;
 
-use loden_tests::{cluster::Cluster, container::Container, traffic};
+use loden_tests::{
+    cluster::Cluster,
+    container::Container,
+    counters::Share,
+    node::Node,
+    traffic::{
+        self,
+        stream::{self, Until},
+    },
+};
 
-/// Lets every container say hello to every other over TCP and ping it, and wants source addresses unchanged.
+/// Lets every container say hello to every other over TCP and ping it, in each family that they have, and wants source
+/// addresses unchanged.
 fn assert_all_reach_all(containers: &[Container]) {
-    for client in containers {
-        for server in containers.iter().filter(|server| server.address() != client.address()) {
-            let (from, to) = (client.address(), server.address());
-            let seen = traffic::hello(client.host(), server.host(), None)
+    let pairs = containers.iter().flat_map(|client| containers.iter().map(move |server| (client, server)));
+    for (client, server) in pairs.filter(|(client, server)| client.netns().name() != server.netns().name()) {
+        for (client, server) in client.hosts().zip(server.hosts()) {
+            let (from, to) = (client.address, server.address);
+            let seen = traffic::hello(client, server, None)
                 .unwrap_or_else(|error| panic!("TCP from {from} to {to}: {error:#}"));
             assert_eq!(seen, from, "the source address that {to} saw");
-            traffic::ping(client.netns(), to, 1)
+            traffic::ping(client.netns, to, 1)
                 .unwrap_or_else(|error| panic!("ping from {from} to {to}: {error:#}"));
         }
+    }
+}
+
+/// Wants bulk TCP between these containers of two nodes to be the programs', in each family that they have.
+fn assert_bulk_is_fast(nodes: &[Node], a: &Container, b: &Container) {
+    for (from, to) in a.hosts().zip(b.hosts()) {
+        let work = || stream::run(from, to, None, Until::Bytes(50_000_000));
+        let (stream, share) = Share::during(nodes, &[a, b], work).unwrap();
+        assert_eq!(stream.source, from.address);
+        assert!(share.smaller() >= 0.98, "{} to {}: {share:?}", from.address, to.address);
     }
 }
 

@@ -71,7 +71,7 @@ fn introduce(cluster: &Cluster, flannel: &FlannelNode, direct: bool) {
             node.has_route(flannel.subnet()).unwrap().then_some(())
         })
         .unwrap();
-        let (subnet, mac) = (node.subnet_env().unwrap().subnet, vtep_mac(cluster, node));
+        let (subnet, mac) = (node.subnet_env().unwrap().subnet(), vtep_mac(cluster, node));
         flannel.add_peer(subnet, node.address(), &mac, direct).unwrap();
     }
 }
@@ -150,7 +150,7 @@ fn assert_taken_over_and_handed_back(direct: bool, gate: &str) {
     fs::write(taken.subnet_file(), env).unwrap();
     cluster.nodes[1].start_agent(&[gate]).unwrap();
     cluster.nodes[1].make_bridge().unwrap();
-    let peer = cluster.nodes[1].subnet_env().unwrap().subnet;
+    let peer = cluster.nodes[1].subnet_env().unwrap().subnet();
     let peer_mac = vtep_mac(&cluster, &cluster.nodes[1]);
     let address = cluster.nodes[1].address();
     flannel::add_peer(cluster.nodes[0].netns(), peer, address, &peer_mac, direct).unwrap();

@@ -30,11 +30,15 @@ fn the_leases_in_etcd_are_those_of_the_subnet_files() {
         .iter()
         .map(|node| {
             let env = node.subnet_env().unwrap();
-            assert_eq!(env.network.to_string(), "10.5.0.0/16");
+            assert_eq!(env.network().to_string(), "10.5.0.0/16");
             assert_eq!(env.mtu, 1450);
-            let base = env.subnet.network();
-            assert_eq!(u32::from(env.subnet.addr()), u32::from(base) + 1, "the bridge has the first address");
-            format!("/coreos.com/network/subnets/{base}-{}", env.subnet.prefix_len())
+            let base = env.subnet().network();
+            assert_eq!(
+                u32::from(env.subnet().addr()),
+                u32::from(base) + 1,
+                "the bridge has the first address"
+            );
+            format!("/coreos.com/network/subnets/{base}-{}", env.subnet().prefix_len())
         })
         .collect();
     promised.sort();
@@ -56,7 +60,7 @@ fn a_config_of_one_line_works_on_hosts_inside_the_network_itself() {
     };
     let cluster = assert_reachable(&plan, &[]);
     for node in &cluster.nodes {
-        let subnet = node.subnet_env().unwrap().subnet;
+        let subnet = node.subnet_env().unwrap().subnet();
         assert!(
             !plan.underlay.contains(&subnet.addr()),
             "{} has the hosts' own subnet {subnet}",

@@ -75,7 +75,7 @@ fn index(netns: &Netns) -> String {
 }
 
 fn subnet(node: &Node) -> String {
-    node.subnet_env().unwrap().subnet.trunc().to_string()
+    node.subnet_env().unwrap().subnet().trunc().to_string()
 }
 
 /// A node that is set up as flanneld's wireguard backend sets one up.
@@ -135,9 +135,8 @@ impl ByHand {
     fn run_container(&mut self) -> Container {
         self.containers += 1;
         let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 5, 200, 1)) + self.containers);
-        let gateway = "10.5.200.1/24".parse().unwrap();
-        Container::create(&self.netns, BRIDGE, &format!("veth{}", self.containers), address, gateway, 1420)
-            .unwrap()
+        let addresses = [(address.into(), "10.5.200.1/24".parse().unwrap())];
+        Container::create(&self.netns, BRIDGE, &format!("veth{}", self.containers), &addresses, 1420).unwrap()
     }
 }
 
@@ -187,7 +186,7 @@ fn containers_reach_each_other_and_the_underlay_sees_none_of_it() {
                 .split_whitespace()
                 .nth(3)
                 .unwrap(),
-            format!("{}/32", env.subnet.network())
+            format!("{}/32", env.subnet().network())
         );
         let status = node.status().unwrap();
         assert_eq!(status["backend"], "wireguard");

@@ -182,7 +182,7 @@ fn a_kubelets_sandboxes_are_wired_in_both_families_and_taken_off() {
     let [IpAddr::V4(v4), IpAddr::V6(v6)] = web.addresses[..] else {
         panic!("the kubelet is told of {:?}", web.addresses)
     };
-    assert!(env.subnet.contains(&v4) && env.subnet6.unwrap().contains(&v6), "{v4} {v6}");
+    assert!(env.subnet().contains(&v4) && env.subnet6.unwrap().contains(&v6), "{v4} {v6}");
     let links = cluster.nodes[0].netns().ip("link show type veth").unwrap();
     assert!(links.contains(&format!("alias loden-cni {v4},{v6} ")), "{links}");
     assert!(links.contains(" default/web-0"), "the pod's name, for people: {links}");

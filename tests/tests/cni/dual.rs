@@ -352,13 +352,13 @@ fn flannels_configuration_gives_the_bridge_both_ranges_and_routes() {
         "isGateway": true, "ipMasq": false, "mtu": env.mtu,
         "ipam": {
             "type": "host-local", "dataDir": node.run_directory().join("cni/addresses"),
-            "ranges": [[{ "subnet": env.subnet.trunc().to_string() }], [{ "subnet": subnet6.trunc().to_string() }]],
-            "routes": [{ "dst": env.network.to_string() }, { "dst": env.network6.unwrap().to_string() }],
+            "ranges": [[{ "subnet": env.subnet().trunc().to_string() }], [{ "subnet": subnet6.trunc().to_string() }]],
+            "routes": [{ "dst": env.network().to_string() }, { "dst": env.network6.unwrap().to_string() }],
         },
     });
     assert_eq!(saved, expected);
     let bridge = node.netns().ip("address show cni0").unwrap();
-    assert!(bridge.contains(&env.subnet.to_string()) && bridge.contains(&subnet6.to_string()), "{bridge}");
+    assert!(bridge.contains(&env.subnet().to_string()) && bridge.contains(&subnet6.to_string()), "{bridge}");
     wait_for("the bridge's own address to be usable", Duration::from_secs(5), || {
         ping(&a.netns, address6(c), 1).ok()
     })

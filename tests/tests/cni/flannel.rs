@@ -30,7 +30,7 @@ fn bridged_and_routed_pods_live_side_by_side() {
         routed[1].add("routed-2").unwrap(),
     ];
     let bridge = cluster.nodes[0].netns().ip("address show cni0").unwrap();
-    let gateway = cluster.nodes[0].subnet_env().unwrap().subnet.to_string();
+    let gateway = cluster.nodes[0].subnet_env().unwrap().subnet().to_string();
     assert!(bridge.contains(&gateway), "{bridge}");
     assert_eq!(pods[0].result["cniVersion"], "1.0.0");
     let all: Vec<&Pod> = pods.iter().collect();
@@ -89,7 +89,7 @@ fn a_pod_that_flannels_plugin_has_attached_is_detached() {
         "isGateway": true, "ipMasq": false, "mtu": subnet.mtu,
         "ipam": {
             "type": "host-local", "dataDir": node.run_directory().join("cni/addresses"),
-            "ranges": [[{ "subnet": subnet.subnet.trunc().to_string() }]], "routes": [{ "dst": subnet.network.to_string() }],
+            "ranges": [[{ "subnet": subnet.subnet().trunc().to_string() }]], "routes": [{ "dst": subnet.network().to_string() }],
         },
     });
     let netns = loden_tests::netns::Netns::create("p-theirs").unwrap();
@@ -121,7 +121,7 @@ fn without_a_delegate_flannels_configuration_still_makes_a_bridge() {
     let runtime = Runtime::new(node, network).unwrap();
     let pods = ["a", "b"].map(|id| runtime.add(id).unwrap());
     assert_eq!(pods[0].result["cniVersion"], "0.3.1");
-    let subnet = node.subnet_env().unwrap().network.to_string();
+    let subnet = node.subnet_env().unwrap().network().to_string();
     assert_eq!(pods[0].result["routes"][0]["dst"], subnet.as_str(), "{}", pods[0].result);
     assert_all_reach_all(&[&pods[0], &pods[1]]);
     // For a node's own runtime this is another network than the routed ones: its pods do not count for them.

@@ -19,7 +19,7 @@ fn routed_pods_of_two_nodes_reach_each_other_fast_and_leave_nothing() {
     let pods = [runtimes[0].add("a").unwrap(), runtimes[1].add("b").unwrap()];
     let (a, b) = (&pods[0], &pods[1]);
     let env = cluster.nodes[0].subnet_env().unwrap();
-    assert!(env.subnet.contains(&a.address), "{}", a.address);
+    assert!(env.subnet().contains(&a.address), "{}", a.address);
     assert_all_reach_all(&[a, b]);
     ping(&a.netns, b.address, 20).unwrap();
     for (from, to) in [(a, b), (b, a)] {

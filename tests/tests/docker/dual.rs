@@ -29,7 +29,7 @@ fn containers_of_two_engines_reach_each_other_in_both_families_with_their_own_ad
         let options = options_by_units(node);
         let env = node.subnet_env().unwrap();
         let expected = [
-            format!("--bip={}", env.subnet),
+            format!("--bip={}", env.subnet()),
             format!("--fixed-cidr-v6={}", env.subnet6.unwrap()),
             "--ip-masq=false".into(),
             "--ipv6".into(),

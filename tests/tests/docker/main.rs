@@ -81,7 +81,7 @@ impl Fleet {
 /// What the README tells an operator to start dockerd with.
 fn by_subnet_env(node: &Node) -> [String; 2] {
     let env = node.subnet_env().unwrap();
-    [format!("--bip={}", env.subnet), format!("--mtu={}", env.mtu)]
+    [format!("--bip={}", env.subnet()), format!("--mtu={}", env.mtu)]
 }
 
 fn words(words: &[String]) -> Vec<&str> {

@@ -15,14 +15,14 @@ fn a_docker0_outside_of_the_leased_subnet_is_explained_and_the_remedy_helps() {
     let mut fleet = Fleet::without_engines(&[]);
     let [first, second] = [0, 1].map(|n| fleet.cluster.nodes[n].subnet_env().unwrap());
     // One has Docker's own default, the other what the first one's should be: a copied configuration.
-    let copied = format!("--bip={}", first.subnet);
+    let copied = format!("--bip={}", first.subnet());
     fleet.start_engines(|node| if node.name() == "n1" { Vec::new() } else { vec![copied.clone()] });
     let [a, b] = [0, 1].map(|n| fleet.engines[n].run("--restart always").unwrap());
     let [advice, other] = [0, 1].map(|n| wait_for_advice(&fleet.cluster.nodes[n], "docker0: it has"));
-    let remedy = format!("restart dockerd with --bip={} --mtu={}", first.subnet, first.mtu);
+    let remedy = format!("restart dockerd with --bip={} --mtu={}", first.subnet(), first.mtu);
     assert!(advice.contains("172.17.0.1/16, which is outside") && advice.contains(&remedy), "{advice}");
-    let theirs = format!("{}, which is another node's part", first.subnet);
-    assert!(other.contains(&theirs) && other.contains(&format!("--bip={}", second.subnet)), "{other}");
+    let theirs = format!("{}, which is another node's part", first.subnet());
+    assert!(other.contains(&theirs) && other.contains(&format!("--bip={}", second.subnet())), "{other}");
     for (node, advice) in fleet.cluster.nodes.iter().zip([&advice, &other]) {
         assert_eq!(node.log().matches(advice.as_str()).count(), 1, "told once: {}", node.log());
         assert!(node.loden(&["status"]).unwrap().contains(advice.as_str()));

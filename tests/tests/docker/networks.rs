@@ -42,7 +42,7 @@ fn a_user_defined_network_works_beside_the_leased_one_and_is_left_to_the_kernel(
         hello(from.host(), to.host(), None).expect_err("Docker's networks are apart");
     }
     // To a container of another node it is a stranger; Docker masquerades it to the overlay address of its node.
-    let masqueraded = node.subnet_env().unwrap().subnet.network();
+    let masqueraded = node.subnet_env().unwrap().subnet().network();
     assert_eq!(hello(c.host(), b.host(), None).unwrap(), masqueraded);
     assert_fast(&fleet.cluster.nodes, &a, &b);
 }
@@ -54,7 +54,7 @@ fn the_leased_subnet_may_be_a_network_of_its_own() {
     let pair = [0, 1].map(|n| {
         let env = fleet.cluster.nodes[n].subnet_env().unwrap();
         let mtu = format!("com.docker.network.driver.mtu={}", env.mtu);
-        let create = format!("network create --subnet {} --opt {mtu} leased", env.subnet.trunc());
+        let create = format!("network create --subnet {} --opt {mtu} leased", env.subnet().trunc());
         fleet.engines[n].docker(&create).unwrap();
         fleet.engines[n].run("--network leased").unwrap()
     });

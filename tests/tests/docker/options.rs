@@ -18,7 +18,7 @@ fn a_dockerd_starts_with_what_docker_opts_writes() {
         let options = options_by_units(node);
         let env = node.subnet_env().unwrap();
         let expected =
-            [format!("--bip={}", env.subnet), "--ip-masq=false".into(), format!("--mtu={}", env.mtu)];
+            [format!("--bip={}", env.subnet()), "--ip-masq=false".into(), format!("--mtu={}", env.mtu)];
         assert_eq!(options, expected);
         options
     });

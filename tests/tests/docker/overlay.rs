@@ -10,7 +10,7 @@ fn containers_of_two_engines_reach_each_other_with_their_own_addresses_by_the_fa
     let [a, b] = fleet.pair();
     for (node, container) in fleet.cluster.nodes.iter().zip([&a, &b]) {
         let env = node.subnet_env().unwrap();
-        assert!(env.subnet.contains(&container.address()), "{} on {}", container.address(), env.subnet);
+        assert!(env.subnet().contains(&container.address()), "{} on {}", container.address(), env.subnet());
         let mtu = container.netns().ip("link show eth0").unwrap();
         assert!(mtu.contains(&format!(" mtu {} ", env.mtu)), "{mtu}");
         wait_for_endpoints(node, &[container.address()]);

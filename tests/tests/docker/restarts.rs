@@ -69,7 +69,7 @@ fn a_dockerd_that_restarts_finds_its_subnet_and_its_containers_the_overlay() {
     let server =
         wait_for("the container to run again", Duration::from_secs(10), || fleet.engines[1].find(&id).ok());
     let server = server.unwrap();
-    assert!(env.subnet.contains(&server.address()));
+    assert!(env.subnet().contains(&server.address()));
     assert_eq!(hello(client.host(), server.host(), None).unwrap(), client.address());
     ping(client.netns(), server.address(), 20).unwrap();
     assert_fast(&fleet.cluster.nodes, &client, &server);

@@ -110,7 +110,7 @@ fn faults_beside_a_running_agent_are_found_by_name() {
     surroundings::that_a_running_agent_bears(&ward);
 
     // Last, since containers lose their gateway.
-    let gateway = ward.patient().subnet_env().unwrap().subnet;
+    let gateway = ward.patient().subnet_env().unwrap().subnet();
     ward.run(&format!("ip address del {gateway} dev docker0"));
     ward.assert_found(
         "ip address add 172.17.0.1/16 dev docker0",

@@ -33,8 +33,8 @@ impl Overlay {
         Self {
             device: "flannel.1",
             mtu: 1450,
-            own: own.subnet_env().unwrap().subnet.network().into(),
-            subnet: far.subnet_env().unwrap().subnet.trunc().into(),
+            own: own.subnet_env().unwrap().subnet().network().into(),
+            subnet: far.subnet_env().unwrap().subnet().trunc().into(),
             vtep: far.address().into(),
             mac,
             nobody: [192, 168, 64, 99].into(),

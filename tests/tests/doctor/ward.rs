@@ -69,7 +69,7 @@ impl Ward {
         for node in &cluster.nodes {
             let status = node.status().unwrap();
             let mac = status["device"]["mac"].as_str().unwrap();
-            flannel.add_peer(node.subnet_env().unwrap().subnet, node.address(), mac, false).unwrap();
+            flannel.add_peer(node.subnet_env().unwrap().subnet(), node.address(), mac, false).unwrap();
             wait_for("the route to the flannel node", Duration::from_secs(10), || {
                 node.has_route(flannel.subnet()).unwrap().then_some(())
             })

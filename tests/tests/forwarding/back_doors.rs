@@ -9,6 +9,8 @@ use std::{
 use loden_tests::{
     capture::Capture,
     counters::Counters,
+    each_family,
+    family::Family,
     netns::{Netns, join},
     packet::{self, Ipv4, Ipv6, Mac, Vxlan},
     process::wait_for,
@@ -16,10 +18,7 @@ use loden_tests::{
 };
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
-use crate::{
-    family::{Family, each_family},
-    stage::{PATIENCE, Stage, mac_of, settle},
-};
+use crate::stage::{PATIENCE, Stage, mac_of, settle};
 
 each_family!(vxlan_by_other_interfaces_for_other_addresses_and_from_pods_delivers_nothing);
 

@@ -15,6 +15,8 @@ use loden_tests::{
     cluster::Cluster,
     container::Container,
     counters::Share,
+    each_family,
+    family::Family,
     netns::{Netns, join},
     nic,
     process::wait_for,
@@ -25,10 +27,7 @@ use loden_tests::{
     },
 };
 
-use crate::{
-    family::{Family, each_family},
-    stage::stay_on_one_cpu,
-};
+use crate::stage::stay_on_one_cpu;
 
 each_family!(
     a_nested_container_gets_bulk_tcp_through_its_pod,

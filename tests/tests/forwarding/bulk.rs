@@ -2,15 +2,14 @@
 
 use std::{net::UdpSocket, time::Duration};
 
-use crate::{
-    family::{Family, each_family},
-    stage::stay_on_one_cpu,
-};
+use crate::stage::stay_on_one_cpu;
 use anyhow::{Context as _, Result, ensure};
 use loden_tests::{
     cluster::Cluster,
     container::Container,
     counters::Share,
+    each_family,
+    family::Family,
     nic,
     packet::{Ipv4, Ipv6},
     process::wait_for,

@@ -10,6 +10,8 @@ use std::{
 use loden_tests::{
     capture::Capture,
     counters::Counters,
+    each_family,
+    family::Family,
     netns::Netns,
     packet::{self, Ipv4, Ipv6, Packet as _, Vxlan},
     process::wait_for,
@@ -20,10 +22,7 @@ use loden_tests::{
 };
 
 use self::hostile::{Generator, Hostile, MARK, Odd, is_hostile, number};
-use crate::{
-    family::{Family, each_family},
-    stage::{OPEN_PORT, PATIENCE, Stage, mac_of, pod_mac},
-};
+use crate::stage::{OPEN_PORT, PATIENCE, Stage, mac_of, pod_mac};
 
 each_family!(
     only_peers_send_into_pods_and_only_from_their_own_subnets,

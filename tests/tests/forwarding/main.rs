@@ -11,7 +11,6 @@
 mod back_doors;
 mod behind;
 mod bulk;
-mod family;
 mod intruder;
 mod outer;
 mod stage;

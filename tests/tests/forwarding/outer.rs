@@ -6,12 +6,13 @@ use std::{
     net::{TcpListener, TcpStream, UdpSocket},
 };
 
-use loden_tests::packet::{self, ETHERNET_LEN, Ipv4, Ipv6};
-
-use crate::{
-    family::{Family, each_family},
-    stage::{PATIENCE, Stage},
+use loden_tests::{
+    each_family,
+    family::Family,
+    packet::{self, ETHERNET_LEN, Ipv4, Ipv6},
 };
+
+use crate::stage::{PATIENCE, Stage};
 
 each_family!(outer_headers_are_the_kernels, a_connection_keeps_its_outer_source_port_when_it_changes_paths,);
 

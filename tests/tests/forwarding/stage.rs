@@ -10,6 +10,7 @@ use loden_tests::{
     cluster::Cluster,
     container::Container,
     counters::Counters,
+    family::Family,
     netns::Netns,
     node::{BRIDGE, Node},
     packet::{self, Ipv4, Mac, Vxlan},
@@ -20,8 +21,6 @@ use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
-
-use crate::family::Family;
 
 /// A UDP port at which both pods listen, so that what arrives there is not answered.
 pub(crate) const OPEN_PORT: u16 = 7777;

@@ -2,14 +2,13 @@
 
 use loden_tests::{
     counters::Share,
+    each_family,
+    family::Family,
     packet::{ETHERNET_LEN, Ipv4, Ipv6},
     traffic::stream::{self, Until},
 };
 
-use crate::{
-    family::{Family, each_family},
-    stage::{PATIENCE, Stage},
-};
+use crate::stage::{PATIENCE, Stage};
 
 each_family!(a_pod_with_a_larger_mtu_hears_of_the_overlays_and_transfers_by_the_fast_path);
 

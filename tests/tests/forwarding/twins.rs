@@ -15,12 +15,9 @@ mod ipv6;
 
 use std::{fmt::Write as _, thread, time::Duration};
 
-use loden_tests::counters::Counters;
+use loden_tests::{counters::Counters, each_family, family::Family};
 
-use crate::{
-    family::{Family, each_family},
-    stage::{PATIENCE, Stage},
-};
+use crate::stage::{PATIENCE, Stage};
 
 each_family!(what_a_pod_sends_arrives_as_through_the_kernel, what_a_peer_sends_arrives_as_through_the_kernel,);
 

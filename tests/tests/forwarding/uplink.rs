@@ -9,16 +9,15 @@ use std::{
 use loden_tests::{
     capture::Capture,
     counters::Share,
+    each_family,
+    family::Family,
     netns::{Netns, join},
     nic, packet,
     process::wait_for,
     traffic::stream::{self, Until},
 };
 
-use crate::{
-    family::{Family, alone, each_family},
-    stage::{PATIENCE, Stage, settle},
-};
+use crate::stage::{PATIENCE, Stage, settle};
 
 each_family!(
     the_fast_path_follows_a_route_to_another_router_within_a_second,
@@ -88,7 +87,7 @@ fn the_fast_path_follows_a_route_to_another_router_within_a_second<F: Family>() 
     let node = stage.cluster.nodes[0].netns();
     let peer = stage.node(1);
     for router in [&routers[0], &routers[1], &routers[0]] {
-        node.ip(&format!("route replace {} via {}", alone::<F>(peer), router.address)).unwrap();
+        node.ip(&format!("route replace {} via {}", F::as_prefix(peer), router.address)).unwrap();
         let took = until_fast_through(&stage, router);
         assert!(took < Duration::from_secs(1), "{took:?}");
     }
@@ -96,7 +95,7 @@ fn the_fast_path_follows_a_route_to_another_router_within_a_second<F: Family>() 
     routers[1].netns.ip("link set eth0 down").unwrap();
     assert!(arrives(&stage, &stage.datagram(b"by the first")));
     stream::run(stage.hosts()[0], stage.hosts()[1], None, Until::Bytes(20_000_000)).unwrap();
-    node.ip(&format!("route del {}", alone::<F>(peer))).unwrap();
+    node.ip(&format!("route del {}", F::as_prefix(peer))).unwrap();
     wait_for("the direct way", Duration::from_secs(1), || {
         routers[0].seen();
         (arrives(&stage, &stage.datagram(b"directly")) && routers[0].seen() == 0).then_some(())
@@ -186,7 +185,7 @@ fn a_peer_behind_a_second_uplink_is_reached_by_the_fast_path<F: Family>() {
     let a = &stage.cluster.nodes[0];
     for (from, to) in [(0, 1), (1, 0)] {
         let (peer, own, via) =
-            (alone::<F>(stage.node(to)), stage.node(from), F::on_segment(1, 1 + to as u8).0);
+            (F::as_prefix(stage.node(to)), stage.node(from), F::on_segment(1, 1 + to as u8).0);
         stage.cluster.nodes[from].netns().ip(&format!("route add {peer} via {via} src {own}")).unwrap();
     }
     until_fast_over(&stage, &second);
@@ -248,7 +247,7 @@ fn of_two_next_hops_the_fast_path_takes_the_kernels_and_loses_nothing_when_that_
     let routers = [Router::plug(&stage, 201), Router::plug(&stage, 202)];
     let peer = stage.node(1);
     let hops = routers.each_ref().map(|router| format!("nexthop via {}", router.address)).join(" ");
-    stage.cluster.nodes[0].netns().ip(&format!("route replace {} {hops}", alone::<F>(peer))).unwrap();
+    stage.cluster.nodes[0].netns().ip(&format!("route replace {} {hops}", F::as_prefix(peer))).unwrap();
     let chosen = wait_for("the fast path through a router", Duration::from_secs(1), || {
         for router in &routers {
             router.seen();
@@ -265,7 +264,7 @@ fn of_two_next_hops_the_fast_path_takes_the_kernels_and_loses_nothing_when_that_
     let (sent, arrived) = flow_during(&stage, || {
         thread::sleep(Duration::from_millis(200));
         let node = stage.cluster.nodes[0].netns();
-        node.ip(&format!("route replace {} nexthop via {}", alone::<F>(peer), other.address)).unwrap();
+        node.ip(&format!("route replace {} nexthop via {}", F::as_prefix(peer), other.address)).unwrap();
     });
     assert_eq!(arrived, sent, "the hop was withdrawn, and still there");
     let counted = stage.counters()[0].since(&before);
@@ -274,7 +273,7 @@ fn of_two_next_hops_the_fast_path_takes_the_kernels_and_loses_nothing_when_that_
     until_fast_through(&stage, other);
 
     // The kernel alone takes the same one of the two.
-    stage.cluster.nodes[0].netns().ip(&format!("route replace {} {hops}", alone::<F>(peer))).unwrap();
+    stage.cluster.nodes[0].netns().ip(&format!("route replace {} {hops}", F::as_prefix(peer))).unwrap();
     stage.restart(&["--datapath=kernel"]);
     stage.ping();
     for router in &routers {
@@ -290,7 +289,7 @@ fn of_two_uplinks_the_one_that_is_left_is_taken_when_the_other_fails<F: Family>(
     let others = [1, 2].map(|n| another_uplink(&stage, n));
     let node = stage.cluster.nodes[0].netns();
     let hop = |n| format!("nexthop via {} dev eth{n}", F::on_segment(n, 2).0);
-    let (peer, own) = (alone::<F>(stage.node(1)), stage.node(0));
+    let (peer, own) = (F::as_prefix(stage.node(1)), stage.node(0));
     node.ip(&format!("route replace {peer} src {own} {} {}", hop(1), hop(2))).unwrap();
     let chosen = wait_for("the fast way over one of both", Duration::from_secs(1), || {
         let before = stage.counters()[0].clone();

@@ -8,35 +8,38 @@ use std::{
 };
 
 use loden_tests::{
+    each_family,
+    family::Family,
+    packet::Ipv4,
     policy::stateful,
     service::{Tool, at},
     traffic::socket::{self, ask, open, pour, say, wants_end},
 };
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 
-use crate::{Family, STRICT, assert_direct_is_fast, cluster, in_both_families};
+use crate::{STRICT, assert_direct_is_fast, cluster};
 
 const PORT: u16 = 8080;
 
-in_both_families! {
-    connections_live_and_end_behind_a_stateful_nft_firewall
-    forgetting_the_connections_behind_a_fast_flow_does_not_stop_it
-}
+each_family!(
+    connections_live_and_end_behind_a_stateful_nft_firewall,
+    forgetting_the_connections_behind_a_fast_flow_does_not_stop_it,
+);
 
 #[test]
 fn connections_live_and_end_behind_a_stateful_iptables_firewall() {
-    connections_live_and_end(Family::V4, Tool::Iptables);
+    connections_live_and_end::<Ipv4>(Tool::Iptables);
 }
 
-fn connections_live_and_end_behind_a_stateful_nft_firewall(family: Family) {
-    connections_live_and_end(family, Tool::Nft);
+fn connections_live_and_end_behind_a_stateful_nft_firewall<F: Family>() {
+    connections_live_and_end::<F>(Tool::Nft);
 }
 
-fn connections_live_and_end(family: Family, tool: Tool) {
-    let (cluster, containers) = cluster(family, 1, &[STRICT, "--iptables-forward-rules=false"]);
-    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
+fn connections_live_and_end<F: Family>(tool: Tool) {
+    let (cluster, containers) = cluster::<F>(1, &[STRICT, "--iptables-forward-rules=false"]);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
     for node in &cluster.nodes {
-        stateful(node.netns(), tool, family.is_ipv4(), &[PORT]).unwrap();
+        stateful(node.netns(), tool, F::IS_IPV4, &[PORT]).unwrap();
         for sysctl in ["nf_conntrack_tcp_be_liberal", "nf_conntrack_tcp_ignore_invalid_rst"] {
             let value = node.netns().exec(&format!("sysctl -n net.netfilter.{sysctl}")).unwrap();
             assert_eq!(value.trim(), "1", "{sysctl} on {}", node.name());
@@ -123,9 +126,9 @@ fn timely(what: &str, run: impl FnOnce()) {
     assert!(start.elapsed() < Duration::from_millis(190), "{what} took {:?}", start.elapsed());
 }
 
-fn forgetting_the_connections_behind_a_fast_flow_does_not_stop_it(family: Family) {
-    let (cluster, containers) = cluster(family, 1, &[STRICT]);
-    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
+fn forgetting_the_connections_behind_a_fast_flow_does_not_stop_it<F: Family>() {
+    let (cluster, containers) = cluster::<F>(1, &[STRICT]);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
     let listener = socket::listen(b, PORT).unwrap();
     let (near, far) = open(a.netns, None, at(b.address, PORT), &listener).unwrap();
     exchange_bulk(&near, &far);
@@ -135,5 +138,5 @@ fn forgetting_the_connections_behind_a_fast_flow_does_not_stop_it(family: Family
     exchange_bulk(&near, &far);
     drop(near);
     timely("FIN", || wants_end(&far).unwrap());
-    assert_direct_is_fast(family, &cluster.nodes, &containers[0], &containers[1]);
+    assert_direct_is_fast::<F>(&cluster.nodes, &containers[0], &containers[1]);
 }

@@ -10,6 +10,7 @@ use aya::maps::{HashMap, Map, MapData};
 use loden_ebpf::abi::{ABI_VERSION, FLOWS_MAX, Flow, FlowKey, map};
 use loden_tests::{
     cluster::Cluster,
+    family::Family,
     node::Node,
     process::wait_for,
     service::{self, Front, Tool, at},
@@ -19,16 +20,11 @@ use loden_tests::{
     },
 };
 
-use crate::{Family, OPEN, STRICT, cluster, fast, gated, under_both_gates};
+use crate::{OPEN, STRICT, both_gates::under_both_gates, cluster, fast, gated};
 
 const PORT: u16 = 8080;
 
-under_both_gates! {
-    IPv4:
-    translated_flows_live_on_when_the_gate_has_forgotten_them
-    flows_translated_before_the_programs_came_are_left_to_the_host
-    a_new_pod_may_begin_with_a_service
-}
+under_both_gates!(IPv4: translated_flows_live_on_when_the_gate_has_forgotten_them, flows_translated_before_the_programs_came_are_left_to_the_host, a_new_pod_may_begin_with_a_service);
 
 /// A connection and a pair of UDP sockets through a service.
 struct Through {
@@ -40,8 +36,8 @@ struct Through {
 }
 
 impl Through {
-    fn open(cluster: &Cluster, family: Family, client: Host<'_>, backend: Host<'_>) -> Self {
-        let front = at(family.vip(1), 80);
+    fn open<F: Family>(cluster: &Cluster, client: Host<'_>, backend: Host<'_>) -> Self {
+        let front = at(F::vip(1), 80);
         let fronts = [Front::new(front, &[at(backend.address, PORT)])];
         service::publish(cluster.nodes[0].netns(), Tool::Iptables, &fronts).unwrap();
         let listener = socket::listen(backend, PORT).unwrap();
@@ -66,11 +62,11 @@ impl Through {
     }
 }
 
-fn translated_flows_live_on_when_the_gate_has_forgotten_them(gate: &str, family: Family) {
-    let (cluster, containers) = cluster(family, 1, &[gate]);
-    let (client, backend) = (family.host(&containers[0]), family.host(&containers[1]));
+fn translated_flows_live_on_when_the_gate_has_forgotten_them<F: Family>(gate: &str) {
+    let (cluster, containers) = cluster::<F>(1, &[gate]);
+    let (client, backend) = (F::host(&containers[0]), F::host(&containers[1]));
     let before = fast(&cluster.nodes[0]);
-    let through = Through::open(&cluster, family, client, backend);
+    let through = Through::open::<F>(&cluster, client, backend);
     // Longer than any qualification, and shorter than the host forgets a UDP flow.
     thread::sleep(Duration::from_secs(21));
     through.talk("after a long pause");
@@ -97,12 +93,12 @@ fn flood(node: &Node, round: u32) {
     }
 }
 
-fn flows_translated_before_the_programs_came_are_left_to_the_host(gate: &str, family: Family) {
-    let (mut cluster, containers) = cluster(family, 1, &[STRICT]);
-    let (client, backend) = (family.host(&containers[0]), family.host(&containers[1]));
+fn flows_translated_before_the_programs_came_are_left_to_the_host<F: Family>(gate: &str) {
+    let (mut cluster, containers) = cluster::<F>(1, &[STRICT]);
+    let (client, backend) = (F::host(&containers[0]), F::host(&containers[1]));
     cluster.nodes[0].stop_agent().unwrap();
     cluster.nodes[0].start_agent(&["--datapath=kernel"]).unwrap();
-    let through = Through::open(&cluster, family, client, backend);
+    let through = Through::open::<F>(&cluster, client, backend);
     cluster.nodes[0].stop_agent().unwrap();
     cluster.nodes[0].start_agent(&[gate, "--datapath=ebpf"]).unwrap();
     wait_for("the agent to know the container", Duration::from_secs(5), || {
@@ -119,17 +115,17 @@ fn flows_translated_before_the_programs_came_are_left_to_the_host(gate: &str, fa
     through.talk("after a crash of the agent");
 }
 
-fn a_new_pod_may_begin_with_a_service(gate: &str, family: Family) {
-    let (mut cluster, containers) = cluster(family, 1, &[gate]);
-    let backend = family.host(&containers[1]);
-    let front = at(family.vip(1), 80);
+fn a_new_pod_may_begin_with_a_service<F: Family>(gate: &str) {
+    let (mut cluster, containers) = cluster::<F>(1, &[gate]);
+    let backend = F::host(&containers[1]);
+    let front = at(F::vip(1), 80);
     let fronts = [Front::new(front, &[at(backend.address, PORT)])];
     service::publish(cluster.nodes[0].netns(), Tool::Iptables, &fronts).unwrap();
     let listener = socket::listen(backend, PORT).unwrap();
     let answerer = socket::udp(backend, PORT).unwrap();
     for round in 0..10 {
         let pod = cluster.nodes[0].run_container(100 + round % 2).unwrap();
-        let host = family.host(&pod);
+        let host = F::host(&pod);
         let asker = socket::udp(host, 0).unwrap();
         asker.connect(front).unwrap();
         // The backend is slow to answer: by then the agent knows the pod.

@@ -3,25 +3,25 @@
 use std::{thread, time::Duration};
 
 use loden_tests::{
+    each_family,
+    family::Family,
     policy::{Matching, deny},
     process::wait_for,
     service::{Tool, at},
     traffic::socket,
 };
 
-use crate::{Family, STRICT, cluster, in_both_families};
+use crate::{STRICT, cluster};
 
-in_both_families! {
-    what_the_operator_denied_before_our_rules_stays_denied
-}
+each_family!(what_the_operator_denied_before_our_rules_stays_denied,);
 
-fn what_the_operator_denied_before_our_rules_stays_denied(family: Family) {
-    let (cluster, containers) = cluster(family, 1, &[STRICT]);
-    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
+fn what_the_operator_denied_before_our_rules_stays_denied<F: Family>() {
+    let (cluster, containers) = cluster::<F>(1, &[STRICT]);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
     let node = cluster.nodes[1].netns();
-    deny(node, Tool::Iptables, family.is_ipv4(), Matching::UdpTo(9001)).unwrap();
+    deny(node, Tool::Iptables, F::IS_IPV4, Matching::UdpTo(9001)).unwrap();
     // Somebody takes our rules away; the agent puts them back, and not before those of others.
-    let iptables = if family.is_ipv4() { "iptables" } else { "ip6tables" };
+    let iptables = if F::IS_IPV4 { "iptables" } else { "ip6tables" };
     node.exec(&format!("{iptables} -D FORWARD -j LODEN-FWD")).unwrap();
     wait_for("our rules to come back", Duration::from_secs(35), || {
         node.exec(&format!("{iptables} -C FORWARD -j LODEN-FWD")).ok()

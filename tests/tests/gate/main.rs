@@ -8,9 +8,9 @@
     reason = "clippy.toml allows it in tests, which for clippy does not mean their modules"
 )]
 
+mod both_gates;
 mod closing;
 mod eviction;
-mod family;
 mod forward_chain;
 mod node_ports;
 mod open;
@@ -25,6 +25,7 @@ use loden_tests::{
     cluster::{Cluster, Plan},
     container::Container,
     counters::{Counters, Share},
+    family::Family,
     netns::Netns,
     node::{BRIDGE, Node},
     process::wait_for,
@@ -34,28 +35,28 @@ use loden_tests::{
     },
 };
 
-use family::{Family, in_both_families, under_both_gates};
-
 const STRICT: &str = "--gate=strict";
 const OPEN: &str = "--gate=open";
 
 /// Two nodes with agents and so many containers on each, known to all agents.
-fn cluster(family: Family, each: u32, args: &[&str]) -> (Cluster, Vec<Container>) {
-    cluster_of(family, &family.plan(2), each, args)
+fn cluster<F: Family>(each: u32, args: &[&str]) -> (Cluster, Vec<Container>) {
+    cluster_of::<F>(&F::plan(), each, args)
+}
+
+/// The same nodes without encapsulation.
+fn host_gw<F: Family>() -> Plan {
+    let plan = F::plan();
+    Plan { config: plan.config.replace("vxlan", "host-gw"), ..plan }
 }
 
 /// The same, with a plan of its own.
-fn cluster_of(family: Family, plan: &Plan, each: u32, args: &[&str]) -> (Cluster, Vec<Container>) {
+fn cluster_of<F: Family>(plan: &Plan, each: u32, args: &[&str]) -> (Cluster, Vec<Container>) {
     let args: Vec<&str> = args.iter().copied().chain(["--datapath=ebpf"]).collect();
     let mut cluster = Cluster::start(plan, &args).unwrap();
-    for node in &cluster.nodes {
-        // As Docker's bridge: without a MAC of its own it would take a port's, and another with the next port.
-        node.netns().ip(&format!("link set {BRIDGE} address 02:42:00:00:00:01")).unwrap();
-    }
     let containers = cluster.run_containers(each).unwrap();
     let per_node = each as usize;
     let (first, rest) = containers.split_at(per_node);
-    if !family.is_ipv4() {
+    if !F::IS_IPV4 {
         // A node asks for neighbours from its link-local address, which a new bridge may use after a second or two. What
         // waits for that in the node comes out when the agent knows the pods, but came in before: as if translated.
         for node in &cluster.nodes {
@@ -67,8 +68,8 @@ fn cluster_of(family: Family, plan: &Plan, each: u32, args: &[&str]) -> (Cluster
         }
     }
     for (a, b) in rest.iter().map(|b| (&first[0], b)).chain(first.iter().map(|a| (a, &rest[0]))) {
-        let reach = || ping(a.netns(), family.address(b), 1);
-        if family.is_ipv4() {
+        let reach = || ping(a.netns(), F::host(b).address, 1);
+        if F::IS_IPV4 {
             reach().unwrap();
         } else {
             wait_for("the first answer", Duration::from_secs(20), || reach().ok()).unwrap();
@@ -77,7 +78,7 @@ fn cluster_of(family: Family, plan: &Plan, each: u32, args: &[&str]) -> (Cluster
     for (node, own) in cluster.nodes.iter().zip(containers.chunks(per_node)) {
         for container in own {
             wait_for("the agent to know the container", Duration::from_secs(5), || {
-                gated(node, family.address(container))
+                gated(node, F::host(container).address)
             })
             .unwrap();
         }
@@ -99,9 +100,9 @@ fn fast(node: &Node) -> u64 {
 }
 
 /// Bulk TCP between two containers, both ways after one another, is carried by the programs at both ends.
-fn assert_direct_is_fast(family: Family, nodes: &[Node], a: &Container, b: &Container) {
+fn assert_direct_is_fast<F: Family>(nodes: &[Node], a: &Container, b: &Container) {
     for (from, to) in [(a, b), (b, a)] {
-        let (source, destination) = (family.host(from), family.host(to));
+        let (source, destination) = (F::host(from), F::host(to));
         let work = || stream::run(source, destination, None, Until::Bytes(60_000_000));
         let (stream, share) = Share::during(nodes, &[a, b], work).unwrap();
         assert_eq!(stream.source, source.address, "pods see one another's addresses");

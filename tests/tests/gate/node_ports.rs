@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use ipnet::IpNet;
 use loden_tests::{
     cluster::Cluster,
+    family::Family,
     netns::Netns,
     service::{self, Front, Tool, at},
     traffic::{
@@ -13,7 +13,7 @@ use loden_tests::{
     },
 };
 
-use crate::{Family, assert_direct_is_fast, cluster, fast, under_both_gates};
+use crate::{assert_direct_is_fast, both_gates::under_both_gates, cluster, fast};
 
 const PORT: u16 = 8080;
 /// NodePort of a service anywhere (externalTrafficPolicy Cluster): clients are masqueraded.
@@ -23,27 +23,24 @@ const HERE: u16 = 30_081;
 /// Host number of somebody on the underlay who is no node.
 const OUTSIDE: u32 = 200;
 
-under_both_gates! {
-    ports_of_nodes_lead_to_pods_by_iptables
-    ports_of_nodes_lead_to_pods_by_nft
+under_both_gates!(ports_of_nodes_lead_to_pods_by_iptables, ports_of_nodes_lead_to_pods_by_nft,);
+
+fn ports_of_nodes_lead_to_pods_by_iptables<F: Family>(gate: &str) {
+    ports_of_nodes_lead_to_pods::<F>(&[gate], Tool::Iptables);
 }
 
-fn ports_of_nodes_lead_to_pods_by_iptables(gate: &str, family: Family) {
-    ports_of_nodes_lead_to_pods(&[gate], Tool::Iptables, family);
+fn ports_of_nodes_lead_to_pods_by_nft<F: Family>(gate: &str) {
+    ports_of_nodes_lead_to_pods::<F>(&[gate, "--ip-masq"], Tool::Nft);
 }
 
-fn ports_of_nodes_lead_to_pods_by_nft(gate: &str, family: Family) {
-    ports_of_nodes_lead_to_pods(&[gate, "--ip-masq"], Tool::Nft, family);
-}
-
-fn ports_of_nodes_lead_to_pods(args: &[&str], tool: Tool, family: Family) {
-    let (cluster, containers) = cluster(family, 1, args);
-    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
-    let (node_a, node_b) = (family.node(&cluster, 0), family.node(&cluster, 1));
+fn ports_of_nodes_lead_to_pods<F: Family>(args: &[&str], tool: Tool) {
+    let (cluster, containers) = cluster::<F>(1, args);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
+    let [node_a, node_b]: [IpAddr; 2] = [0, 1].map(|n| F::of_node(&cluster, n).into());
     let outside = Netns::create("outside").unwrap();
     let underlay = cluster.underlay();
     let address = IpAddr::from(underlay.plug(&outside, OUTSIDE).unwrap());
-    let address = if family.is_ipv4() { address } else { underlay.address6(OUTSIDE).unwrap().into() };
+    let address = if F::IS_IPV4 { address } else { underlay.address6(OUTSIDE).unwrap().into() };
     let outside = Host { netns: &outside, address };
     // The nodes' pods are reached straight from the underlay too where nothing masquerades them.
     for (n, node, own, backend) in [(0, node_a, a, b), (1, node_b, b, a)] {
@@ -53,7 +50,7 @@ fn ports_of_nodes_lead_to_pods(args: &[&str], tool: Tool, family: Family) {
         ];
         service::publish(cluster.nodes[n].netns(), tool, &fronts).unwrap();
     }
-    route_replies(&cluster, family);
+    route_replies::<F>(&cluster);
     let masquerade = args.contains(&"--ip-masq");
 
     // NodePort from outside: by way of the other node, and of the pod's own.
@@ -76,16 +73,15 @@ fn ports_of_nodes_lead_to_pods(args: &[&str], tool: Tool, family: Family) {
     say(&far, &near, "hello inside").unwrap();
     let expected = if masquerade { node_a } else { a.address };
     assert_eq!(far.peer_addr().unwrap().ip(), expected, "the pod as the outside sees it");
-    assert_direct_is_fast(family, &cluster.nodes, &containers[0], &containers[1]);
+    assert_direct_is_fast::<F>(&cluster.nodes, &containers[0], &containers[1]);
 }
 
 /// Everybody on the underlay knows the way to every pod, as hosts do whose router knows the nodes.
-fn route_replies(cluster: &Cluster, family: Family) {
+fn route_replies<F: Family>(cluster: &Cluster) {
     let router = cluster.underlay().netns();
     for (n, node) in cluster.nodes.iter().enumerate() {
-        let env = node.subnet_env().unwrap();
-        let subnet: IpNet = if family.is_ipv4() { env.subnet.into() } else { env.subnet6.unwrap().into() };
-        router.ip(&format!("route add {} via {}", subnet.trunc(), family.node(cluster, n as u32))).unwrap();
+        let route = format!("route add {} via {}", F::subnet(node), F::of_node(cluster, n));
+        router.ip(&route).unwrap();
     }
     router.exec("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1").unwrap();
 }

@@ -10,6 +10,7 @@ use loden_tests::{
     counters::Counters,
     netns::Netns,
     node::Node,
+    packet::Ipv4,
     service::at,
     traffic::{
         hello, ping, socket,
@@ -18,7 +19,7 @@ use loden_tests::{
     },
 };
 
-use crate::{Family, OPEN, assert_direct_is_fast, cluster};
+use crate::{OPEN, assert_direct_is_fast, cluster};
 
 /// No endpoint of these nodes is gated, and no packet looked translated.
 fn assert_nobody_is_gated(nodes: &[Node], after: &str) {
@@ -43,13 +44,13 @@ fn assert_nobody_is_gated(nodes: &[Node], after: &str) {
 
 #[test]
 fn ordinary_traffic_gates_nobody() {
-    let (cluster, containers) = cluster(Family::V4, 1, &[OPEN]);
+    let (cluster, containers) = cluster::<Ipv4>(1, &[OPEN]);
     let (a, b) = (&containers[0], &containers[1]);
     for kind in [Kind::TcpRr, Kind::TcpCrr, Kind::UdpRr] {
         transactions::run(kind, a.host(), b.host(), Duration::from_millis(500)).unwrap();
         assert_nobody_is_gated(&cluster.nodes, &format!("{kind:?}"));
     }
-    assert_direct_is_fast(Family::V4, &cluster.nodes, a, b);
+    assert_direct_is_fast::<Ipv4>(&cluster.nodes, a, b);
     ping(a.netns(), b.address(), 20).unwrap();
     assert_nobody_is_gated(&cluster.nodes, "ping");
     for (from, to) in [(a, b), (b, a)] {
@@ -80,7 +81,7 @@ fn ordinary_traffic_gates_nobody() {
 
 #[test]
 fn churn_of_containers_gates_nobody() {
-    let (mut cluster, containers) = cluster(Family::V4, 1, &[OPEN]);
+    let (mut cluster, containers) = cluster::<Ipv4>(1, &[OPEN]);
     let (a, b) = (&containers[0], &containers[1]);
     let (from, to) = (a.host(), b.host());
     thread::scope(|scope| {
@@ -111,7 +112,7 @@ fn churn_of_containers_gates_nobody() {
 
 #[test]
 fn crashes_of_agents_under_traffic_gate_nobody() {
-    let (mut cluster, containers) = cluster(Family::V4, 1, &[OPEN]);
+    let (mut cluster, containers) = cluster::<Ipv4>(1, &[OPEN]);
     let (a, b) = (&containers[0], &containers[1]);
     let (from, to) = (a.host(), b.host());
     thread::scope(|scope| {
@@ -134,5 +135,5 @@ fn crashes_of_agents_under_traffic_gate_nobody() {
         running.join().unwrap();
     });
     assert_nobody_is_gated(&cluster.nodes, "crashes");
-    assert_direct_is_fast(Family::V4, &cluster.nodes, a, b);
+    assert_direct_is_fast::<Ipv4>(&cluster.nodes, a, b);
 }

@@ -12,6 +12,8 @@ use std::{
 
 use loden_tests::{
     counters::{Counters, FAST_ENCAP},
+    each_family,
+    family::Family,
     netns::Netns,
     policy::{Matching, deny},
     process::wait_for,
@@ -22,15 +24,15 @@ use loden_tests::{
     },
 };
 
-use crate::{Family, STRICT, assert_direct_is_fast, cluster, in_both_families, snmp};
+use crate::{STRICT, assert_direct_is_fast, cluster, snmp};
 
-in_both_families! {
-    a_rule_added_in_the_middle_of_a_fast_flow_stops_it
-    what_was_always_denied_never_arrives
-    a_rule_against_one_direction_leaves_the_other_fast
-    allowed_echo_replies_let_no_denied_request_pass
-    a_pod_that_was_denied_may_be_reached_once_the_rule_is_gone
-}
+each_family!(
+    a_rule_added_in_the_middle_of_a_fast_flow_stops_it,
+    what_was_always_denied_never_arrives,
+    a_rule_against_one_direction_leaves_the_other_fast,
+    allowed_echo_replies_let_no_denied_request_pass,
+    a_pod_that_was_denied_may_be_reached_once_the_rule_is_gone,
+);
 
 /// From a change of the rules to its effect: at once where the kernel tells of it, when what has qualified
 /// expires where it does not.
@@ -38,9 +40,9 @@ fn effect(tool: Tool) -> Duration {
     Duration::from_secs(if tool == Tool::LegacyIptables { 17 } else { 3 })
 }
 
-fn a_rule_added_in_the_middle_of_a_fast_flow_stops_it(family: Family) {
-    let (cluster, containers) = cluster(family, 1, &[STRICT]);
-    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
+fn a_rule_added_in_the_middle_of_a_fast_flow_stops_it<F: Family>() {
+    let (cluster, containers) = cluster::<F>(1, &[STRICT]);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
     let [near, far] = [0, 1].map(|n| cluster.nodes[n].netns());
     let tools = [Tool::Iptables, Tool::LegacyIptables, Tool::Nft];
     let rules: Vec<_> = tools.iter().flat_map(|&tool| [(near, tool), (far, tool)]).collect();
@@ -91,7 +93,7 @@ fn a_rule_added_in_the_middle_of_a_fast_flow_stops_it(family: Family) {
             if n == 2 {
                 thread::sleep(Duration::from_secs(4));
             }
-            deny(node, tool, family.is_ipv4(), Matching::UdpTo(ports[n + 1])).unwrap();
+            deny(node, tool, F::IS_IPV4, Matching::UdpTo(ports[n + 1])).unwrap();
             changed[n] = Instant::now();
         }
         // Past every tick of the agent, which might undo what it did at first.
@@ -118,9 +120,9 @@ impl Drop for Finally<'_> {
     }
 }
 
-fn what_was_always_denied_never_arrives(family: Family) {
-    let (cluster, containers) = cluster(family, 1, &[STRICT]);
-    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
+fn what_was_always_denied_never_arrives<F: Family>() {
+    let (cluster, containers) = cluster::<F>(1, &[STRICT]);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
     let [near, far] = [0, 1].map(|n| cluster.nodes[n].netns());
     let rules = [
         (near, Tool::Iptables, 9001),
@@ -129,10 +131,10 @@ fn what_was_always_denied_never_arrives(family: Family) {
         (far, Tool::Nft, 9004),
     ];
     for (node, tool, port) in rules {
-        deny(node, tool, family.is_ipv4(), Matching::UdpTo(port)).unwrap();
-        deny(node, tool, family.is_ipv4(), Matching::TcpTo(port)).unwrap();
+        deny(node, tool, F::IS_IPV4, Matching::UdpTo(port)).unwrap();
+        deny(node, tool, F::IS_IPV4, Matching::TcpTo(port)).unwrap();
     }
-    assert_direct_is_fast(family, &cluster.nodes, &containers[0], &containers[1]);
+    assert_direct_is_fast::<F>(&cluster.nodes, &containers[0], &containers[1]);
     let allowed = socket::udp(b, 9000).unwrap();
     let sender = socket::udp(a, 6000).unwrap();
     let denied: Vec<UdpSocket> = rules
@@ -167,11 +169,11 @@ fn what_was_always_denied_never_arrives(family: Family) {
     }
 }
 
-fn a_rule_against_one_direction_leaves_the_other_fast(family: Family) {
-    let (cluster, containers) = cluster(family, 1, &[STRICT]);
-    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
+fn a_rule_against_one_direction_leaves_the_other_fast<F: Family>() {
+    let (cluster, containers) = cluster::<F>(1, &[STRICT]);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
     for (n, tool, port) in [(0, Tool::Iptables, 7000), (1, Tool::Nft, 7001)] {
-        deny(cluster.nodes[n].netns(), tool, family.is_ipv4(), Matching::UdpFrom(port)).unwrap();
+        deny(cluster.nodes[n].netns(), tool, F::IS_IPV4, Matching::UdpFrom(port)).unwrap();
         let (one, other) = (socket::udp(a, 6000 + port).unwrap(), socket::udp(b, port).unwrap());
         one.set_nonblocking(true).unwrap();
         one.connect(at(b.address, port)).unwrap();
@@ -189,11 +191,11 @@ fn a_rule_against_one_direction_leaves_the_other_fast(family: Family) {
     }
 }
 
-fn allowed_echo_replies_let_no_denied_request_pass(family: Family) {
-    let (cluster, containers) = cluster(family, 1, &[STRICT]);
-    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
-    deny(cluster.nodes[1].netns(), Tool::Nft, family.is_ipv4(), Matching::EchoRequestsIn).unwrap();
-    let before = echo_requests(family, b);
+fn allowed_echo_replies_let_no_denied_request_pass<F: Family>() {
+    let (cluster, containers) = cluster::<F>(1, &[STRICT]);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
+    deny(cluster.nodes[1].netns(), Tool::Nft, F::IS_IPV4, Matching::EchoRequestsIn).unwrap();
+    let before = echo_requests::<F>(b);
     thread::scope(|scope| {
         // Both with one identifier: the replies to one have the addresses and the identifier of the other.
         let allowed =
@@ -204,29 +206,29 @@ fn allowed_echo_replies_let_no_denied_request_pass(family: Family) {
         assert!(summary.contains(" 0% packet loss"), "{summary}");
         assert!(denied.join().unwrap().is_err(), "a denied ping was answered");
     });
-    assert_eq!(echo_requests(family, b) - before, 0, "echo requests that arrived");
+    assert_eq!(echo_requests::<F>(b) - before, 0, "echo requests that arrived");
     ping(b.netns, a.address, 3).unwrap();
 }
 
-fn a_pod_that_was_denied_may_be_reached_once_the_rule_is_gone(family: Family) {
-    let (cluster, containers) = cluster(family, 1, &[STRICT]);
-    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
+fn a_pod_that_was_denied_may_be_reached_once_the_rule_is_gone<F: Family>() {
+    let (cluster, containers) = cluster::<F>(1, &[STRICT]);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
     let node: &Netns = cluster.nodes[0].netns();
-    deny(node, Tool::Nft, family.is_ipv4(), Matching::TcpTo(8080)).unwrap();
+    deny(node, Tool::Nft, F::IS_IPV4, Matching::TcpTo(8080)).unwrap();
     let listener = socket::listen(b, 8080).unwrap();
     let to = at(b.address, 8080);
     let refused = a.netns.run(|| std::net::TcpStream::connect_timeout(&to, Duration::from_millis(500)));
     assert!(refused.is_err(), "the rule denies it");
-    let ip = if family.is_ipv4() { "ip" } else { "ip6" };
+    let ip = if F::IS_IPV4 { "ip" } else { "ip6" };
     node.exec(&format!("nft delete table {ip} operator")).unwrap();
     let (near, far) = socket::open(a.netns, None, to, &listener).unwrap();
     say(&near, &far, "hello").unwrap();
-    assert_direct_is_fast(family, &cluster.nodes, &containers[0], &containers[1]);
+    assert_direct_is_fast::<F>(&cluster.nodes, &containers[0], &containers[1]);
 }
 
 /// Echo requests that a host's own protocol stack has got.
-fn echo_requests(family: Family, host: Host<'_>) -> u64 {
-    if family.is_ipv4() {
+fn echo_requests<F: Family>(host: Host<'_>) -> u64 {
+    if F::IS_IPV4 {
         return snmp(host.netns, "Icmp", "InEchos");
     }
     let text = host.netns.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp6")).unwrap();

@@ -9,6 +9,7 @@ use std::{
 
 use loden_tests::{
     counters::Counters,
+    family::Family,
     node::Node,
     process::wait_for,
     service::{self, Front, Tool, at},
@@ -18,24 +19,24 @@ use loden_tests::{
     },
 };
 
-use crate::{Family, OPEN, cluster, gated, under_both_gates};
+use crate::{OPEN, both_gates::under_both_gates, cluster, gated};
 
 const PORT: u16 = 8080;
 const HOST_PORT: u16 = 30_081;
 /// Long enough for a flow to qualify and be used.
 const ROUNDS: u32 = 150;
 
-under_both_gates! {
-    a_service_and_then_its_backend_are_reached_from_one_port
-    a_backend_and_then_its_service_are_reached_from_one_port_by_iptables
-    a_backend_and_then_its_service_are_reached_from_one_port_by_nft
-}
+under_both_gates!(
+    a_service_and_then_its_backend_are_reached_from_one_port,
+    a_backend_and_then_its_service_are_reached_from_one_port_by_iptables,
+    a_backend_and_then_its_service_are_reached_from_one_port_by_nft,
+);
 
 /// The direct flow is the second, so the host sees its first packet: the pod has a translated flow already.
-fn a_service_and_then_its_backend_are_reached_from_one_port(gate: &str, family: Family) {
-    let (cluster, containers) = cluster(family, 1, &[gate]);
-    let (client, backend) = (family.host(&containers[0]), family.host(&containers[1]));
-    let (front, straight) = (at(family.vip(1), 80), at(backend.address, PORT));
+fn a_service_and_then_its_backend_are_reached_from_one_port<F: Family>(gate: &str) {
+    let (cluster, containers) = cluster::<F>(1, &[gate]);
+    let (client, backend) = (F::host(&containers[0]), F::host(&containers[1]));
+    let (front, straight) = (at(F::vip(1), 80), at(backend.address, PORT));
     service::publish(cluster.nodes[0].netns(), Tool::Iptables, &[Front::new(front, &[straight])]).unwrap();
     let mut flows = Flows::new(client, backend, 5000);
     flows.connect(front);
@@ -45,24 +46,24 @@ fn a_service_and_then_its_backend_are_reached_from_one_port(gate: &str, family: 
     flows.talk();
 }
 
-fn a_backend_and_then_its_service_are_reached_from_one_port_by_iptables(gate: &str, family: Family) {
-    a_backend_and_then_its_service_are_reached_from_one_port(gate, family, Tool::Iptables);
+fn a_backend_and_then_its_service_are_reached_from_one_port_by_iptables<F: Family>(gate: &str) {
+    a_backend_and_then_its_service_are_reached_from_one_port::<F>(gate, Tool::Iptables);
 }
 
-fn a_backend_and_then_its_service_are_reached_from_one_port_by_nft(gate: &str, family: Family) {
-    a_backend_and_then_its_service_are_reached_from_one_port(gate, family, Tool::Nft);
+fn a_backend_and_then_its_service_are_reached_from_one_port_by_nft<F: Family>(gate: &str) {
+    a_backend_and_then_its_service_are_reached_from_one_port::<F>(gate, Tool::Nft);
 }
 
-fn a_backend_and_then_its_service_are_reached_from_one_port(gate: &str, family: Family, tool: Tool) {
-    let (cluster, containers) = cluster(family, 4, &[gate]);
+fn a_backend_and_then_its_service_are_reached_from_one_port<F: Family>(gate: &str, tool: Tool) {
+    let (cluster, containers) = cluster::<F>(4, &[gate]);
     let (near, far) = (&cluster.nodes[0], &cluster.nodes[1]);
-    let hosts: Vec<Host<'_>> = containers.iter().map(|container| family.host(container)).collect();
+    let hosts: Vec<Host<'_>> = containers.iter().map(|container| F::host(container)).collect();
     let [tcp_first, udp_first, beside, local, remote, server, ..] = hosts[..] else { unreachable!() };
     let backend = |host: Host<'_>| at(host.address, PORT);
-    let (of_remote, of_local) = (at(family.vip(1), 80), at(family.vip(2), 80));
+    let (of_remote, of_local) = (at(F::vip(1), 80), at(F::vip(2), 80));
     let fronts = [Front::new(of_remote, &[backend(remote)]), Front::new(of_local, &[backend(local)])];
     service::publish(near.netns(), tool, &fronts).unwrap();
-    let of_server = at(family.node(&cluster, 1), HOST_PORT);
+    let of_server = at(F::of_node(&cluster, 1), HOST_PORT);
     service::publish(far.netns(), tool, &[Front::new(of_server, &[backend(server)])]).unwrap();
 
     let kept_apart = |client: Host<'_>, server: Host<'_>, front, is_tcp_first: bool, node: &Node| {

@@ -10,6 +10,7 @@ use std::{
 use loden_tests::{
     cluster::{Cluster, Plan},
     container::Container,
+    family::Family,
     service::{self, Front, Tool, at},
     traffic::{
         Host,
@@ -17,33 +18,33 @@ use loden_tests::{
     },
 };
 
-use crate::{Family, OPEN, assert_direct_is_fast, cluster_of, fast, gated, under_both_gates};
+use crate::{OPEN, assert_direct_is_fast, both_gates::under_both_gates, cluster_of, fast, gated, host_gw};
 
 const PORT: u16 = 8080;
 
-under_both_gates! {
-    replies_come_from_the_cluster_ip_by_iptables
-    replies_come_from_the_cluster_ip_by_nft
-    replies_come_from_the_cluster_ip_without_encapsulation
+under_both_gates!(
+    replies_come_from_the_cluster_ip_by_iptables,
+    replies_come_from_the_cluster_ip_by_nft,
+    replies_come_from_the_cluster_ip_without_encapsulation,
+);
+
+fn replies_come_from_the_cluster_ip_by_iptables<F: Family>(gate: &str) {
+    replies_come_from_the_cluster_ip::<F>(gate, Tool::Iptables, &F::plan());
 }
 
-fn replies_come_from_the_cluster_ip_by_iptables(gate: &str, family: Family) {
-    replies_come_from_the_cluster_ip(gate, Tool::Iptables, family, &family.plan(2));
+fn replies_come_from_the_cluster_ip_by_nft<F: Family>(gate: &str) {
+    replies_come_from_the_cluster_ip::<F>(gate, Tool::Nft, &F::plan());
 }
 
-fn replies_come_from_the_cluster_ip_by_nft(gate: &str, family: Family) {
-    replies_come_from_the_cluster_ip(gate, Tool::Nft, family, &family.plan(2));
+fn replies_come_from_the_cluster_ip_without_encapsulation<F: Family>(gate: &str) {
+    replies_come_from_the_cluster_ip::<F>(gate, Tool::Iptables, &host_gw::<F>());
 }
 
-fn replies_come_from_the_cluster_ip_without_encapsulation(gate: &str, family: Family) {
-    replies_come_from_the_cluster_ip(gate, Tool::Iptables, family, &family.host_gw(2));
-}
-
-fn replies_come_from_the_cluster_ip(gate: &str, tool: Tool, family: Family, plan: &Plan) {
-    let (cluster, containers) = cluster_of(family, plan, 2, &[gate]);
+fn replies_come_from_the_cluster_ip<F: Family>(gate: &str, tool: Tool, plan: &Plan) {
+    let (cluster, containers) = cluster_of::<F>(plan, 2, &[gate]);
     let [client, local, remote] = [0, 1, 2].map(|n| &containers[n]);
-    let backend = |container: &Container| at(family.address(container), PORT);
-    let front = |n| at(family.vip(n), 80);
+    let backend = |container: &Container| at(F::host(container).address, PORT);
+    let front = |n| at(F::vip(n), 80);
     let fronts = [
         Front::new(front(1), &[backend(local)]),
         Front::new(front(2), &[backend(remote)]),
@@ -51,12 +52,12 @@ fn replies_come_from_the_cluster_ip(gate: &str, tool: Tool, family: Family, plan
         Front::new(front(4), &[backend(client)]),
     ];
     service::publish(cluster.nodes[0].netns(), tool, &fronts).unwrap();
-    assert_direct_is_fast(family, &cluster.nodes, client, remote);
-    let gated = |node: usize, container| gated(&cluster.nodes[node], family.address(container));
+    assert_direct_is_fast::<F>(&cluster.nodes, client, remote);
+    let gated = |node: usize, container| gated(&cluster.nodes[node], F::host(container).address);
     if gate == OPEN {
         assert_eq!(gated(0, client), Some(false), "nothing was translated yet");
     }
-    let [client, local, remote] = [client, local, remote].map(|container| family.host(container));
+    let [client, local, remote] = [client, local, remote].map(|container| F::host(container));
 
     nothing_translated_is_fast(&cluster, client, front(1), local);
     if gate == OPEN {
@@ -74,7 +75,7 @@ fn replies_come_from_the_cluster_ip(gate: &str, tool: Tool, family: Family, plan
     let seen = a_backend_answers(client, front(4), client);
     assert_ne!(seen, client.address, "a pod that reaches itself is masqueraded");
     both_at_once(client, front(2), remote);
-    assert_direct_is_fast(family, &cluster.nodes, &containers[0], &containers[2]);
+    assert_direct_is_fast::<F>(&cluster.nodes, &containers[0], &containers[2]);
 }
 
 /// Many short connections, a long one, datagrams; returns the client's address as the backend saw it.

@@ -152,7 +152,7 @@ fn containers_reach_each_other_on_the_fast_path_and_nothing_is_asked_of_etcd() {
     let mut kube = Kube::start(2);
     for n in 1..=2_u8 {
         let env = kube.cluster.nodes[usize::from(n) - 1].subnet_env().unwrap();
-        assert_eq!((env.network.to_string().as_str(), env.subnet.trunc()), ("10.244.0.0/16", subnet(n)));
+        assert_eq!((env.network().to_string().as_str(), env.subnet().trunc()), ("10.244.0.0/16", subnet(n)));
         let name = format!("n{n}");
         kube.server.until("NetworkUnavailable=False", |store| {
             store.condition(&name, "NetworkUnavailable").unwrap()["status"] == "False"
@@ -283,7 +283,7 @@ fn an_agent_waits_for_its_subnet_says_so_and_refuses_one_from_elsewhere() {
     kube.server.store().change("n1", |node| node["spec"]["podCIDR"] = "10.244.7.0/24".into());
     wait_for("it is ready", LIMIT, || (kube.cluster.nodes[0].status().ok()?["ready"] == true).then_some(()))
         .unwrap();
-    assert_eq!(kube.cluster.nodes[0].subnet_env().unwrap().subnet.trunc(), subnet(7));
+    assert_eq!(kube.cluster.nodes[0].subnet_env().unwrap().subnet().trunc(), subnet(7));
     assert_eq!(kube.server.annotation("n1", "public-ip").unwrap(), "192.168.64.99");
 
     kube.cluster.nodes[0].stop_agent().unwrap();

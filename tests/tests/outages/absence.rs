@@ -1,62 +1,70 @@
 //! Etcd, the agent, a peer, or the network between them is away for longer than anybody expected.
 
-use std::{thread, time::Duration};
+use std::{net::IpAddr, thread, time::Duration};
 
+use ipnet::IpNet;
 use loden_tests::{
     cluster::{Cluster, Plan},
-    container::Container,
+    each_family,
+    family::Family,
     node::Node,
     process::wait_for,
-    traffic::{hello, load, ping},
+    traffic::{hello, load, ping, wait_for_answer},
 };
 
 use crate::{SHORT_TTL, assert_fast, assert_reach, key, wait_ready};
 
+each_family!(
+    etcd_gone_for_many_missed_keepalives_changes_nothing_on_the_nodes,
+    an_agent_that_was_gone_for_long_finds_its_lease_and_who_came_and_left_meanwhile,
+    a_peer_whose_lease_expires_is_forgotten_and_comes_back_with_its_subnet,
+    a_partition_heals_whether_shorter_or_longer_than_the_leases,
+);
+
 /// Whether a node's kernel and maps know a peer: route, neighbour, FDB entry, slot.
-fn knows(node: &Node, peer: &Peer) -> [bool; 4] {
+fn knows<F: Family>(node: &Node, peer: &Peer) -> [bool; 4] {
     let show = |line: &str| node.netns().exec(line).unwrap();
-    let base = peer.subnet.network();
-    let slot = base.octets()[2];
-    let map = node.bpffs().join("v1/PEERS");
-    let value = show(&format!("bpftool -j map lookup pinned {} key {slot} 0 0 0", map.display()));
+    // The last two bytes of the part that tells subnets of the network apart.
+    let [high, low] = match peer.subnet.network() {
+        IpAddr::V4(base) => [0, base.octets()[2]],
+        IpAddr::V6(base) => base.segments()[3].to_be_bytes(),
+    };
+    let map = node.bpffs().join(format!("v1/{}PEERS", F::MAPS));
+    let value = show(&format!("bpftool -j map lookup pinned {} key {low} {high} 0 0", map.display()));
     let value: serde_json::Value = serde_json::from_str(&value).unwrap();
     let filled = value["value"].as_array().unwrap().iter().any(|byte| byte != "0x00");
     [
         node.has_route(peer.subnet).unwrap(),
-        show("ip neigh show dev flannel.1").contains(&peer.mac),
-        show("bridge fdb show dev flannel.1").contains(&peer.mac),
+        show(&format!("ip neigh show dev {}", F::DEVICE)).contains(&peer.mac),
+        show(&format!("bridge fdb show dev {}", F::DEVICE)).contains(&peer.mac),
         filled,
     ]
 }
 
 struct Peer {
-    subnet: ipnet::Ipv4Net,
+    subnet: IpNet,
     mac: String,
 }
 
 impl Peer {
-    fn of(node: &Node) -> Self {
-        Self {
-            subnet: node.subnet_env().unwrap().subnet.trunc(),
-            mac: node.status().unwrap()["device"]["mac"].as_str().unwrap().to_owned(),
-        }
+    fn of<F: Family>(node: &Node) -> Self {
+        let status = node.status().unwrap();
+        let mac = status[F::DEVICE_IN_STATUS]["mac"].as_str();
+        Self { subnet: F::subnet(node), mac: mac.unwrap_or_else(|| panic!("{status:#}")).to_owned() }
     }
 }
 
-fn wait_until_forgotten(node: &Node, peer: &Peer, limit: u64) {
+fn wait_until_forgotten<F: Family>(node: &Node, peer: &Peer, limit: u64) {
     wait_for("the peer to be forgotten", Duration::from_secs(limit), || {
-        (knows(node, peer) == [false; 4]).then_some(())
+        (knows::<F>(node, peer) == [false; 4]).then_some(())
     })
-    .unwrap_or_else(|error| panic!("{error:#}: {:?}", knows(node, peer)));
+    .unwrap_or_else(|error| panic!("{error:#}: {:?}", knows::<F>(node, peer)));
 }
 
-#[test]
-fn etcd_gone_for_many_missed_keepalives_changes_nothing_on_the_nodes() {
-    let plan = Plan { nodes: 2, ..Plan::default() };
-    let mut cluster = Cluster::start(&plan, &[SHORT_TTL]).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
+fn etcd_gone_for_many_missed_keepalives_changes_nothing_on_the_nodes<F: Family>() {
+    let (mut cluster, containers) = Cluster::start_with_containers(&F::alone(), &[SHORT_TTL]).unwrap();
     let (a, b) = (&containers[0], &containers[1]);
-    ping(a.netns(), b.address(), 10).unwrap();
+    ping(a.netns(), F::of(b), 10).unwrap();
     let subnets = |cluster: &Cluster| -> Vec<_> {
         cluster.nodes.iter().map(|node| node.subnet_env().unwrap()).collect()
     };
@@ -64,7 +72,7 @@ fn etcd_gone_for_many_missed_keepalives_changes_nothing_on_the_nodes() {
     let lines = cluster.nodes[0].log().lines().count();
     cluster.etcd_mut().kill();
     // Three times the TTL: some nine keepalives in a row that nobody answers.
-    let ((), report) = load::during(a.host(), b.host(), 10, || {
+    let ((), report) = load::during(F::host(a), F::host(b), 10, || {
         thread::sleep(Duration::from_secs(16));
         Ok(())
     })
@@ -89,15 +97,14 @@ fn etcd_gone_for_many_missed_keepalives_changes_nothing_on_the_nodes() {
     assert_fast(&cluster.nodes, a, b);
 }
 
-#[test]
-fn an_agent_that_was_gone_for_long_finds_its_lease_and_who_came_and_left_meanwhile() {
-    let mut cluster = Cluster::start(&Plan { nodes: 3, ..Plan::default() }, &[]).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
+fn an_agent_that_was_gone_for_long_finds_its_lease_and_who_came_and_left_meanwhile<F: Family>() {
+    let plan = Plan { nodes: 3, ..F::alone() };
+    let (mut cluster, containers) = Cluster::start_with_containers(&plan, &[]).unwrap();
     let (a, b) = (&containers[0], &containers[1]);
-    ping(a.netns(), b.address(), 10).unwrap();
-    let leaver = Peer::of(&cluster.nodes[2]);
+    ping(a.netns(), F::of(b), 10).unwrap();
+    let leaver = Peer::of::<F>(&cluster.nodes[2]);
     let subnet = cluster.nodes[0].subnet_env().unwrap();
-    assert_eq!(knows(&cluster.nodes[0], &leaver), [true; 4]);
+    assert_eq!(knows::<F>(&cluster.nodes[0], &leaver), [true; 4]);
     cluster.nodes[0].kill_agent();
     // An hour is the smallest part of what etcd goes on waiting for.
     let lease = cluster.etcd().ctl(&["get", "-w", "json", &key(&cluster.nodes[0])]).unwrap();
@@ -113,44 +120,42 @@ fn an_agent_that_was_gone_for_long_finds_its_lease_and_who_came_and_left_meanwhi
     newcomer.start_agent(&[]).unwrap();
     newcomer.make_bridge().unwrap();
     let newcomer = newcomer.run_container(2).unwrap();
-    let ((), report) = load::during(a.host(), b.host(), 10, || cluster.nodes[0].start_agent(&[])).unwrap();
+    wait_for_answer(&newcomer, b).unwrap();
+    let ((), report) =
+        load::during(F::host(a), F::host(b), 10, || cluster.nodes[0].start_agent(&[])).unwrap();
     assert_eq!((report.lost, report.repeated), (0, 0), "{report:?}");
     assert_eq!(cluster.nodes[0].subnet_env().unwrap(), subnet);
-    wait_until_forgotten(&cluster.nodes[0], &leaver, 2);
+    wait_until_forgotten::<F>(&cluster.nodes[0], &leaver, 2);
     assert_reach(a, &newcomer);
     assert_fast(&cluster.nodes[..2], a, b);
 }
 
-#[test]
-fn a_peer_whose_lease_expires_is_forgotten_and_comes_back_with_its_subnet() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[SHORT_TTL]).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
+fn a_peer_whose_lease_expires_is_forgotten_and_comes_back_with_its_subnet<F: Family>() {
+    let (mut cluster, containers) = Cluster::start_with_containers(&F::alone(), &[SHORT_TTL]).unwrap();
     let (a, b) = (&containers[0], &containers[1]);
-    ping(a.netns(), b.address(), 10).unwrap();
-    let peer = Peer::of(&cluster.nodes[1]);
+    ping(a.netns(), F::of(b), 10).unwrap();
+    let peer = Peer::of::<F>(&cluster.nodes[1]);
     cluster.nodes[1].kill_agent();
     // Alive by its TTL, it is still reached.
     assert_reach(a, b);
-    wait_until_forgotten(&cluster.nodes[0], &peer, 12);
+    wait_until_forgotten::<F>(&cluster.nodes[0], &peer, 12);
     assert_eq!(cluster.leases().unwrap().len(), 1);
-    assert!(ping(a.netns(), b.address(), 1).is_err(), "no way leads there any more");
+    assert!(ping(a.netns(), F::of(b), 1).is_err(), "no way leads there any more");
     let status = cluster.nodes[0].status().unwrap();
     assert_eq!(status["ready"], true, "a lost peer is not this node's trouble: {status:#}");
     cluster.nodes[1].start_agent(&[SHORT_TTL]).unwrap();
-    assert_eq!(cluster.nodes[1].subnet_env().unwrap().subnet.trunc(), peer.subnet);
+    assert_eq!(F::subnet(&cluster.nodes[1]), peer.subnet);
     cluster.wait_for_routes().unwrap();
     assert_fast(&cluster.nodes, a, b);
 }
 
-#[test]
-fn a_partition_heals_whether_shorter_or_longer_than_the_leases() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[SHORT_TTL]).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
+fn a_partition_heals_whether_shorter_or_longer_than_the_leases<F: Family>() {
+    let (cluster, containers) = Cluster::start_with_containers(&F::alone(), &[SHORT_TTL]).unwrap();
     let (a, b) = (&containers[0], &containers[1]);
-    ping(a.netns(), b.address(), 10).unwrap();
+    ping(a.netns(), F::of(b), 10).unwrap();
     // The switch's port of the first node.
     let port = |state: &str| cluster.underlay().netns().ip(&format!("link set port11 {state}")).map(drop);
-    let ((), report) = load::during(a.host(), b.host(), 10, || {
+    let ((), report) = load::during(F::host(a), F::host(b), 10, || {
         thread::sleep(Duration::from_secs(1));
         port("down")?;
         thread::sleep(Duration::from_secs(2));
@@ -160,31 +165,31 @@ fn a_partition_heals_whether_shorter_or_longer_than_the_leases() {
     })
     .expect("connections last through a short partition");
     assert!(report.lost > 0, "the partition was none: {report:?}");
-    let peers = [Peer::of(&cluster.nodes[0]), Peer::of(&cluster.nodes[1])];
+    let peers = [Peer::of::<F>(&cluster.nodes[0]), Peer::of::<F>(&cluster.nodes[1])];
     port("down").unwrap();
-    wait_until_forgotten(&cluster.nodes[1], &peers[0], 15);
+    wait_until_forgotten::<F>(&cluster.nodes[1], &peers[0], 15);
     // Who is cut off cannot know who has left.
-    assert_eq!(knows(&cluster.nodes[0], &peers[1]), [true; 4]);
+    assert_eq!(knows::<F>(&cluster.nodes[0], &peers[1]), [true; 4]);
     port("up").unwrap();
     wait_for("both to know each other again", Duration::from_secs(20), || {
-        let both = knows(&cluster.nodes[0], &peers[1]) == [true; 4]
-            && knows(&cluster.nodes[1], &peers[0]) == [true; 4];
+        let both = knows::<F>(&cluster.nodes[0], &peers[1]) == [true; 4]
+            && knows::<F>(&cluster.nodes[1], &peers[0]) == [true; 4];
         both.then_some(())
     })
     .unwrap();
     for (node, peer) in cluster.nodes.iter().zip(&peers) {
         wait_ready(node, 15);
-        assert_eq!(node.subnet_env().unwrap().subnet.trunc(), peer.subnet, "the same subnet");
+        assert_eq!(F::subnet(node), peer.subnet, "the same subnet");
     }
     assert_fast(&cluster.nodes, a, b);
 }
 
 #[test]
 fn devices_that_vanish_while_no_agent_runs_come_back_as_the_peers_know_them() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::dual() }, &[]).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
+    let plan = Plan { nodes: 2, ..Plan::dual() };
+    let (mut cluster, containers) = Cluster::start_with_containers(&plan, &[]).unwrap();
     let (a, b) = (&containers[0], &containers[1]);
-    assert_both_families(a, b);
+    assert_reach(a, b);
     let macs = |cluster: &Cluster| {
         let status = cluster.nodes[0].status().unwrap();
         ["device", "device_v6"].map(|device| status[device]["mac"].as_str().unwrap().to_owned())
@@ -202,16 +207,9 @@ fn devices_that_vanish_while_no_agent_runs_come_back_as_the_peers_know_them() {
         // The peer's kernel goes on sending to the MAC that it knows: nobody is there to tell it of another.
         cluster.nodes[0].start_agent(&[]).unwrap();
         assert_eq!(macs(&cluster), before);
-        assert_both_families(a, b);
+        assert_reach(a, b);
         cluster.nodes[1].start_agent(&[]).unwrap();
-        assert_both_families(a, b);
+        assert_reach(a, b);
         assert_fast(&cluster.nodes, a, b);
     }
-}
-
-fn assert_both_families(a: &Container, b: &Container) {
-    assert_reach(a, b);
-    let (a, b) = (a.host6().unwrap(), b.host6().unwrap());
-    assert_eq!(hello(a, b, None).unwrap(), a.address);
-    assert_eq!(hello(b, a, None).unwrap(), b.address);
 }

@@ -13,9 +13,10 @@ mod storms;
 
 use std::time::Duration;
 
+use ipnet::IpNet;
 use loden_tests::{
     container::Container,
-    counters::Share,
+    counters::{Counters, Share},
     node::Node,
     process::wait_for,
     traffic::{
@@ -27,17 +28,24 @@ use loden_tests::{
 /// The shortest TTL that an agent takes.
 const SHORT_TTL: &str = "--subnet-lease-ttl=5s";
 
-/// Wants the containers of these nodes to reach each other, bulk TCP by the programs.
+/// Wants the containers of these nodes to reach each other in each family, bulk TCP by the programs.
 fn assert_fast(nodes: &[Node], a: &Container, b: &Container) {
     assert_reach(a, b);
-    let work = || stream::run(a.host(), b.host(), None, Until::Bytes(50_000_000));
-    let (_, share) = Share::during(nodes, &[a, b], work).unwrap();
-    assert!(share.smaller() >= 0.98, "{share:?}");
+    for (from, to) in a.hosts().zip(b.hosts()) {
+        let read = || nodes.iter().map(|node| Counters::read(node).unwrap()).collect::<Vec<_>>();
+        let before = read();
+        let work = || stream::run(from, to, None, Until::Bytes(50_000_000));
+        let (_, share) = Share::during(nodes, &[a, b], work).unwrap();
+        let counted: Vec<_> = read().iter().zip(&before).map(|(now, before)| now.since(before)).collect();
+        assert!(share.smaller() >= 0.98, "{} to {}: {share:?} {counted:?}", from.address, to.address);
+    }
 }
 
 fn assert_reach(a: &Container, b: &Container) {
-    assert_eq!(hello(a.host(), b.host(), None).unwrap(), a.address());
-    assert_eq!(hello(b.host(), a.host(), None).unwrap(), b.address());
+    for (a, b) in a.hosts().zip(b.hosts()) {
+        assert_eq!(hello(a, b, None).unwrap(), a.address);
+        assert_eq!(hello(b, a, None).unwrap(), b.address);
+    }
 }
 
 fn wait_ready(node: &Node, limit: u64) {
@@ -47,8 +55,15 @@ fn wait_ready(node: &Node, limit: u64) {
     .unwrap_or_else(|error| panic!("{error:#}: {:#?}\n{}", node.status(), node.log()));
 }
 
-/// The key under which a node's lease is.
+/// The key under which a node's lease is. What has no IPv4 subnet has all of IPv4's zeros in it.
 fn key(node: &Node) -> String {
-    let subnet = node.subnet_env().unwrap().subnet;
-    format!("{}/subnets/{}-{}", loden_tests::cluster::PREFIX, subnet.network(), subnet.prefix_len())
+    let env = node.subnet_env().unwrap();
+    let v4 = env.subnet4.map_or_else(|| "0.0.0.0-0".to_owned(), |v4| segment(v4.trunc()));
+    let v6 = env.subnet6.map_or_else(String::new, |v6| format!("&{}", segment(v6.trunc())));
+    format!("{}/subnets/{v4}{v6}", loden_tests::cluster::PREFIX)
+}
+
+fn segment(subnet: impl Into<IpNet>) -> String {
+    let subnet = subnet.into();
+    format!("{}-{}", subnet.network(), subnet.prefix_len())
 }

@@ -10,11 +10,13 @@ use std::{
 use loden_tests::{
     bpffs::Bpffs,
     cluster::{Cluster, Plan},
+    each_family,
+    family::Family,
     netns::run,
     node::{Node, binary},
     process::wait_for,
     remains,
-    traffic::ping,
+    traffic::{ping, wait_for_answer},
 };
 use tempfile::TempDir;
 
@@ -43,9 +45,10 @@ fn remount(path: &Path, how: &str) {
     run("mount", &["-o", &format!("remount,{how}"), &path.display().to_string()]).unwrap();
 }
 
-#[test]
-fn where_nothing_can_be_pinned_the_kernel_alone_carries_the_packets() {
-    let mut cluster = Cluster::create(&Plan { nodes: 2, ..Plan::default() }).unwrap();
+each_family!(where_nothing_can_be_pinned_the_kernel_alone_carries_the_packets);
+
+fn where_nothing_can_be_pinned_the_kernel_alone_carries_the_packets<F: Family>() {
+    let mut cluster = Cluster::create(&F::alone()).unwrap();
     let pins = Bpffs::mount(cluster.nodes[0].bpffs()).unwrap();
     remount(pins.path(), "ro");
     cluster.nodes[0].launch_agent(&["--datapath=ebpf"]).unwrap();
@@ -59,6 +62,7 @@ fn where_nothing_can_be_pinned_the_kernel_alone_carries_the_packets() {
     cluster.wait_for_routes().unwrap();
     assert_on_the_kernel_alone(&cluster.nodes[0], "Read-only file system");
     let containers = cluster.run_containers(1).unwrap();
+    wait_for_answer(&containers[0], &containers[1]).unwrap();
     assert_reach(&containers[0], &containers[1]);
     cluster.nodes[0].stop_agent().unwrap();
     drop(pins);
@@ -66,7 +70,7 @@ fn where_nothing_can_be_pinned_the_kernel_alone_carries_the_packets() {
 
 #[test]
 fn a_pod_whose_link_cannot_be_pinned_is_reached_by_the_kernel_until_it_can() {
-    let mut cluster = Cluster::create(&Plan { nodes: 2, ..Plan::default() }).unwrap();
+    let mut cluster = Cluster::create(&Plan { nodes: 2, ..Plan::dual() }).unwrap();
     let pins = Bpffs::mount(cluster.nodes[0].bpffs()).unwrap();
     for node in &mut cluster.nodes {
         node.start_agent(&[]).unwrap();
@@ -74,9 +78,11 @@ fn a_pod_whose_link_cannot_be_pinned_is_reached_by_the_kernel_until_it_can() {
     }
     cluster.wait_for_routes().unwrap();
     let early = cluster.run_containers(1).unwrap();
+    wait_for_answer(&early[0], &early[1]).unwrap();
     ping(early[0].netns(), early[1].address(), 10).unwrap();
     remount(pins.path(), "ro");
     let late = cluster.nodes[0].run_container(3).unwrap();
+    wait_for_answer(&late, &early[1]).unwrap();
     assert_reach(&late, &early[1]);
     let node = &cluster.nodes[0];
     let told = wait_for("the agent to say so", Duration::from_secs(5), || {

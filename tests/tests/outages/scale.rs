@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use loden_tests::{
-    cluster::{Cluster, Plan},
-    crowd::{self, Crowd},
+    cluster::Cluster,
+    crowd::{self, Crowd, Peers},
+    each_family,
     etcd::Gateway,
     node::Node,
     process::wait_for,
@@ -24,20 +25,22 @@ fn etcd_calls(cluster: &Cluster) -> u64 {
     cluster.etcd().calls().unwrap().iter().map(|(_, count)| count).sum()
 }
 
-#[test]
-fn a_thousand_peers_are_programmed_with_few_requests_and_a_change_with_fewer() {
-    let plan = Plan { nodes: 1, config: crowd::CONFIG.to_owned(), ..Plan::default() };
-    let mut cluster = Cluster::create(&plan).unwrap();
-    let mut crowd = Crowd::gather(Gateway::connect(cluster.etcd()).unwrap(), PEERS).unwrap();
+each_family!(a_thousand_peers_are_programmed_with_few_requests_and_a_change_with_fewer);
+
+fn a_thousand_peers_are_programmed_with_few_requests_and_a_change_with_fewer<F: Peers>() {
+    let mut cluster = Cluster::create(&F::wide(1)).unwrap();
+    let mut crowd = Crowd::<F>::gather(Gateway::connect(cluster.etcd()).unwrap(), PEERS).unwrap();
     let before = etcd_calls(&cluster);
     let start = Instant::now();
     cluster.nodes[0].start_agent(&[]).unwrap();
     println!("ready after {:?}", start.elapsed());
     let node = &cluster.nodes[0];
     let count = |line: &str| node.netns().exec(line).unwrap().lines().count();
-    assert_eq!(count("ip route show dev flannel.1"), PEERS as usize);
-    assert_eq!(count("ip neigh show dev flannel.1 nud permanent"), PEERS as usize);
-    assert_eq!(count("bridge fdb show dev flannel.1"), PEERS as usize);
+    let routes = format!("ip {} route show dev {} proto 76", F::FLAG, F::DEVICE);
+    assert_eq!(count(&routes), PEERS as usize);
+    assert_eq!(count(&format!("ip neigh show dev {} nud permanent", F::DEVICE)), PEERS as usize);
+    let fdb = node.netns().exec(&format!("bridge fdb show dev {}", F::DEVICE)).unwrap();
+    assert_eq!(fdb.lines().filter(|line| line.contains(" dst ")).count(), PEERS as usize);
     let (calls, requests) = (etcd_calls(&cluster) - before, kernel_requests(node));
     println!("{calls} calls to etcd, {requests} requests to the kernel");
     assert!(calls < 20, "one listing, not one call a peer: {calls}");
@@ -48,7 +51,7 @@ fn a_thousand_peers_are_programmed_with_few_requests_and_a_change_with_fewer() {
     for n in 0..20 {
         let mac = crowd.change(n, 1).unwrap();
         wait_for("the change", Duration::from_secs(2), || {
-            (crowd::mac_at(node, n).ok()? == mac).then_some(())
+            (crowd::mac_at::<F>(node, n).ok()? == mac).then_some(())
         })
         .unwrap();
     }
@@ -59,7 +62,7 @@ fn a_thousand_peers_are_programmed_with_few_requests_and_a_change_with_fewer() {
         crowd.leave(n).unwrap();
     }
     wait_for("20 peers to be gone", Duration::from_secs(5), || {
-        (count("ip route show dev flannel.1") == PEERS as usize - 20).then_some(())
+        (count(&routes) == PEERS as usize - 20).then_some(())
     })
     .unwrap();
     wait_ready(node, 5);

@@ -15,14 +15,20 @@ mod status;
 use loden_tests::{
     cluster::{Cluster, Plan},
     container::Container,
+    family::Family,
+    packet::Ipv4,
     traffic::ping,
 };
 
-/// Two nodes that serve everything, a container on each, and a few packets between them.
-fn served() -> (Cluster, Vec<Container>) {
+/// Three nodes of this family that serve everything, a container on each, and a few packets between two of them.
+fn served_in<F: Family>() -> (Cluster, Vec<Container>) {
     let args = ["--metrics-addr=127.0.0.1:9101", "--web-addr=127.0.0.1:9102"];
-    let mut cluster = Cluster::start(&Plan { nodes: 3, ..Plan::default() }, &args).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
-    ping(containers[0].netns(), containers[1].address(), 20).unwrap();
+    let plan = Plan { nodes: 3, ..F::alone() };
+    let (cluster, containers) = Cluster::start_with_containers(&plan, &args).unwrap();
+    ping(containers[0].netns(), F::of(&containers[1]), 20).unwrap();
     (cluster, containers)
+}
+
+fn served() -> (Cluster, Vec<Container>) {
+    served_in::<Ipv4>()
 }

@@ -9,6 +9,8 @@ use std::{
 
 use loden_tests::{
     cluster::{Cluster, Plan},
+    each_family,
+    family::Family,
     netns,
     node::Node,
     process::{Process, wait_for},
@@ -19,7 +21,7 @@ use loden_tests::{
 };
 use serde_json::Value;
 
-use crate::{http::get, served};
+use crate::{http::get, served, served_in};
 
 const PORT: u16 = 9101;
 const PROMETHEUS: u16 = 9090;
@@ -141,9 +143,10 @@ fn the_alert_rules_are_right_and_ask_for_what_there_is() {
     }
 }
 
-#[test]
-fn the_table_of_metrics_is_the_whole_truth() {
-    let (cluster, _containers) = served();
+each_family!(the_table_of_metrics_is_the_whole_truth);
+
+fn the_table_of_metrics_is_the_whole_truth<F: Family>() {
+    let (cluster, _containers) = served_in::<F>();
     let (_, _, text) = get(&cluster.nodes[0], PORT, "/metrics", "localhost");
     let documented = fs::read_to_string(monitoring().join("METRICS.md")).unwrap();
     let documented: BTreeSet<&str> =

@@ -37,7 +37,7 @@ fn attribute<'a>(dom: &'a str, element: &str, name: &str) -> &'a str {
 #[test]
 fn the_map_shows_nodes_links_rates_and_shares_in_a_browser() {
     let (cluster, containers) = served();
-    let subnet = |i: usize| cluster.nodes[i].subnet_env().unwrap().subnet.trunc().to_string();
+    let subnet = |i: usize| cluster.nodes[i].subnet_env().unwrap().subnet().trunc().to_string();
     let dom = std::thread::scope(|scope| {
         let (from, to) = (containers[0].host(), containers[1].host());
         let traffic = scope.spawn(move || stream::run(from, to, None, Until::Time(Duration::from_secs(15))));

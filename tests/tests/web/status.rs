@@ -7,23 +7,26 @@ use std::{
 };
 
 use loden_tests::{
+    each_family,
+    family::Family,
     process::wait_for,
     traffic::stream::{self, Until},
 };
 use serde_json::Value;
 
-use crate::served;
+use crate::{served, served_in};
 
-#[test]
-fn the_status_names_the_container_tells_who_was_seen_and_what_was_slow() {
-    let (cluster, containers) = served();
+each_family!(the_status_names_the_container_tells_who_was_seen_and_what_was_slow);
+
+fn the_status_names_the_container_tells_who_was_seen_and_what_was_slow<F: Family>() {
+    let (cluster, containers) = served_in::<F>();
     let node = &cluster.nodes[0];
     let seen = || {
         node.status().unwrap()["peers"].as_array().unwrap().iter().any(|p| !p["last_seen_seconds"].is_null())
     };
     // Counters are looked at every five seconds, and what was there before the first look has no date.
     wait_for("a peer that was seen", Duration::from_secs(20), || {
-        loden_tests::traffic::ping(containers[0].netns(), containers[1].address(), 1).unwrap();
+        loden_tests::traffic::ping(containers[0].netns(), F::of(&containers[1]), 1).unwrap();
         seen().then_some(())
     })
     .unwrap();
@@ -31,6 +34,8 @@ fn the_status_names_the_container_tells_who_was_seen_and_what_was_slow() {
     let endpoint = &status["endpoints"][0];
     assert_eq!(endpoint["name"], containers[0].netns().name(), "{endpoint}");
     assert_eq!(endpoint["interface"], "veth1");
+    assert_eq!(endpoint["address"], F::of(&containers[0]).to_string());
+    assert_eq!(status["endpoints"].as_array().unwrap().len(), 1, "{status:#}");
     assert!(endpoint["slow"]["pass_pod_gate"].as_u64().unwrap() >= 1, "{endpoint}");
     assert!(endpoint["last_seen_seconds"].as_f64().unwrap() < 20.0, "{endpoint}");
     assert_eq!(status["peers"][0]["direct"], false);
@@ -41,7 +46,8 @@ fn the_status_names_the_container_tells_who_was_seen_and_what_was_slow() {
     assert_eq!(etcd["member"], etcd["endpoints"][0], "{etcd}");
     let map = |name: &str| -> Value {
         let maps = status["maps"].as_array().unwrap();
-        maps.iter().find(|map| map["name"] == name).unwrap().clone()
+        let name = format!("{}{name}", F::MAPS);
+        maps.iter().find(|map| map["name"] == *name).unwrap_or_else(|| panic!("{maps:?}")).clone()
     };
     assert_eq!((&map("PEERS")["entries"], &map("ENDPOINTS")["entries"]), (&2.into(), &1.into()));
     assert!(map("FLOWS")["entries"].as_u64().unwrap() >= 1);

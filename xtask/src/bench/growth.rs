@@ -18,6 +18,7 @@ use loden_tests::{
     crowd::{self, Crowd},
     etcd::Gateway,
     netns::{self},
+    packet::Ipv4,
     process::{Process, wait_for},
     traffic::ping,
 };
@@ -256,7 +257,7 @@ fn add_endpoints(site: &mut Site, all: u32) -> Result<()> {
 /// Writes leases until there are so many peers besides the cluster's own, and waits until the first node's kernel has a
 /// route to each and its agent nothing more to do.
 fn add_peers(site: &Site, all: u32) -> Result<()> {
-    Crowd::gather(Gateway::connect(site.cluster.etcd())?, all)?;
+    Crowd::<Ipv4>::gather(Gateway::connect(site.cluster.etcd())?, all)?;
     let node = &site.cluster.nodes[0];
     wait_for("a route to every peer", KNOWN, || {
         let routes = node.netns().ip("route show dev flannel.1").ok()?;

@@ -70,7 +70,7 @@ fn tables(findings: &Findings) {
             name.clone(),
             address.to_string(),
             env.subnet6
-                .map_or_else(|| env.subnet.to_string(), |subnet6| format!("{}\n{subnet6}", env.subnet)),
+                .map_or_else(|| env.subnet().to_string(), |subnet6| format!("{}\n{subnet6}", env.subnet())),
             env.mtu.to_string(),
             out,
             inward,

@@ -37,7 +37,7 @@ fn cost(kind: Kind, client: Host<'_>, server: Host<'_>) -> f64 {
 
 /// A node itself, by its address on the WireGuard device.
 fn host(node: &Node) -> Host<'_> {
-    Host { netns: node.netns(), address: IpAddr::V4(node.subnet_env().unwrap().subnet.network()) }
+    Host { netns: node.netns(), address: IpAddr::V4(node.subnet_env().unwrap().subnet().network()) }
 }
 
 #[test]

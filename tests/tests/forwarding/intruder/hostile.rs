@@ -2,12 +2,12 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use loden_tests::packet::{self, ETHERNET_LEN, Ipv4, Ipv6, Mac, Vxlan};
-
-use crate::{
+use loden_tests::{
     family::Family,
-    stage::{OPEN_PORT, Stage},
+    packet::{self, ETHERNET_LEN, Ipv4, Ipv6, Mac, Vxlan},
 };
+
+use crate::stage::{OPEN_PORT, Stage};
 
 /// What marks a hostile packet inside, before its number.
 pub(super) const MARK: &[u8] = b"hostile!";

@@ -315,7 +315,8 @@ fn bridged(node: &Netns, n: u32, mtu: u32) -> Result<Vec<Container>> {
     node.ip(&format!("link add {BRIDGE} mtu {mtu} type bridge"))?;
     node.ip(&format!("address add {gateway} dev {BRIDGE}"))?;
     node.ip(&format!("link set {BRIDGE} up"))?;
-    let pod = |index| Container::create(node, BRIDGE, &veth(index), host(own(n), 2 + index), gateway, mtu);
+    let addresses = |index| [(host(own(n), 2 + index).into(), gateway.into())];
+    let pod = |index| Container::create(node, BRIDGE, &veth(index), &addresses(index), mtu);
     (0..PODS).map(pod).collect()
 }
 
@@ -347,5 +348,5 @@ pub(super) fn gateway6(subnet: Ipv6Net) -> Result<Ipv6Net> {
 /// Gives pods on a bridge addresses of IPv6, and the way out.
 fn give_ipv6(pods: &mut [Container], subnet: Ipv6Net) -> Result<()> {
     let gateway = gateway6(subnet)?;
-    pods.iter_mut().zip(2..).try_for_each(|(pod, n)| pod.add_ipv6(host6(subnet, n), gateway))
+    pods.iter_mut().zip(2..).try_for_each(|(pod, n)| pod.add(host6(subnet, n).into(), gateway.into()))
 }
