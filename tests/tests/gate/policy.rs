@@ -36,7 +36,7 @@ each_family!(
 
 /// From a change of the rules to its effect: at once where the kernel tells of it, when what has qualified
 /// expires where it does not.
-fn effect(tool: Tool) -> Duration {
+pub(crate) fn effect(tool: Tool) -> Duration {
     Duration::from_secs(if tool == Tool::LegacyIptables { 17 } else { 3 })
 }
 
@@ -112,7 +112,7 @@ fn a_rule_added_in_the_middle_of_a_fast_flow_stops_it<F: Family>() {
 }
 
 /// Ends the threads of a scope also where an assertion fails in it.
-struct Finally<'a>(&'a AtomicBool);
+pub(crate) struct Finally<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Finally<'_> {
     fn drop(&mut self) {
