@@ -32,6 +32,7 @@ pub use self::{half::Half, wireguard::Wireguard};
 use self::{
     half::Kept,
     path::{Path, load, open_path, settings},
+    translations::{Strays, strays},
     wakers::{Call, called, listen_for_rules, ruled},
     work::Work,
 };
@@ -142,6 +143,8 @@ pub struct Reconciler {
     ruleset: Option<RulesetEvents>,
     /// When to look at our own rules because somebody changed rules.
     rules_due: Option<Instant>,
+    /// Pods that are perhaps gated without a reason.
+    strays: Strays,
     keeper: Keeper,
     control: control::Requests,
     readiness: Readiness,
@@ -201,6 +204,9 @@ impl Reconciler {
         state.networks.extend(node.v4.as_ref().map(|v4| IpNet::from(v4.pool.network)));
         state.networks.extend(node.v6.as_ref().map(|v6| IpNet::from(v6.pool.network)));
         state.write(&node.config.run_dir)?;
+        let (v4, v6): (Kept<V4>, Kept<V6>) = (Kept::of(&path), Kept::of(&path));
+        let known = v4.endpoints.keys().copied().map(IpAddr::from);
+        let known = known.chain(v6.endpoints.keys().copied().map(IpAddr::from));
         let mut reconciler = Self {
             state,
             node,
@@ -208,13 +214,14 @@ impl Reconciler {
             kernel,
             events,
             rules_due: None,
+            strays: strays(known),
             keeper,
             control,
             readiness,
             heartbeat,
             calls: None,
-            v4: Kept::of(&path),
-            v6: Kept::of(&path),
+            v4,
+            v6,
             path,
             advice: Vec::new(),
             no_headroom: false,
@@ -316,6 +323,12 @@ impl Reconciler {
                 () = sleep_until(self.rules_due.unwrap_or_else(Instant::now)), if self.rules_due.is_some() => {
                     self.rules_due = None;
                     Some(Work::Everything)
+                }
+                () = sleep_until(self.strays.front().map_or_else(Instant::now, |(until, _)| *until)), if !self.strays.is_empty() => {
+                    if let Err(error) = self.look_again() {
+                        tracing::warn!("{error:#}");
+                    }
+                    None
                 }
                 _ = looks.tick() => {
                     self.note_activity(std::time::Instant::now());

@@ -261,6 +261,21 @@ impl<F: Mapped> Tables<F> {
         Ok(())
     }
 
+    /// Makes an endpoint of which a translated flow was seen one of which that is not known, until it is looked up; says
+    /// whether it was one. Its flows must qualify all the while.
+    ///
+    /// # Errors
+    ///
+    /// Where the map cannot be read or written.
+    pub fn doubt_endpoint(&mut self, address: F::Addr) -> Result<bool, DataplaneError> {
+        let Some(held) = self.endpoints_held.get(&address) else { return Ok(false) };
+        let was_translated = self.gated(address)? == TRANSLATED;
+        if was_translated {
+            self.write_endpoint(address, Some(Endpoint { gated: UNPROVEN, ..*held }))?;
+        }
+        Ok(was_translated)
+    }
+
     /// Notes that the host translates a flow, seen from the local pod, as the programs do that see it.
     ///
     /// # Errors

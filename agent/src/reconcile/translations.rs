@@ -3,46 +3,96 @@
 //! The programs see each translation as it happens. What they have not seen is what happened before: a pod may
 //! begin with a service before the agent knows it, and a connection may be older than the programs. So a new
 //! endpoint is gated until the host's connection table has been read.
+//!
+//! What went into the host before the agent knew the pod was not noted, and looks translated where it comes out: it
+//! may have waited in a queue, such as the bridge's. So what is gated when the last of that has come out is looked up again.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
 
 use anyhow::Result;
+use loden_ebpf::flow::TRANSIT;
+use tokio::time::Instant;
 
 use super::{Reconciler, half::Side};
 use crate::{
-    family::Family,
+    family::{Family, V4, V6},
     kernel::conntrack::{self, Path},
 };
+
+/// For how long after a pod has become known a packet from before may come out of the host.
+const STRAYS: Duration = Duration::from_nanos(TRANSIT + 1_000_000_000);
+
+/// Pods that are looked up again, and when: the earliest first.
+pub(super) type Strays = VecDeque<(Instant, IpAddr)>;
+
+/// Those that an earlier agent has found are looked up as if they were new.
+pub(super) fn strays(pods: impl Iterator<Item = IpAddr>) -> Strays {
+    let until = Instant::now() + STRAYS;
+    pods.map(|pod| (until, pod)).collect()
+}
 
 impl Reconciler {
     /// Looks the endpoints up of which it is not known yet.
     pub(super) fn prove_endpoints<F: Side>(&mut self) -> Result<()> {
+        let proven = self.look_up::<F>()?;
+        self.strays.extend(strays(proven.into_iter().map(Into::into)));
+        Ok(())
+    }
+
+    /// Looks those up again whose time has come, as far as they are gated.
+    pub(super) fn look_again(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let due = self.strays.partition_point(|(until, _)| *until <= now);
+        let pods: Vec<IpAddr> = self.strays.drain(..due).map(|(_, pod)| pod).collect();
+        self.doubt::<V4>(&pods)?;
+        self.doubt::<V6>(&pods)
+    }
+
+    fn doubt<F: Side>(&mut self, pods: &[IpAddr]) -> Result<()> {
+        let Some(dataplane) = self.dataplane() else { return Ok(()) };
+        let half = dataplane.half_mut::<F>();
+        let mut any = false;
+        for address in pods.iter().filter_map(|pod| F::addr(*pod)) {
+            any |= half.doubt_endpoint(address)?;
+        }
+        if any {
+            self.look_up::<F>()?;
+        }
+        Ok(())
+    }
+
+    /// Finds out about the endpoints of which it is not known, and returns them.
+    fn look_up<F: Side>(&mut self) -> Result<Vec<F::Addr>> {
         let Some((network, own)) = F::half(&self.node).map(|half| (half.pool.network, half.subnet)) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let bridges = F::kept(self).bridges.iter();
         let hosts: Vec<F::Addr> =
             bridges.flat_map(|bridge| bridge.addresses.iter().copied()).chain([F::base(own)]).collect();
-        let Some(dataplane) = self.dataplane() else { return Ok(()) };
+        let Some(dataplane) = self.dataplane() else { return Ok(Vec::new()) };
         let half = dataplane.half_mut::<F>();
         let unproven = half.unproven_endpoints()?;
         if unproven.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         // Twice: what began before the gate opened may have come too late for the first look.
         for _ in 0..2 {
             let translated = match conntrack::translated::<F>() {
                 Ok(paths) => translated_pods::<F>(&paths, network, own, &hosts),
                 Err(error) => {
-                    tracing::warn!("new pods stay gated: the connection table cannot be read: {error}");
-                    return Ok(());
+                    tracing::warn!("pods stay gated: the connection table cannot be read: {error}");
+                    return Ok(Vec::new());
                 }
             };
             for &address in &unproven {
                 half.prove_endpoint(address, translated.contains(&address))?;
             }
         }
-        Ok(())
+        Ok(unproven)
     }
 }
 

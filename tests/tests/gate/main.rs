@@ -19,6 +19,7 @@ mod policy;
 mod requalification;
 mod same_port;
 mod services;
+mod strays;
 
 use std::{net::IpAddr, time::Duration};
 
