@@ -8,9 +8,9 @@
 //! *Forward* cannot be a table of our own: an accept ends only the chain that it is in, and where another
 //! chain at the same hook drops (Docker sets the policy of iptables' `FORWARD` to DROP) the packet is gone. So
 //! an iptables chain `LODEN-FWD` accepts the network, jumped to behind what others have put into `FORWARD` (what an
-//! operator denies stays denied), but before Docker's own chains, which drop what they do not know. `DOCKER-USER`,
-//! where operators put rules of their own, and what keeps Docker's networks apart are not of these. Without iptables on the host nobody can have set
-//! that policy, and there is nothing to do. Native nft chains of others that drop cannot be overruled at all;
+//! operator denies stays denied). What goes from pod to pod is accepted before Docker's own chains, which drop what they
+//! do not know, but behind `DOCKER-USER`, where operators put rules of their own. Without iptables on the host nobody can
+//! have set that policy, and there is nothing to do. Native nft chains of others that drop cannot be overruled at all;
 //! [`forward_drops`] finds them, to be told to the operator. br_netfilter is not needed.
 
 mod flannel;

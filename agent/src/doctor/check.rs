@@ -1,5 +1,6 @@
 //! From a snapshot to findings: pure.
 
+mod direct_access;
 mod etcd;
 pub(super) mod host;
 pub(super) mod ipv6;

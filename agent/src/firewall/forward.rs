@@ -1,7 +1,12 @@
 //! The iptables chain `LODEN-FWD`: the network may be forwarded, whatever the policy of `FORWARD` says.
 //!
+//! Docker 28 has chains that drop what comes to a container from elsewhere than its bridge, and keep its networks apart.
+//! Before these only what goes from pod to pod is accepted, the rest of the network behind them.
+//!
 //! It is set by one `iptables-restore --noflush`, which is one transaction, and only when a listing shows that
 //! it is not as it ought to be: Docker and others rewrite `FORWARD` when they start.
+
+use std::ops::RangeInclusive;
 
 use super::{
     FirewallSpec, Half, Result,
@@ -11,7 +16,7 @@ use super::{
 const TABLE: &str = "filter";
 const CHAIN: &str = "LODEN-FWD";
 const JUMP: &str = "-A FORWARD -j LODEN-FWD";
-/// Docker's own chains, which drop what they do not know (Docker 28), come after ours, except for two.
+/// Docker's own chains, which drop what they do not know (Docker 28), except for two.
 const DOCKERS: &str = "-A FORWARD -j DOCKER-";
 /// The one in which an operator may put rules, and the one that keeps Docker's networks apart (up to Docker 27) and
 /// drops nothing else.
@@ -50,9 +55,13 @@ pub(super) async fn remove(half: Half) -> Result<()> {
     Ok(())
 }
 
-/// Where in `FORWARD` the jump to our chain is, counted from 1.
+/// Where in `FORWARD` the first jump to our chain is, counted from 1.
 pub(super) fn place(listing: &str) -> Option<usize> {
-    rules_of(listing, "FORWARD").position(|line| line == JUMP).map(|at| at + 1)
+    rules_of(listing, "FORWARD").position(is_ours).map(|at| at + 1)
+}
+
+fn is_ours(rule: &str) -> bool {
+    rule.ends_with(" -j LODEN-FWD")
 }
 
 /// What must be done to this table; `None` where it is right.
@@ -62,23 +71,54 @@ fn transaction(spec: &FirewallSpec, listing: &str) -> Option<String> {
     }
     let rules = rules(spec);
     let there: Vec<&str> = rules_of(listing, CHAIN).collect();
-    let forward: Vec<&str> = rules_of(listing, "FORWARD").collect();
-    // Behind everything else, as flannel's: what somebody denies on purpose stays denied, and ours is still
-    // before the policy. It stays where it is as long as it is before Docker's.
-    let others: Vec<&str> = forward.iter().copied().filter(|line| *line != JUMP).collect();
-    let is_dockers = |line: &&str| line.starts_with(DOCKERS) && !BEFORE_OURS.contains(line);
-    let place = others.iter().position(is_dockers).unwrap_or(others.len());
-    let right = forward.iter().filter(|line| **line == JUMP).count() == 1
-        && forward.iter().position(|line| *line == JUMP) <= Some(place)
-        && forward.iter().skip_while(|line| **line != JUMP).all(|line| !BEFORE_OURS.contains(line))
-        && there == rules;
-    if right {
+    let (ours, others): (Vec<&str>, Vec<&str>) = rules_of(listing, "FORWARD").partition(|rule| is_ours(rule));
+    let wanted = jumps(spec, &others);
+    if there == rules && stand_right(&wanted, listing) {
         return None;
     }
-    let jumps = forward.iter().filter(|line| **line == JUMP).count();
-    let old = std::iter::repeat_n(format!("-D FORWARD -j {CHAIN}"), jumps);
-    let new = format!("-I FORWARD {} -j {CHAIN}", place + 1);
-    Some(iptables::transaction(TABLE, CHAIN, old.chain([new]).chain(rules)))
+    let old = ours.iter().map(|jump| jump.replacen("-A ", "-D ", 1));
+    // Each comes behind those before it, which count as well.
+    let new = wanted.iter().enumerate().map(|(n, Jump { rule, places })| {
+        rule.replacen("-A FORWARD", &format!("-I FORWARD {}", places.end() + n + 1), 1)
+    });
+    Some(iptables::transaction(TABLE, CHAIN, old.chain(new).chain(rules)))
+}
+
+/// A jump to our chain.
+struct Jump {
+    rule: String,
+    /// How many rules of others may be before it; the most are what a new one gets.
+    places: RangeInclusive<usize>,
+}
+
+/// The jumps that `FORWARD` should have beside these rules of others, in order. Ours is behind everything else, as flannel's:
+/// what somebody denies on purpose stays denied, and it is still before the policy. It may stay where it is, unless that
+/// is before what must come first.
+fn jumps(spec: &FirewallSpec, others: &[&str]) -> Vec<Jump> {
+    let behind = |rule: Option<usize>| rule.map_or(0, |at| at + 1);
+    let comes_first = behind(others.iter().rposition(|rule| BEFORE_OURS.contains(rule)));
+    let is_dockers = |rule: &&str| rule.starts_with(DOCKERS) && !BEFORE_OURS.contains(rule);
+    let all = |least| Jump { rule: JUMP.to_owned(), places: least..=others.len() };
+    let Some(dockers) = others.iter().position(is_dockers) else { return vec![all(comes_first)] };
+    let network = spec.network.trunc();
+    let pods = Jump {
+        rule: format!("-A FORWARD -s {network} -d {network} -j {CHAIN}"),
+        places: comes_first.min(dockers)..=dockers,
+    };
+    vec![pods, all(behind(others.iter().rposition(is_dockers)))]
+}
+
+/// Whether `FORWARD` has just these jumps to our chain.
+fn stand_right(wanted: &[Jump], listing: &str) -> bool {
+    let (mut wanted, mut others) = (wanted.iter(), 0);
+    for rule in rules_of(listing, "FORWARD") {
+        if !is_ours(rule) {
+            others += 1;
+        } else if !wanted.next().is_some_and(|jump| jump.rule == rule && jump.places.contains(&others)) {
+            return false;
+        }
+    }
+    wanted.next().is_none()
 }
 
 /// As `iptables -S` prints them again.
@@ -115,14 +155,37 @@ mod tests {
         assert_eq!(transaction, expected);
     }
 
+    const PODS: &str = "-s 10.5.0.0/16 -d 10.5.0.0/16 -j LODEN-FWD";
+
     #[test]
-    fn the_place_is_behind_docker_user_and_before_the_rest() {
+    fn before_the_chains_of_docker_28_is_what_goes_from_pod_to_pod_and_behind_them_the_rest() {
         let docker = "-P FORWARD DROP\n-N DOCKER-USER\n-N LODEN-FWD\n\
-            -A FORWARD -j DOCKER-USER\n-A FORWARD -j DOCKER-FORWARD\n-A FORWARD -j LODEN-FWD\n";
-        let transaction = transaction(&spec(true), &format!("{docker}{RULES}")).unwrap();
+            -A FORWARD -j DOCKER-USER\n-A FORWARD -j DOCKER-FORWARD\n";
+        let right = format!("-I FORWARD 2 {PODS}\n-I FORWARD 4 -j LODEN-FWD\n");
+        for ours in ["", "-A FORWARD -j LODEN-FWD\n"] {
+            let transaction = transaction(&spec(true), &format!("{docker}{ours}{RULES}")).unwrap();
+            let old = ours.replace("-A", "-D");
+            assert!(transaction.contains(&format!("[0:0]\n{old}{right}-A LODEN-FWD")), "{transaction}");
+        }
+        let done = format!(
+            "-P FORWARD DROP\n-N LODEN-FWD\n-A FORWARD -j DOCKER-USER\n-A FORWARD {PODS}\n\
+             -A FORWARD -j DOCKER-FORWARD\n-A FORWARD -i x -j DROP\n-A FORWARD -j LODEN-FWD\n{RULES}"
+        );
+        assert_eq!(transaction(&spec(true), &done), None);
+        // Docker has put its chains before everything when it started again.
+        let again = done.replacen("-A FORWARD -j DOCKER-USER\n", "", 1).replacen(
+            &format!("-A FORWARD {PODS}\n-A FORWARD -j DOCKER-FORWARD\n"),
+            &format!("-A FORWARD -j DOCKER-USER\n-A FORWARD -j DOCKER-FORWARD\n-A FORWARD {PODS}\n"),
+            1,
+        );
+        assert!(transaction(&spec(true), &again).unwrap().contains(&format!("-I FORWARD 2 {PODS}\n")));
+        // And gone it leaves one.
+        let gone = done.replace("-A FORWARD -j DOCKER-FORWARD\n", "");
+        let transaction = transaction(&spec(true), &gone).unwrap();
         assert!(
-            transaction.contains("-D FORWARD -j LODEN-FWD\n-I FORWARD 2 -j LODEN-FWD\n"),
-            "{transaction}"
+            transaction.contains(&format!(
+                "-D FORWARD {PODS}\n-D FORWARD -j LODEN-FWD\n-I FORWARD 3 -j LODEN-FWD\n"
+            ))
         );
     }
 
@@ -136,7 +199,8 @@ mod tests {
 
     #[test]
     fn what_is_right_is_left_alone() {
-        let head = "-P FORWARD DROP\n-N LODEN-FWD\n-A FORWARD -j LODEN-FWD\n-A FORWARD -j DOCKER-FORWARD\n";
+        let head =
+            "-P FORWARD DROP\n-N LODEN-FWD\n-A FORWARD -j LODEN-FWD\n-A FORWARD -o docker0 -j DOCKER\n";
         assert_eq!(transaction(&spec(true), &format!("{head}{RULES}")), None);
         assert_eq!(transaction(&spec(false), "-P FORWARD DROP\n"), None);
     }

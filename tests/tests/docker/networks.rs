@@ -54,7 +54,10 @@ fn the_leased_subnet_may_be_a_network_of_its_own() {
     let pair = [0, 1].map(|n| {
         let env = fleet.cluster.nodes[n].subnet_env().unwrap();
         let mtu = format!("com.docker.network.driver.mtu={}", env.mtu);
-        let create = format!("network create --subnet {} --opt {mtu} leased", env.subnet().trunc());
+        // Docker 28 wants to be told that other hosts may come; 20.10 passes over it.
+        let open = "com.docker.network.bridge.gateway_mode_ipv4=nat-unprotected";
+        let create =
+            format!("network create --subnet {} --opt {mtu} --opt {open} leased", env.subnet().trunc());
         fleet.engines[n].docker(&create).unwrap();
         fleet.engines[n].run("--network leased").unwrap()
     });

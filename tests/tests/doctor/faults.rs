@@ -77,6 +77,14 @@ fn faults_beside_a_running_agent_are_found_by_name() {
     );
     ward.run("iptables -t nat -X KUBE-SERVICES");
 
+    // As Docker 28 keeps other hosts from a container.
+    let pod = ward.patient().subnet_env().unwrap().subnet.hosts().nth(9).unwrap();
+    ward.assert_found(
+        &format!("iptables -t raw -A PREROUTING -d {pod} ! -i docker0 -j DROP"),
+        &format!("iptables -t raw -D PREROUTING -d {pod} ! -i docker0 -j DROP"),
+        &["direct-access"],
+    );
+
     // A device that gets checksums wrong: they are computed by software here, after this rule has spoilt them.
     ward.run("ethtool -K eth0 tx off");
     let spoil = "nft add table ip nic; add chain ip nic out { type filter hook postrouting priority 300 ; }; \

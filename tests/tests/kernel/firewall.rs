@@ -333,7 +333,9 @@ fn docker(host: &Netns) {
         "-A DOCKER-USER -j RETURN",
         "-A DOCKER ! -i docker0 -o docker0 -j DROP",
         "-A DOCKER ! -i cni0 -o cni0 -j DROP",
+        "-A DOCKER-FORWARD -o cni0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         "-A DOCKER-FORWARD -j DOCKER",
+        "-A DOCKER-FORWARD -i cni0 -j ACCEPT",
         "-A FORWARD -j DOCKER-USER",
         "-A FORWARD -j DOCKER-FORWARD",
     ] {
@@ -345,17 +347,62 @@ fn docker(host: &Netns) {
 fn dockers_forward_policy_and_drops_do_not_stop_the_overlay() {
     let site = Site::new();
     site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    has_a_remote_pod(&site);
     docker(&site.host);
-    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    ping_from_the_remote_pod(&site).unwrap_err();
     let mut firewall = Firewall::new(spec());
     ensure(&site.host, &mut firewall);
-    node::ping(&site.outside, "10.5.1.2").unwrap();
+    ping_from_the_remote_pod(&site).unwrap();
+    node::ping(&site.pod, "10.5.2.2").unwrap();
     node::ping(&site.pod, "192.168.77.12").unwrap();
     let forward = lines(&site.host, "iptables -S FORWARD");
     assert_eq!(
         forward[1..],
-        ["-A FORWARD -j DOCKER-USER", "-A FORWARD -j LODEN-FWD", "-A FORWARD -j DOCKER-FORWARD"]
+        [
+            "-A FORWARD -j DOCKER-USER",
+            "-A FORWARD -s 10.5.0.0/16 -d 10.5.0.0/16 -j LODEN-FWD",
+            "-A FORWARD -j DOCKER-FORWARD",
+            "-A FORWARD -j LODEN-FWD"
+        ]
     );
+    // What Docker denies to whoever is no pod stays denied, its other networks' containers among them.
+    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    let other = other_network(&site.host);
+    node::ping(&other, "10.5.1.2").unwrap_err();
+    node::ping(&site.pod, "172.30.0.2").unwrap_err();
+    // And with Docker 20.10 there is no such denial.
+    site.host.exec("iptables -D FORWARD -j DOCKER-FORWARD").unwrap();
+    assert!(ensure(&site.host, &mut firewall));
+    node::ping(&site.outside, "10.5.1.2").unwrap();
+    let forward = lines(&site.host, "iptables -S FORWARD");
+    assert_eq!(forward[1..], ["-A FORWARD -j DOCKER-USER", "-A FORWARD -j LODEN-FWD"]);
+}
+
+/// A container of another network of Docker's.
+fn other_network(host: &Netns) -> Netns {
+    let container = Netns::create("other").unwrap();
+    host.ip("link add br-other type bridge").unwrap();
+    host.ip("address add 172.30.0.1/24 dev br-other").unwrap();
+    host.ip("link set br-other up").unwrap();
+    netns::join(host, "other", &container, "eth0").unwrap();
+    host.ip("link set other master br-other up").unwrap();
+    container.ip("address add 172.30.0.2/24 dev eth0").unwrap();
+    container.ip("link set eth0 up").unwrap();
+    container.ip("route add default via 172.30.0.1").unwrap();
+    node::ping(&container, "172.30.0.1").unwrap();
+    // Before the rule that lets all pass that the pods' bridge sends, as Docker's own chain for that.
+    host.exec("iptables -I DOCKER ! -i br-other -o br-other -j DROP").unwrap();
+    container
+}
+
+/// A pod of another node, which is the outside.
+fn has_a_remote_pod(site: &Site) {
+    site.outside.ip("address add 10.5.2.2/32 dev lo").unwrap();
+    site.host.ip("route add 10.5.2.0/24 via 192.168.77.12").unwrap();
+}
+
+fn ping_from_the_remote_pod(site: &Site) -> anyhow::Result<String> {
+    site.outside.exec("ping -n -c 1 -W 2 -I 10.5.2.2 10.5.1.2")
 }
 
 #[test]
@@ -384,6 +431,7 @@ fn has_legacy(netns: &Netns) -> bool {
 fn a_native_chain_that_drops_is_told_because_it_cannot_be_overruled() {
     let site = Site::new();
     site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    has_a_remote_pod(&site);
     docker(&site.host);
     let mut firewall = Firewall::new(spec());
     ensure(&site.host, &mut firewall);
@@ -393,17 +441,18 @@ fn a_native_chain_that_drops_is_told_because_it_cannot_be_overruled() {
     site.host
         .exec("nft add chain inet site only { type filter hook forward priority filter ; policy drop ; }")
         .unwrap();
-    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    ping_from_the_remote_pod(&site).unwrap_err();
     assert_eq!(drops(), ["inet site only"]);
     site.host.exec("nft add rule inet site only ip daddr 10.5.0.0/16 accept").unwrap();
     site.host.exec("nft add rule inet site only ip saddr 10.5.0.0/16 accept").unwrap();
-    node::ping(&site.outside, "10.5.1.2").unwrap();
+    ping_from_the_remote_pod(&site).unwrap();
 }
 
 #[test]
 fn a_docker_that_starts_later_puts_itself_first_and_is_put_second_again() {
     let site = Site::new();
     site.outside.ip("route add 10.5.0.0/16 via 192.168.77.11").unwrap();
+    has_a_remote_pod(&site);
     let mut firewall = Firewall::new(spec());
     ensure(&site.host, &mut firewall);
     docker(&site.host);
@@ -416,10 +465,10 @@ fn a_docker_that_starts_later_puts_itself_first_and_is_put_second_again() {
     ] {
         site.host.exec(&format!("iptables {line}")).unwrap();
     }
-    node::ping(&site.outside, "10.5.1.2").unwrap_err();
+    ping_from_the_remote_pod(&site).unwrap_err();
     assert!(!is_current(&site.host, &firewall));
     assert!(ensure(&site.host, &mut firewall));
-    node::ping(&site.outside, "10.5.1.2").unwrap();
+    ping_from_the_remote_pod(&site).unwrap();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::few;
+use super::{direct_access, few};
 use crate::{
     doctor::{
         finding::Finding,
@@ -32,11 +32,13 @@ pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
         findings.extend([forward(snapshot, FORWARD), reverse_path(snapshot, half)]);
         findings.extend([bridges(snapshot, half), routes(snapshot, half)]);
         findings.push(bridge_rules(snapshot, BRIDGE_RULES, &["ip", "inet"]));
+        findings.extend(direct_access::examine(snapshot, half));
     }
     if let Some(half) = &snapshot.v6 {
         let of_v6 = [forward(snapshot, FORWARD_V6), bridges(snapshot, half), routes(snapshot, half)];
         let bridged = bridge_rules(snapshot, BRIDGE_RULES_V6, &["ip6", "inet"]);
-        let of_v6 = of_v6.into_iter().chain([bridged]).chain(super::ipv6::examine(snapshot, half));
+        let of_v6 = of_v6.into_iter().chain([bridged]).chain(direct_access::examine(snapshot, half));
+        let of_v6 = of_v6.chain(super::ipv6::examine(snapshot, half));
         findings.extend(of_v6.map(super::of_family::<V6>));
     }
     findings.extend(liberal(snapshot));

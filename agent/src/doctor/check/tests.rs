@@ -360,6 +360,9 @@ fn each_fault_is_found_by_its_name_and_nothing_else_is() {
             s.rules = Ok("table ip nat {\n\tchain KUBE-SERVICES {".into());
             set(s, host::BRIDGE_RULES, "0");
         }),
+        ("Docker 28", "direct-access", Fault, |s| {
+            s.rules = Ok("iifname != \"docker0\" ip daddr 10.5.1.2 counter packets 0 bytes 0 drop".into());
+        }),
         ("GRO off", "gro", Warning, |s| s.gro = Ok(false)),
         ("no device", "device", Fault, |s| drop(s.links.remove(1))),
         ("no address", "device", Fault, |s| v4(s).addresses.truncate(2)),
