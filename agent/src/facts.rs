@@ -172,8 +172,10 @@ impl Facts {
     /// Where the directory cannot be written.
     pub fn write(&self, run_dir: &Path) -> Result<()> {
         let mut file = NamedTempFile::new_in(run_dir).with_context(|| run_dir.display().to_string())?;
-        serde_json::to_writer(&mut file, self)?;
-        file.write_all(b"\n")?;
+        // Whole, because a large cluster's has millions of words, and the serialiser writes each by itself.
+        let mut text = serde_json::to_vec(self)?;
+        text.push(b'\n');
+        file.write_all(&text)?;
         file.persist(path(run_dir)).with_context(|| path(run_dir).display().to_string())?;
         Ok(())
     }

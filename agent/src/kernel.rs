@@ -57,7 +57,7 @@ pub use self::{
     link::{Link, LinkKind, VxlanAttrs},
     neighbour::{FdbEntry, FdbOf, Neighbour, NeighbourState},
     peers::{OpError, Removed},
-    route::{ROUTE_PROTOCOL, Route, RouteKind, RouteTo, TABLE_MAIN, default_metric},
+    route::{ROUTE_PROTOCOL, Route, RouteKind, RouteTo, TABLE_MAIN, default_metric, default_scope},
     ruleset::RulesetEvents,
     veth::{POD_ROUTE_PROTOCOL, VethSpec, default_route, pod_route},
     vxlan::{DEFAULT_PORT, VxlanDevice, VxlanSpec, overhead},

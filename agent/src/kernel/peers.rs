@@ -13,7 +13,7 @@ use rtnetlink::packet_route::{
 use super::{
     FdbOf, How, Kernel, KernelError, LinkKind, Result, Route, is_wireguard,
     neighbour::{fdb_message, neighbour_message},
-    route::{PROTOCOL_BOOT, route_message},
+    route::{PROTOCOL_BOOT, default_scope, route_message},
 };
 use crate::{
     family::{Family, V4, V6},
@@ -160,7 +160,8 @@ impl Kernel {
     async fn hand_back<F: Family>(&self, networks: &BTreeSet<IpNet>) -> Result<usize> {
         let own = self.own_routes_into::<F>(networks).await?;
         for route in &own {
-            let flannels = Route { protocol: PROTOCOL_BOOT, ..route.clone() };
+            let scope = default_scope::<F>(route.gateway);
+            let flannels = Route { protocol: PROTOCOL_BOOT, scope, ..route.clone() };
             self.apply_one(&Op::SetRoute(flannels)).await?;
         }
         Ok(own.len())

@@ -51,6 +51,8 @@ pub struct Route<F: Family = V4> {
     pub kind: RouteKind,
     /// The type of service that it is for, 0 for all.
     pub tos: u8,
+    /// How far away its destination is (`RT_SCOPE_*`), where nothing is said: [`default_scope`]. IPv6 has none: 0.
+    pub scope: u8,
 }
 
 /// What a route does with a packet.
@@ -233,6 +235,12 @@ pub fn default_metric<F: Family>() -> u32 {
     if F::BITS == 32 { 0 } else { 1024 }
 }
 
+/// What iproute2 makes of a unicast route without a scope: everywhere by a next hop, and on the link without one.
+#[must_use]
+pub fn default_scope<F: Family>(gateway: Option<F::Addr>) -> u8 {
+    if F::BITS == 32 && gateway.is_none() { RouteScope::Link.into() } else { RouteScope::Universe.into() }
+}
+
 fn message<F: Family>() -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = wire_family::<F>();
@@ -246,7 +254,7 @@ pub(super) fn route_message<F: Family>(route: &Route<F>) -> RouteMessage {
     message.header.protocol = RouteProtocol::from(route.protocol);
     message.header.kind = RouteType::Unicast;
     message.header.tos = route.tos;
-    message.header.scope = if route.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    message.header.scope = RouteScope::from(route.scope);
     message.header.flags.set(RouteFlags::Onlink, route.onlink);
     let attributes = &mut message.attributes;
     attributes.push(RouteAttribute::Destination(wire_address::<F>(F::base(route.dst))));
@@ -295,6 +303,7 @@ pub(super) fn parse<F: Family>(message: &RouteMessage) -> Option<Route<F>> {
         multipath: false,
         kind: kind(header.kind),
         tos: header.tos,
+        scope: header.scope.into(),
     };
     for attribute in &message.attributes {
         match attribute {

@@ -18,7 +18,7 @@ use super::{
     How, Kernel, KernelError, Result, Route, RouteKind, TABLE_MAIN,
     link::{check_name, for_index},
     neighbour::neighbour_message,
-    route::{default_metric, route_message},
+    route::{default_metric, default_scope, route_message},
 };
 
 /// The protocol number on the routes to pods that `loden-cni` has wired. Another than on those to peers, because
@@ -164,6 +164,7 @@ pub fn pod_route<F: Family>(address: F::Addr, ifindex: u32) -> Route<F> {
         multipath: false,
         kind: RouteKind::Unicast,
         tos: 0,
+        scope: default_scope::<F>(None),
     }
 }
 
@@ -175,6 +176,7 @@ pub fn default_route<F: Family>(gateway: F::Addr, ifindex: u32) -> Route<F> {
         dst: F::Net::default(),
         gateway: Some(gateway),
         onlink: F::BITS == 32,
+        scope: default_scope::<F>(Some(gateway)),
         ..pod_route(gateway, ifindex)
     }
 }

@@ -7,9 +7,15 @@ use crate::{
     family::{Family, V4},
     kernel::{
         FdbEntry, Neighbour, NeighbourState, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route, RouteKind, TABLE_MAIN,
-        default_metric,
+        default_metric, default_scope,
     },
 };
+
+/// How many subnets side by side have routes of one scope: a network of 256 has flannel's own.
+const SUBNETS_OF_A_SCOPE: u128 = 512;
+/// Those that a route through a next hop can have and that have no other name: 0 is `RT_SCOPE_UNIVERSE`, 200
+/// `RT_SCOPE_SITE` (`rtnetlink.h`).
+const SCOPES: u128 = 200;
 
 /// What the kernel must have for all peers, by the keys by which the kernel knows it.
 #[derive(Debug)]
@@ -107,8 +113,24 @@ fn route<F: Family>(desired: &Desired<F>, peer: &OverlayPeer<F>) -> Route<F> {
     Route {
         gateway: Some(if peer.direct { peer.vtep } else { base }),
         onlink: !peer.direct,
+        scope: scope(desired, peer.subnet),
         ..link_route::<F>(peer.subnet, if peer.direct { desired.uplink } else { desired.device })
     }
+}
+
+/// The scope of a peer's route: flannel's in the first [`SUBNETS_OF_A_SCOPE`] subnets of the network, and another for each
+/// as many more. A route through a next hop is as good with any of them.
+///
+/// For each new route the kernel looks through all that it has of the same protocol, scope, metric and link
+/// (`fib_find_info`, 6.18: the gateway is not in that hash), so that many routes of one scope cost their number squared.
+fn scope<F: Family>(desired: &Desired<F>, subnet: F::Net) -> u8 {
+    if F::BITS != 32 {
+        return default_scope::<F>(Some(F::base(subnet)));
+    }
+    let offset = F::number(F::base(subnet)).saturating_sub(F::number(F::base(desired.network)));
+    let number = offset >> (F::BITS - F::prefix_len(subnet));
+    // Less than SCOPES.
+    (number / SUBNETS_OF_A_SCOPE % SCOPES) as u8
 }
 
 /// As flannel's: the device has no next hops.
@@ -130,6 +152,7 @@ fn link_route<F: Family>(dst: F::Net, ifindex: u32) -> Route<F> {
         multipath: false,
         kind: RouteKind::Unicast,
         tos: 0,
+        scope: default_scope::<F>(None),
     }
 }
 

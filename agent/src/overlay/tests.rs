@@ -180,6 +180,7 @@ fn route<F: World>() -> impl Strategy<Value = Route<F>> {
             multipath: false,
             kind: RouteKind::Unicast,
             tos: 0,
+            scope: 0,
         }
     })
 }
@@ -394,4 +395,28 @@ fn a_lease_that_is_wrong_is_refused_with_the_reason() {
         assert_eq!(plan.refused[0].0, peer);
         assert_eq!(plan.refused[0].1.to_string(), reason);
     }
+}
+
+#[test]
+fn routes_of_many_peers_have_many_scopes_and_those_of_few_have_flannels() {
+    let scopes = |network: &str, subnets: u32| -> BTreeMap<u8, usize> {
+        let network: ipnet::Ipv4Net = network.parse().unwrap();
+        let peers = (1..subnets).map(|n| {
+            let subnet = V4::net((u32::from(network.network()) + n * 256).into(), 24).unwrap();
+            let [_, a, b, c] = n.to_be_bytes();
+            let vtep = Ipv4Addr::from(0xc612_0000 + n);
+            (subnet, OverlayPeer::<V4> { subnet, vtep, vtep_mac: [2, 0, 0, a, b, c], direct: false })
+        });
+        let own = V4::trunc(V4::net(network.network(), 24).unwrap());
+        let peers = peers.collect();
+        let desired = Desired::<V4> { network, own, device: DEVICE, uplink: UPLINK, whole: false, peers };
+        target(&desired).routes.values().fold(BTreeMap::new(), |mut scopes, route| {
+            *scopes.entry(route.scope).or_default() += 1;
+            scopes
+        })
+    };
+    assert_eq!(scopes("10.5.0.0/16", 256), BTreeMap::from([(0, 255)]));
+    let many = scopes("10.0.0.0/8", 65_536);
+    assert_eq!((many.len(), many.values().max()), (128, Some(&512)));
+    assert!(many.keys().all(|scope| *scope < 200), "a site's is 200");
 }

@@ -1,6 +1,10 @@
 //! Who reaches whom.
 
-use loden_tests::cluster::{Cluster, Plan};
+use loden_tests::{
+    cluster::{Cluster, Plan},
+    node::Node,
+};
+use serde_json::Value;
 
 use crate::{assert_all_reach_all, show_logs};
 
@@ -66,6 +70,30 @@ fn a_config_of_one_line_works_on_hosts_inside_the_network_itself() {
             "{} has the hosts' own subnet {subnet}",
             node.name()
         );
+    }
+}
+
+/// Scopes of the routes to the peers, as iproute2 shows them; it leaves out that of flannel's.
+fn scopes(node: &Node) -> Vec<String> {
+    let routes = node.netns().ip("-json route show dev flannel.1 proto 76").unwrap();
+    let routes: Vec<Value> = serde_json::from_str(&routes).unwrap();
+    routes.iter().map(|route| route["scope"].as_str().unwrap_or("global").to_owned()).collect()
+}
+
+#[test]
+fn subnets_far_apart_in_a_large_network_are_reached_by_routes_of_other_scopes() {
+    let config = r#"{"Network":"10.0.0.0/8","SubnetMin":"10.130.0.0","SubnetMax":"10.131.255.0"}"#;
+    for datapath in ["auto", "kernel"] {
+        let plan = Plan { config: config.to_owned(), ..Plan::default() };
+        let mut cluster = assert_reachable(&plan, &[&format!("--datapath={datapath}")]);
+        let node = &mut cluster.nodes[0];
+        assert_eq!(scopes(node), ["65"; 2], "subnets 33 280 to 33 791 of the network");
+        node.stop_agent().unwrap();
+        let file = node.subnet_file().display().to_string();
+        node.loden(&["cleanup", "--keep-kernel", "--subnet-file", &file]).unwrap();
+        let handed_back = node.netns().ip("route show dev flannel.1").unwrap();
+        assert_eq!(handed_back.matches(" onlink").count(), 2, "{handed_back}");
+        assert!(!handed_back.contains("scope"), "as flannel's: {handed_back}");
     }
 }
 

@@ -6,6 +6,7 @@
 use std::{
     fmt::Write as _,
     net::{Ipv4Addr, UdpSocket},
+    thread,
     time::Duration,
 };
 
@@ -71,6 +72,8 @@ impl Kind {
 const PEERS: [u32; 3] = [10, 1000, 10_000];
 /// How long the agents may take over the largest of them, on a busy machine.
 const KNOWN: Duration = Duration::from_secs(900);
+/// How long they are left alone between two looks: to list tens of thousands of routes takes the CPU that they work on.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 /// Endpoints on the first node.
 const ENDPOINTS: [u32; 3] = [1, 100, 1000];
 /// The address in the subnet from which on the further endpoints are.
@@ -260,6 +263,7 @@ fn add_peers(site: &Site, all: u32) -> Result<()> {
     Crowd::<Ipv4>::gather(Gateway::connect(site.cluster.etcd())?, all)?;
     let node = &site.cluster.nodes[0];
     wait_for("a route to every peer", KNOWN, || {
+        thread::sleep(BETWEEN_LOOKS);
         let routes = node.netns().ip("route show dev flannel.1").ok()?;
         let has_all = routes.lines().count() > all as usize;
         (has_all && node.status().ok()?["ready"] == true).then_some(())

@@ -74,6 +74,7 @@ fn route(dst: &str, ifindex: u32) -> Route {
         multipath: false,
         kind: RouteKind::Unicast,
         tos: 0,
+        scope: 253,
     }
 }
 
