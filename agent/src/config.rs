@@ -58,6 +58,8 @@ pub struct Config {
     pub source_check: SourceCheck,
     /// Have the containers' bridge ask for room for the overlay's headers.
     pub pod_headroom: bool,
+    /// Keep conntrack from the VXLAN packets between the nodes.
+    pub notrack_underlay: bool,
     /// Have the programs tell of every packet.
     pub bpf_log: bool,
     /// Directory of the control socket; absolute.
@@ -112,6 +114,7 @@ impl Config {
             xdp: args.xdp,
             source_check: args.source_check,
             pod_headroom: args.pod_headroom,
+            notrack_underlay: args.notrack_underlay,
             bpf_log: args.bpf_log,
             run_dir: args.run_dir,
             bpffs_dir: args.bpffs_dir,

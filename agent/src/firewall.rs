@@ -1,10 +1,11 @@
-//! The two things that the host's firewall must do for the overlay: masquerade what leaves it, and let it
-//! be forwarded.
+//! What the host's firewall must do for the overlay: masquerade what leaves it, let it be forwarded, and, where
+//! somebody asks for that, not track what carries it between the nodes.
 //!
 //! *Masquerade* is an nft table of our own, `table ip loden` (IPv6: `table ip6 loden`), with the meaning of flannel's
 //! iptables rules (not of its nft rules, whose fourth hides the sixth). It is replaced as a whole in one transaction.
 //! Where others masquerade as well (Docker by itself does what leaves its bridge for whatever other interface), it
 //! also keeps them from doing so to what goes to a remote pod, with `--ip-masq` and without.
+//! *The underlay's* chains, which take the conntrack off VXLAN (`--notrack-underlay`), are in the same table.
 //! *Forward* cannot be a table of our own: an accept ends only the chain that it is in, and where another
 //! chain at the same hook drops (Docker sets the policy of iptables' `FORWARD` to DROP) the packet is gone. So
 //! an iptables chain `LODEN-FWD` accepts the network, jumped to behind what others have put into `FORWARD` (what an
@@ -19,6 +20,9 @@ mod forward;
 mod iptables;
 mod masquerade;
 mod tool;
+mod underlay;
+
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
@@ -45,6 +49,8 @@ pub struct FirewallSpec {
     pub fully_random: bool,
     /// Let the network be forwarded (`--iptables-forward-rules`).
     pub forward: bool,
+    /// Where this node receives VXLAN of this family, if conntrack is to leave it alone (`--notrack-underlay`).
+    pub notrack: Option<SocketAddr>,
 }
 
 impl FirewallSpec {

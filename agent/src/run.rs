@@ -102,6 +102,9 @@ async fn start(
     let macs = State::read(&config.run_dir)?.vtep_macs;
     let overlay = open_overlay::<V4>(&kernel, &network, &uplink, source.vtep_mac(), &macs).await?;
     let overlay_v6 = open_overlay::<V6>(&kernel, &network, &uplink, source.vtep_mac_v6(), &macs).await?;
+    if config.notrack_underlay && overlay.is_none() && overlay_v6.is_none() {
+        tracing::warn!("--notrack-underlay is without effect: the network's backend is not vxlan");
+    }
 
     let wireguard = match &network.backend {
         Backend::Wireguard(settings) => {

@@ -85,6 +85,12 @@ pub struct AgentArgs {
           value_parser = flag_value::boolean, value_name = "BOOL", help_heading = LODEN)]
     pub pod_headroom: bool,
 
+    /// Keep conntrack from the VXLAN packets between the nodes: cheaper connections with the strict gate. Not where the
+    /// host's firewall lets VXLAN in or out by connection state (ctstate)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          value_parser = flag_value::boolean, value_name = "BOOL", help_heading = LODEN)]
+    pub notrack_underlay: bool,
+
     /// Have the programs tell of every packet in the log; for a look at little traffic
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
           value_parser = flag_value::boolean, value_name = "BOOL", help_heading = LODEN)]

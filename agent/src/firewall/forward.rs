@@ -144,6 +144,7 @@ mod tests {
             masquerade: true,
             fully_random: true,
             forward,
+            notrack: None,
         }
     }
 

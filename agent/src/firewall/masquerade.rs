@@ -1,6 +1,7 @@
-//! `table ip loden` and `table ip6 loden`: masquerading of what leaves the network, and none of what stays in it.
+//! `table ip loden` and `table ip6 loden`: masquerading of what leaves the network, and none of what stays in it; and
+//! what [`super::underlay`] adds.
 
-use super::{FirewallError, FirewallSpec, Half, Result, foreign, tool::run};
+use super::{FirewallError, FirewallSpec, Half, Result, foreign, tool::run, underlay};
 
 /// The name of the table.
 pub(super) const TABLE: &str = "loden";
@@ -19,7 +20,7 @@ impl Content {
     }
 
     fn is_empty(self) -> bool {
-        !self.spec.masquerade && !self.own_addresses
+        !self.spec.masquerade && !self.own_addresses && self.spec.notrack.is_none()
     }
 }
 
@@ -88,7 +89,11 @@ pub(super) async fn list(half: Half) -> Result<Option<String>> {
 /// The text that `nft -f -` takes in one transaction: our table as it ought to be, whatever it was before.
 fn render(content: Content) -> String {
     let Content { spec, own_addresses } = content;
-    let chains = [own_addresses.then(|| keep_addresses(&spec)), spec.masquerade.then(|| masquerade(&spec))];
+    let chains = [
+        own_addresses.then(|| keep_addresses(&spec)),
+        spec.masquerade.then(|| masquerade(&spec)),
+        spec.notrack.map(|vtep| underlay::chains(spec.half(), vtep)),
+    ];
     let chains: String = chains.into_iter().flatten().collect();
     let ip = spec.half().nft();
     format!("add table {ip} {TABLE}\ndelete table {ip} {TABLE}\ntable {ip} {TABLE} {{\n{chains}}}\n")
@@ -143,6 +148,7 @@ mod tests {
             masquerade: true,
             fully_random,
             forward: true,
+            notrack: None,
         }
     }
 

@@ -46,7 +46,7 @@ fn package(program: &str) -> &'static str {
 }
 
 fn flag(program: &str) -> &'static str {
-    if program == "nft" { "--ip-masq" } else { "--iptables-forward-rules" }
+    if program == "nft" { "--ip-masq and --notrack-underlay" } else { "--iptables-forward-rules" }
 }
 
 /// Runs a program with this on its standard input and returns its standard output, in the C locale, so that

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use anyhow::{Context as _, Result};
@@ -257,6 +257,11 @@ impl Reconciler {
             masquerade: config.ip_masq,
             fully_random: config.ip_masq_fully_random,
             forward: config.forward_rules,
+            notrack: half
+                .overlay
+                .as_ref()
+                .filter(|_| config.notrack_underlay)
+                .map(|overlay| SocketAddr::new(overlay.spec.local, overlay.spec.port)),
         };
         let firewall = F::kept_mut(self).firewall.get_or_insert_with(|| Firewall::new(spec));
         firewall.set_spec(spec);

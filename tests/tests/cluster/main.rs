@@ -23,6 +23,7 @@ mod leaving;
 mod local;
 mod mixed;
 mod nat;
+mod notrack;
 mod reachability;
 mod restart;
 mod upgrade;

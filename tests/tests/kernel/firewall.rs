@@ -1,6 +1,6 @@
 //! The firewall's rules, and what they do to packets.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path};
 
 use loden_agent::firewall::{Firewall, FirewallSpec, forward_drops};
 use loden_tests::netns::{self, Netns};
@@ -18,6 +18,7 @@ fn spec() -> FirewallSpec {
         masquerade: true,
         fully_random: true,
         forward: true,
+        notrack: None,
     }
 }
 
@@ -128,6 +129,55 @@ fn what_is_switched_off_is_removed() {
     assert!(ensure(&netns, &mut firewall));
     assert_eq!(filter(&netns), ["-P INPUT ACCEPT", "-P FORWARD ACCEPT", "-P OUTPUT ACCEPT"]);
     assert!(!ensure(&netns, &mut firewall));
+}
+
+#[test]
+fn vxlan_is_left_untracked_at_its_own_address_and_port_alone() {
+    for (ip, network, subnet, vtep) in [
+        ("ip", node::NETWORK, "10.5.1.0/24", "192.168.77.11:8472"),
+        ("ip6", "fc00::/48", "fc00:0:0:1::/64", "[fd77::b]:4789"),
+    ] {
+        let netns = Netns::create("fw").unwrap();
+        let vtep: SocketAddr = vtep.parse().unwrap();
+        let (network, subnet) = (network.parse().unwrap(), subnet.parse().unwrap());
+        let spec = FirewallSpec {
+            network,
+            subnet,
+            masquerade: false,
+            forward: false,
+            notrack: Some(vtep),
+            ..spec()
+        };
+        let mut firewall = Firewall::new(spec);
+        assert!(ensure(&netns, &mut firewall));
+        assert!(!ensure(&netns, &mut firewall), "nothing to do the second time");
+        let (address, port) = (vtep.ip(), vtep.port());
+        let table = format!("nft --stateless list table {ip} loden");
+        let right = lines(&netns, &table);
+        assert_eq!(
+            right,
+            [
+                &format!("table {ip} loden {{"),
+                "chain underlay-in {",
+                "type filter hook prerouting priority raw; policy accept;",
+                &format!("{ip} daddr {address} udp dport {port} notrack comment \"VXLAN from peers\""),
+                "}",
+                "chain underlay-out {",
+                "type filter hook output priority raw; policy accept;",
+                &format!("{ip} saddr {address} udp dport {port} notrack comment \"VXLAN to peers\""),
+                "}",
+                "}",
+            ]
+        );
+        netns.exec(&format!("nft flush chain {ip} loden underlay-out")).unwrap();
+        assert!(!is_current(&netns, &firewall));
+        assert!(ensure(&netns, &mut firewall));
+        assert_eq!(lines(&netns, &table), right);
+        firewall.set_spec(FirewallSpec { notrack: None, ..spec });
+        assert!(ensure(&netns, &mut firewall));
+        assert!(!ensure(&netns, &mut firewall));
+        assert_eq!(netns.exec("nft list tables").unwrap(), "");
+    }
 }
 
 #[test]
@@ -496,7 +546,7 @@ fn without_iptables_only_the_table_is_made_and_without_nft_the_error_says_what_t
     let error = ensured(&[]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "nft is not installed or not in PATH: install nftables, or run without --ip-masq"
+        "nft is not installed or not in PATH: install nftables, or run without --ip-masq and --notrack-underlay"
     );
 }
 

@@ -98,6 +98,7 @@ fn taking_a_flannel_host_over_and_handing_it_back_loses_no_packet() {
         masquerade: true,
         fully_random: true,
         forward: true,
+        notrack: None,
     };
     let mut pings = ["10.5.2.2", "192.168.77.11"].map(|to| {
         let mut command = pod_a.command("ping");

@@ -72,8 +72,9 @@ impl Mode {
             Self::Host | Self::HostRules => Kind::Sockets,
             Self::Direct => loden("host-gw", &["--datapath=ebpf", "--gate=open"]),
             Self::Open | Self::Open5000 => loden("vxlan", &["--datapath=ebpf", "--gate=open"]),
-            Self::Strict | Self::Strict5000 | Self::StrictNotrack => {
-                loden("vxlan", &["--datapath=ebpf", "--gate=strict"])
+            Self::Strict | Self::Strict5000 => loden("vxlan", &["--datapath=ebpf", "--gate=strict"]),
+            Self::StrictNotrack => {
+                loden("vxlan", &["--datapath=ebpf", "--gate=strict", "--notrack-underlay"])
             }
             Self::Kernel => loden("vxlan", &["--datapath=kernel"]),
             Self::Flannel | Self::Flannel0 | Self::Flannel1000 | Self::Flannel5000 => Kind::Flannel,

@@ -226,9 +226,6 @@ impl Pair {
                     rules::kube_proxy(node, services, service(Family::V6), backend6.into(), &SERVED)?;
                 }
             }
-            if self.mode == Mode::StrictNotrack {
-                rules::notrack(node)?;
-            }
             // Thousands of connections a second must not fill the table for the modes that come after.
             node.exec("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_time_wait=1")?;
             node.exec("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close=1")?;

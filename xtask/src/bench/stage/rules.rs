@@ -75,11 +75,3 @@ pub(super) fn kube_proxy(
     let restore = if service.is_ipv4() { "iptables-restore" } else { "ip6tables-restore" };
     feed(node, restore, &["--noflush"], filter)
 }
-
-/// No conntrack for VXLAN between nodes.
-pub(super) fn notrack(node: &Netns) -> Result<()> {
-    let input = "table ip vxlan-notrack {\n\
-         chain in { type filter hook prerouting priority raw; udp dport 8472 notrack; }\n\
-         chain out { type filter hook output priority raw; udp dport 8472 notrack; }\n}\n";
-    feed(node, "nft", &["-f", "-"], input)
-}
