@@ -115,13 +115,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let mut command = command(&suite, &at_once);
         outcomes.push(suite.run(command.args(&options.filter))?);
     }
-    if outcomes.iter().any(|outcome| !outcome.failed.is_empty()) {
-        heading("once more, one by one, what failed beside others");
-        for outcome in &mut outcomes {
-            outcome.try_alone(|suite| command(suite, "1"))?;
-        }
-    }
+    second_tries(&mut outcomes, |suite| command(suite, "1"))?;
     report(&outcomes)
+}
+
+/// Tries again, one by one, what failed beside others. Of the host ring's tests none depends on the machine: what
+/// fails there once is wrong.
+fn second_tries(outcomes: &mut [Outcome], alone: impl Fn(&Suite) -> Command) -> Result<()> {
+    let has_failures = |outcome: &Outcome| outcome.suite.ring != Ring::Host && !outcome.failed.is_empty();
+    if outcomes.iter().any(has_failures) {
+        heading("once more, one by one, what failed beside others");
+    }
+    outcomes
+        .iter_mut()
+        .filter(|outcome| has_failures(outcome))
+        .try_for_each(|outcome| outcome.try_alone(&alone))
 }
 
 /// How many tests libtest runs at once: three for two CPUs, since all but the host ring's wait more than they

@@ -78,7 +78,7 @@ fn faults_beside_a_running_agent_are_found_by_name() {
     ward.run("iptables -t nat -X KUBE-SERVICES");
 
     // As Docker 28 keeps other hosts from a container.
-    let pod = ward.patient().subnet_env().unwrap().subnet.hosts().nth(9).unwrap();
+    let pod = ward.patient().subnet_env().unwrap().subnet().hosts().nth(9).unwrap();
     ward.assert_found(
         &format!("iptables -t raw -A PREROUTING -d {pod} ! -i docker0 -j DROP"),
         &format!("iptables -t raw -D PREROUTING -d {pod} ! -i docker0 -j DROP"),

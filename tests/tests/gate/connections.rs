@@ -13,6 +13,8 @@ use std::{
 
 use loden_tests::{
     counters::{Counters, FAST_ENCAP},
+    each_family,
+    family::Family,
     netns::Netns,
     policy::{Matching, deny},
     process::wait_for,
@@ -21,7 +23,7 @@ use loden_tests::{
 };
 
 use crate::{
-    Family, OPEN, STRICT, cluster, in_both_families,
+    OPEN, STRICT, cluster,
     policy::{Finally, effect},
 };
 
@@ -30,13 +32,13 @@ const PORT: u16 = 9000;
 /// Past every expiry and every tick of the agent, which might undo what it did at first.
 const AFTERWARDS: Duration = Duration::from_secs(32);
 
-in_both_families! {
-    a_rule_added_in_the_middle_of_a_fast_connection_stops_it
-    no_rule_stops_a_connection_through_the_open_gate
-}
+each_family!(
+    a_rule_added_in_the_middle_of_a_fast_connection_stops_it,
+    no_rule_stops_a_connection_through_the_open_gate,
+);
 
-fn a_rule_added_in_the_middle_of_a_fast_connection_stops_it(family: Family) {
-    let silences = silences(family, STRICT);
+fn a_rule_added_in_the_middle_of_a_fast_connection_stops_it<F: Family>() {
+    let silences = silences::<F>(STRICT);
     for Silence { of, port, after_the_rule, .. } in &silences {
         let within = effect(of.1);
         assert!(
@@ -47,8 +49,8 @@ fn a_rule_added_in_the_middle_of_a_fast_connection_stops_it(family: Family) {
 }
 
 /// Nobody's rules are enforced for pods that are not translated, and the documentation says so.
-fn no_rule_stops_a_connection_through_the_open_gate(family: Family) {
-    for Silence { of, port, until_the_end, .. } in &silences(family, OPEN) {
+fn no_rule_stops_a_connection_through_the_open_gate<F: Family>() {
+    for Silence { of, port, until_the_end, .. } in &silences::<F>(OPEN) {
         assert!(*until_the_end < Duration::from_secs(5), "{of:?}, port {port}: silent for {until_the_end:?}");
     }
 }
@@ -65,9 +67,9 @@ struct Silence {
 }
 
 /// Has seven connections run, of which rules forbid all but the first, on either node and with every tool.
-fn silences(family: Family, gate: &str) -> Vec<Silence> {
-    let (cluster, containers) = cluster(family, 1, &[gate]);
-    let (a, b) = (family.host(&containers[0]), family.host(&containers[1]));
+fn silences<F: Family>(gate: &str) -> Vec<Silence> {
+    let (cluster, containers) = cluster::<F>(1, &[gate]);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
     // Legacy rules first, of which nobody is told: the others' changes make every flow qualify anew.
     let tools = [Tool::LegacyIptables, Tool::Iptables, Tool::Nft];
     let rules: Vec<(usize, Tool)> = tools.iter().flat_map(|&tool| [(0, tool), (1, tool)]).collect();
@@ -98,7 +100,7 @@ fn silences(family: Family, gate: &str) -> Vec<Silence> {
                 thread::sleep(effect(Tool::LegacyIptables));
             }
             let netns: &Netns = cluster.nodes[node].netns();
-            deny(netns, tool, family.is_ipv4(), Matching::TcpTo(PORT + 1 + n as u16)).unwrap();
+            deny(netns, tool, F::IS_IPV4, Matching::TcpTo(PORT + 1 + n as u16)).unwrap();
             changed[n] = Instant::now();
         }
         thread::sleep(AFTERWARDS);

@@ -6,46 +6,48 @@ use std::time::{Duration, Instant};
 use loden_tests::{
     container::Container,
     counters::Counters,
+    each_family,
+    family::Family,
     node::{BRIDGE, Node},
     process::wait_for,
     service::{Front, Tool, at, publish},
     traffic::socket::{self, open, say},
 };
 
-use crate::{Family, OPEN, assert_direct_is_fast, cluster, gated, in_both_families};
+use crate::{OPEN, assert_direct_is_fast, cluster, gated};
 
 const PORT: u16 = 9000;
 /// The agent looks again five seconds after it knows a pod; the rest is for a busy machine.
 const SECOND_LOOK: Duration = Duration::from_secs(30);
 
-in_both_families! {
-    a_packet_from_before_its_pod_was_known_gates_it_not_for_good
-    a_pod_with_a_translated_connection_stays_gated
-}
+each_family!(
+    a_packet_from_before_its_pod_was_known_gates_it_not_for_good,
+    a_pod_with_a_translated_connection_stays_gated,
+);
 
-fn a_packet_from_before_its_pod_was_known_gates_it_not_for_good(family: Family) {
-    let (mut cluster, containers) = cluster(family, 1, &[OPEN]);
+fn a_packet_from_before_its_pod_was_known_gates_it_not_for_good<F: Family>() {
+    let (mut cluster, containers) = cluster::<F>(1, &[OPEN]);
     let sender = &containers[0];
     // On a busy machine the agent may take longer to find the pod than its packets wait.
     let attempts = 10;
     let pod = (0..attempts).find_map(|attempt| {
         let pod = cluster.nodes[1].run_container(20 + attempt).unwrap();
-        has_a_stray(family, &cluster.nodes[1], sender, &pod).then_some(pod)
+        has_a_stray::<F>(&cluster.nodes[1], sender, &pod).then_some(pod)
     });
     let pod = pod.unwrap_or_else(|| panic!("in {attempts} attempts no packet came out as it should"));
     let node = &cluster.nodes[1];
     wait_for("the pod not to be gated", SECOND_LOOK, || {
-        (gated(node, family.address(&pod)) == Some(false)).then_some(())
+        (gated(node, F::of(&pod)) == Some(false)).then_some(())
     })
     .unwrap();
-    assert_direct_is_fast(family, &cluster.nodes, sender, &pod);
-    assert_eq!(gated(node, family.address(&pod)), Some(false), "direct flows gate nobody");
+    assert_direct_is_fast::<F>(&cluster.nodes, sender, &pod);
+    assert_eq!(gated(node, F::of(&pod)), Some(false), "direct flows gate nobody");
 }
 
 /// Sends three datagrams to a pod that its node does not know yet, and has the last two wait in the queue of the bridge,
 /// for 1.3 s each, while the agent finds the pod. Whether they came out, and looked translated.
-fn has_a_stray(family: Family, node: &Node, sender: &Container, pod: &Container) -> bool {
-    let (from, to) = (family.host(sender), family.host(pod));
+fn has_a_stray<F: Family>(node: &Node, sender: &Container, pod: &Container) -> bool {
+    let (from, to) = (F::host(sender), F::host(pod));
     assert_eq!(gated(node, to.address), None, "the pod has said nothing yet");
     let translated = || Counters::read(node).unwrap().get("note_translated");
     let before = translated();
@@ -62,10 +64,10 @@ fn has_a_stray(family: Family, node: &Node, sender: &Container, pod: &Container)
     arrived && translated() > before
 }
 
-fn a_pod_with_a_translated_connection_stays_gated(family: Family) {
-    let (mut cluster, containers) = cluster(family, 1, &[OPEN]);
-    let [client, backend] = [0, 1].map(|n| family.host(&containers[n]));
-    let front = at(family.vip(1), 80);
+fn a_pod_with_a_translated_connection_stays_gated<F: Family>() {
+    let (mut cluster, containers) = cluster::<F>(1, &[OPEN]);
+    let [client, backend] = [0, 1].map(|n| F::host(&containers[n]));
+    let front = at(F::vip(1), 80);
     publish(cluster.nodes[0].netns(), Tool::Nft, &[Front::new(front, &[at(backend.address, PORT)])]).unwrap();
     let listener = socket::listen(backend, PORT).unwrap();
     let (near, far) = open(client.netns, None, front, &listener).unwrap();
