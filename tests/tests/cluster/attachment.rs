@@ -138,10 +138,13 @@ fn a_program_that_somebody_detaches_is_attached_again_at_the_tick() {
     }
     assert!(programs_at(node, "eth0", TcAttachType::Ingress).1.is_empty());
     let limit = Duration::from_secs(40);
+    // The agent attaches one after the other.
     wait_for("the programs to be back", limit, || {
-        let (tcx, filters) = programs_at(node, "veth1", TcAttachType::Ingress);
-        let (wire_tcx, wire_filters) = programs_at(node, "eth0", TcAttachType::Ingress);
-        (tcx.len() + filters.len() == 1 && wire_tcx.len() + wire_filters.len() == 1).then_some(())
+        let is_back = |(interface, side, _): &(&str, TcAttachType, &str)| {
+            let (tcx, filters) = programs_at(node, interface, *side);
+            tcx.len() + filters.len() == 1
+        };
+        HOOKS.iter().all(is_back).then_some(())
     })
     .unwrap();
     assert_each_once(node, "after the tick");
