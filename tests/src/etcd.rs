@@ -247,7 +247,7 @@ impl Etcd {
     fn etcdctl(&self, args: &[&str]) -> Command {
         let mut command = self.command("etcdctl");
         command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint()]);
-        command.args(["--dial-timeout", "2s", "--command-timeout", "20s"]);
+        command.args(["--dial-timeout", "20s", "--command-timeout", "20s"]);
         if let Some(Tls { authority, mutual }) = &self.tls {
             command.arg("--cacert").arg(authority.certificate());
             if *mutual {
