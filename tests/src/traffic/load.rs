@@ -224,6 +224,7 @@ fn hear(socket: &UdpSocket, silent: &AtomicBool) -> Result<Vec<u32>> {
                 times.resize(times.len().max(number + 1), 0);
                 times[number] += 1;
             }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 if silent.load(Ordering::Acquire) {
                     return Ok(times);

@@ -44,22 +44,7 @@ fn device<F: Family>(snapshot: &Snapshot, half: &Half<F>) -> Option<Finding> {
         return Some(Finding::fault(CHECK, format_args!("there is no {}", wanted.name), REMEDY));
     };
     let mut wrong = Vec::new();
-    if !link.up {
-        wrong.push("it is down".to_owned());
-    }
-    if link.mac != Some(wanted.mac) {
-        let found = link.mac.map_or_else(|| "none".to_owned(), mac_text);
-        wrong.push(format!("its MAC is {found}, the lease says {}", mac_text(wanted.mac)));
-    }
-    // The base of the subnet, with the length of the whole: peers are told of no other.
-    let own = F::base(half.facts.subnet);
-    let has = |it: &Address<F>| it.ifindex == link.index && it.address == own && it.prefix_len == F::BITS;
-    if !half.addresses.iter().any(has) {
-        wrong.push(format!("it has no {own}/{}", F::BITS));
-    }
-    if link.mtu != wanted.mtu {
-        wrong.push(format!("its MTU is {} and should be {}", link.mtu, wanted.mtu));
-    }
+    // What kind of device it is first: of many faults only some are shown.
     match &link.kind {
         LinkKind::Vxlan(attrs) => {
             if (attrs.vni, attrs.port) != (wanted.vni, wanted.port) {
@@ -80,6 +65,22 @@ fn device<F: Family>(snapshot: &Snapshot, half: &Half<F>) -> Option<Finding> {
             }
         }
         other => wrong.push(format!("it is no VXLAN device ({other:?})")),
+    }
+    if !link.up {
+        wrong.push("it is down".to_owned());
+    }
+    if link.mac != Some(wanted.mac) {
+        let found = link.mac.map_or_else(|| "none".to_owned(), mac_text);
+        wrong.push(format!("its MAC is {found}, the lease says {}", mac_text(wanted.mac)));
+    }
+    // The base of the subnet, with the length of the whole: peers are told of no other.
+    let own = F::base(half.facts.subnet);
+    let has = |it: &Address<F>| it.ifindex == link.index && it.address == own && it.prefix_len == F::BITS;
+    if !half.addresses.iter().any(has) {
+        wrong.push(format!("it has no {own}/{}", F::BITS));
+    }
+    if link.mtu != wanted.mtu {
+        wrong.push(format!("its MTU is {} and should be {}", link.mtu, wanted.mtu));
     }
     Some(if wrong.is_empty() {
         Finding::ok(CHECK, format_args!("{}, MAC {}, MTU {}", wanted.name, mac_text(wanted.mac), wanted.mtu))
