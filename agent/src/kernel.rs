@@ -10,6 +10,7 @@ mod address;
 pub mod conntrack;
 mod event;
 mod headroom;
+pub mod ipvs;
 mod link;
 mod neighbour;
 mod netns;

@@ -15,6 +15,7 @@ pub mod etcd;
 pub mod family;
 pub mod flannel;
 pub mod helm;
+pub mod ipvs;
 pub mod kubernetes_validate;
 pub mod netns;
 pub mod nic;

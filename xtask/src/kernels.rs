@@ -47,6 +47,7 @@ const CORE: Tests = Tests {
         "reachability::without_the_programs",
         "leaving::cleanup",
         "wireguard::",
+        "ipvs::",
     ],
 };
 

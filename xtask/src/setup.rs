@@ -55,6 +55,7 @@ const FOR_KERNELS: &[(&str, &str, &str)] = &[
     ("zstd", "zstd", "unpacks kernel modules"),
     ("strip", "binutils", "makes the programs in the guest small"),
     ("wg", "wireguard-tools", "sets up a flannel-like WireGuard peer"),
+    ("ipvsadm", "ipvsadm", "makes services as kube-proxy's IPVS does"),
 ];
 
 /// The protobuf definitions that protoc itself brings; without them the etcd client does not build.

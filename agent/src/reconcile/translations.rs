@@ -2,13 +2,14 @@
 //!
 //! The programs see each translation as it happens. What they have not seen is what happened before: a pod may
 //! begin with a service before the agent knows it, and a connection may be older than the programs. So a new
-//! endpoint is gated until the host's connection table has been read.
+//! endpoint is gated until the host's connection tables have been read.
 //!
 //! What went into the host before the agent knew the pod was not noted, and looks translated where it comes out: it
 //! may have waited in a queue, such as the bridge's. So what is gated when the last of that has come out is looked up again.
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    io,
     net::IpAddr,
     time::Duration,
 };
@@ -20,7 +21,10 @@ use tokio::time::Instant;
 use super::{Reconciler, half::Side};
 use crate::{
     family::{Family, V4, V6},
-    kernel::conntrack::{self, Path},
+    kernel::{
+        conntrack::{self, Path},
+        ipvs,
+    },
 };
 
 /// For how long after a pod has become known a packet from before may come out of the host.
@@ -81,10 +85,10 @@ impl Reconciler {
         }
         // Twice: what began before the gate opened may have come too late for the first look.
         for _ in 0..2 {
-            let translated = match conntrack::translated::<F>() {
+            let translated = match translated::<F>() {
                 Ok(paths) => translated_pods::<F>(&paths, network, own, &hosts),
                 Err(error) => {
-                    tracing::warn!("pods stay gated: the connection table cannot be read: {error}");
+                    tracing::warn!("pods stay gated: the connection tables cannot be read: {error}");
                     return Ok(Vec::new());
                 }
             };
@@ -94,6 +98,13 @@ impl Reconciler {
         }
         Ok(unproven)
     }
+}
+
+/// What netfilter and IPVS translate now.
+fn translated<F: Family>() -> io::Result<BTreeSet<Path<F>>> {
+    let mut paths = conntrack::translated::<F>()?;
+    paths.append(&mut ipvs::translated::<F>()?);
+    Ok(paths)
 }
 
 /// The pods of our own subnet that send such packets to a pod, or get them from one. `hosts` are the addresses of

@@ -19,6 +19,7 @@ mod healing;
 mod index;
 mod ipv6_fast;
 mod ipv6_only;
+mod ipvs;
 mod leaving;
 mod local;
 mod mixed;

@@ -24,6 +24,7 @@ const TOOLS: &[&str] = &[
     "etcdctl",
     "ethtool",
     "ip",
+    "ipvsadm",
     "iptables",
     "iptables-restore",
     "iptables-save",
@@ -78,6 +79,9 @@ const MODULES: &[&str] = &[
     "af_packet",
     "loop",
     "wireguard",
+    "dummy",
+    "ip_vs",
+    "ip_vs_rr",
 ];
 
 /// What is the same for every kernel.

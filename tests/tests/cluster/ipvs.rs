@@ -1,0 +1,192 @@
+//! Services by IPVS, which translates where netfilter's tables say nothing of it. The tests need a kernel with the module
+//! ip_vs, and run by `cargo xtask test --kernels`.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use loden_tests::{
+    cluster::{Cluster, Plan},
+    container::Container,
+    counters::{Counters, Share},
+    ipvs,
+    node::{BRIDGE, Node},
+    process::wait_for,
+    service::{Front, at},
+    traffic::{
+        Host, ping,
+        socket::{self, ask, open, pour, say, wants_end},
+        stream::{self, Until},
+    },
+};
+
+const PORT: u16 = 8080;
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// One of both families.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn host(self, container: &Container) -> Host<'_> {
+        if self == Self::V4 { container.host() } else { container.host6().unwrap() }
+    }
+
+    fn service(self, n: u8) -> SocketAddr {
+        let address = if self == Self::V4 { format!("10.96.0.{n}") } else { format!("fd10:96::{n}") };
+        at(address.parse::<IpAddr>().unwrap(), 80)
+    }
+}
+
+/// Two nodes, two containers on the first and one on the second, known to the agents.
+fn start(family: Family, gate: &str) -> (Cluster, Vec<Container>) {
+    let plan = if family == Family::V4 { Plan::default() } else { Plan::dual() };
+    let mut cluster = Cluster::start(&Plan { nodes: 2, ..plan }, &[gate, "--datapath=ebpf"]).unwrap();
+    for node in &cluster.nodes {
+        // As Docker's bridge: without a MAC of its own it would take a port's, and another with the next port.
+        node.netns().ip(&format!("link set {BRIDGE} address 02:42:00:00:00:01")).unwrap();
+    }
+    let [first, second] = &mut cluster.nodes[..] else { panic!("two nodes") };
+    let containers = vec![
+        first.run_container(2).unwrap(),
+        first.run_container(3).unwrap(),
+        second.run_container(2).unwrap(),
+    ];
+    for container in &containers[..2] {
+        let (a, b) = (family.host(container), family.host(&containers[2]));
+        wait_for("the first answer", LIMIT, || ping(a.netns, b.address, 1).ok()).unwrap();
+    }
+    for (n, container) in [(0, 0), (0, 1), (1, 2)] {
+        let address = family.host(&containers[container]).address;
+        wait_for("the agent to know the pod", LIMIT, || gated(&cluster.nodes[n], address)).unwrap();
+    }
+    (cluster, containers)
+}
+
+/// Whether the agent says that flows of this pod must qualify; `None` while it does not know it.
+fn gated(node: &Node, address: IpAddr) -> Option<bool> {
+    let status = node.status().ok()?;
+    let address = address.to_string();
+    status["endpoints"].as_array()?.iter().find(|endpoint| endpoint["address"] == address)?["gated"].as_bool()
+}
+
+/// Packets that took the shortcut on a node.
+fn fast(node: &Node) -> u64 {
+    let counters = Counters::read(node).unwrap();
+    counters.iter().filter(|(name, _)| name.starts_with("fast_")).map(|(_, packets)| packets).sum()
+}
+
+#[test]
+#[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
+fn what_ipvs_translates_takes_no_shortcut_through_the_strict_gate_v4() {
+    what_ipvs_translates_takes_no_shortcut(Family::V4, "--gate=strict");
+}
+
+#[test]
+#[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
+fn what_ipvs_translates_takes_no_shortcut_through_the_strict_gate_v6() {
+    what_ipvs_translates_takes_no_shortcut(Family::V6, "--gate=strict");
+}
+
+#[test]
+#[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
+fn what_ipvs_translates_takes_no_shortcut_through_the_open_gate_v4() {
+    what_ipvs_translates_takes_no_shortcut(Family::V4, "--gate=open");
+}
+
+#[test]
+#[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
+fn what_ipvs_translates_takes_no_shortcut_through_the_open_gate_v6() {
+    what_ipvs_translates_takes_no_shortcut(Family::V6, "--gate=open");
+}
+
+fn what_ipvs_translates_takes_no_shortcut(family: Family, gate: &str) {
+    let (cluster, containers) = start(family, gate);
+    let [client, local, remote] = [0, 1, 2].map(|n| family.host(&containers[n]));
+    let node = &cluster.nodes[0];
+    let backends = [remote, local, client].map(|host| at(host.address, PORT));
+    let fronts: Vec<Front> =
+        (1..).zip(backends).map(|(n, backend)| Front::new(family.service(n), &[backend])).collect();
+    ipvs::publish(node.netns(), &fronts).unwrap();
+
+    for (front, backend) in [(family.service(1), remote), (family.service(2), local)] {
+        let before = fast(node);
+        let seen = a_backend_answers(client, front, backend);
+        assert_eq!(seen, client.address, "IPVS leaves the client's address");
+        assert_eq!(fast(node) - before, 0, "packets of translated flows that skipped the host");
+    }
+    if gate == "--gate=open" {
+        assert_eq!(gated(node, client.address), Some(true), "its flows are translated on this node");
+        assert_eq!(gated(&cluster.nodes[1], remote.address), Some(false), "its node translates nothing");
+    }
+    // kube-proxy's hairpin needs the port to take back what it sent (kubelet's hairpinMode).
+    node.netns().exec("bridge link set dev veth1 hairpin on").unwrap();
+    let seen = a_backend_answers(client, family.service(3), client);
+    assert_ne!(seen, client.address, "a pod that reaches itself is masqueraded");
+
+    // What nobody translates is fast all the same.
+    let all: Vec<&Container> = containers.iter().collect();
+    let work = || stream::run(client, remote, None, Until::Bytes(20_000_000));
+    let (_, share) = Share::during(&cluster.nodes, &all, work).unwrap();
+    assert!(share.smaller() >= 0.95, "{share:?}");
+}
+
+#[test]
+#[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
+fn a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated_v4() {
+    a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated(Family::V4);
+}
+
+#[test]
+#[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
+fn a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated_v6() {
+    a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated(Family::V6);
+}
+
+fn a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated(family: Family) {
+    let (mut cluster, containers) = start(family, "--gate=open");
+    let [client, remote] = [0, 2].map(|n| family.host(&containers[n]));
+    ipvs::publish(cluster.nodes[0].netns(), &[Front::new(family.service(1), &[at(remote.address, PORT)])])
+        .unwrap();
+    let listener = socket::listen(remote, PORT).unwrap();
+    let (near, far) = open(client.netns, None, family.service(1), &listener).unwrap();
+    say(&near, &far, "the client speaks").unwrap();
+
+    // Programs and maps that have seen nothing of it.
+    let node = &mut cluster.nodes[0];
+    node.stop_agent().unwrap();
+    let version = node.bpffs().read_dir().unwrap().next().unwrap().unwrap().path();
+    fs::remove_dir_all(version).unwrap();
+    node.start_agent(&["--gate=open", "--datapath=ebpf"]).unwrap();
+    let is_gated = wait_for("the agent to know the pod", LIMIT, || gated(node, client.address)).unwrap();
+    assert!(is_gated, "IPVS translates a connection of it");
+    say(&far, &near, "the server speaks first, from its own address").unwrap();
+    say(&near, &far, "and the client answers").unwrap();
+}
+
+/// Short connections, a long one, datagrams; returns the client's address as the backend saw it.
+fn a_backend_answers(client: Host<'_>, front: SocketAddr, backend: Host<'_>) -> IpAddr {
+    let listener = socket::listen(backend, PORT).unwrap();
+    for round in 0..5 {
+        let (near, far) = open(client.netns, None, front, &listener)
+            .unwrap_or_else(|error| panic!("{front}, round {round}: {error:#}"));
+        say(&near, &far, "request").unwrap();
+        say(&far, &near, "response").unwrap();
+        drop(far);
+        wants_end(&near).unwrap();
+    }
+    let (near, far) = open(client.netns, None, front, &listener).unwrap();
+    pour(&near, &far, 10_000_000).unwrap();
+    pour(&far, &near, 10_000_000).unwrap();
+    let (asker, answerer) = (socket::udp(client, 0).unwrap(), socket::udp(backend, PORT).unwrap());
+    asker.connect(front).unwrap();
+    for round in 0..20 {
+        ask(&asker, &answerer, &format!("datagram {round} to {front}")).unwrap();
+    }
+    far.peer_addr().unwrap().ip()
+}
