@@ -24,6 +24,7 @@ const TOOLS: &[&str] = &[
     "etcdctl",
     "ethtool",
     "ip",
+    "ip6tables",
     "ipvsadm",
     "iptables",
     "iptables-restore",
