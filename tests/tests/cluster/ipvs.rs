@@ -8,11 +8,13 @@ use std::{
 };
 
 use loden_tests::{
-    cluster::{Cluster, Plan},
+    cluster::Cluster,
     container::Container,
     counters::{Counters, Share},
+    family::Family,
     ipvs,
-    node::{BRIDGE, Node},
+    node::Node,
+    packet::{Ipv4, Ipv6},
     process::wait_for,
     service::{Front, at},
     traffic::{
@@ -25,32 +27,9 @@ use loden_tests::{
 const PORT: u16 = 8080;
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// One of both families.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    fn host(self, container: &Container) -> Host<'_> {
-        if self == Self::V4 { container.host() } else { container.host6().unwrap() }
-    }
-
-    fn service(self, n: u8) -> SocketAddr {
-        let address = if self == Self::V4 { format!("10.96.0.{n}") } else { format!("fd10:96::{n}") };
-        at(address.parse::<IpAddr>().unwrap(), 80)
-    }
-}
-
 /// Two nodes, two containers on the first and one on the second, known to the agents.
-fn start(family: Family, gate: &str) -> (Cluster, Vec<Container>) {
-    let plan = if family == Family::V4 { Plan::default() } else { Plan::dual() };
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..plan }, &[gate, "--datapath=ebpf"]).unwrap();
-    for node in &cluster.nodes {
-        // As Docker's bridge: without a MAC of its own it would take a port's, and another with the next port.
-        node.netns().ip(&format!("link set {BRIDGE} address 02:42:00:00:00:01")).unwrap();
-    }
+fn start<F: Family>(gate: &str) -> (Cluster, Vec<Container>) {
+    let mut cluster = Cluster::start(&F::plan(), &[gate, "--datapath=ebpf"]).unwrap();
     let [first, second] = &mut cluster.nodes[..] else { panic!("two nodes") };
     let containers = vec![
         first.run_container(2).unwrap(),
@@ -58,14 +37,19 @@ fn start(family: Family, gate: &str) -> (Cluster, Vec<Container>) {
         second.run_container(2).unwrap(),
     ];
     for container in &containers[..2] {
-        let (a, b) = (family.host(container), family.host(&containers[2]));
+        let (a, b) = (F::host(container), F::host(&containers[2]));
         wait_for("the first answer", LIMIT, || ping(a.netns, b.address, 1).ok()).unwrap();
     }
     for (n, container) in [(0, 0), (0, 1), (1, 2)] {
-        let address = family.host(&containers[container]).address;
+        let address = F::host(&containers[container]).address;
         wait_for("the agent to know the pod", LIMIT, || gated(&cluster.nodes[n], address)).unwrap();
     }
     (cluster, containers)
+}
+
+/// The `n`-th service.
+fn service<F: Family>(n: u8) -> SocketAddr {
+    at(F::vip(n), 80)
 }
 
 /// Whether the agent says that flows of this pod must qualify; `None` while it does not know it.
@@ -84,37 +68,37 @@ fn fast(node: &Node) -> u64 {
 #[test]
 #[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
 fn what_ipvs_translates_takes_no_shortcut_through_the_strict_gate_v4() {
-    what_ipvs_translates_takes_no_shortcut(Family::V4, "--gate=strict");
+    what_ipvs_translates_takes_no_shortcut::<Ipv4>("--gate=strict");
 }
 
 #[test]
 #[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
 fn what_ipvs_translates_takes_no_shortcut_through_the_strict_gate_v6() {
-    what_ipvs_translates_takes_no_shortcut(Family::V6, "--gate=strict");
+    what_ipvs_translates_takes_no_shortcut::<Ipv6>("--gate=strict");
 }
 
 #[test]
 #[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
 fn what_ipvs_translates_takes_no_shortcut_through_the_open_gate_v4() {
-    what_ipvs_translates_takes_no_shortcut(Family::V4, "--gate=open");
+    what_ipvs_translates_takes_no_shortcut::<Ipv4>("--gate=open");
 }
 
 #[test]
 #[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
 fn what_ipvs_translates_takes_no_shortcut_through_the_open_gate_v6() {
-    what_ipvs_translates_takes_no_shortcut(Family::V6, "--gate=open");
+    what_ipvs_translates_takes_no_shortcut::<Ipv6>("--gate=open");
 }
 
-fn what_ipvs_translates_takes_no_shortcut(family: Family, gate: &str) {
-    let (cluster, containers) = start(family, gate);
-    let [client, local, remote] = [0, 1, 2].map(|n| family.host(&containers[n]));
+fn what_ipvs_translates_takes_no_shortcut<F: Family>(gate: &str) {
+    let (cluster, containers) = start::<F>(gate);
+    let [client, local, remote] = [0, 1, 2].map(|n| F::host(&containers[n]));
     let node = &cluster.nodes[0];
     let backends = [remote, local, client].map(|host| at(host.address, PORT));
     let fronts: Vec<Front> =
-        (1..).zip(backends).map(|(n, backend)| Front::new(family.service(n), &[backend])).collect();
+        (1..).zip(backends).map(|(n, backend)| Front::new(service::<F>(n), &[backend])).collect();
     ipvs::publish(node.netns(), &fronts).unwrap();
 
-    for (front, backend) in [(family.service(1), remote), (family.service(2), local)] {
+    for (front, backend) in [(service::<F>(1), remote), (service::<F>(2), local)] {
         let before = fast(node);
         let seen = a_backend_answers(client, front, backend);
         assert_eq!(seen, client.address, "IPVS leaves the client's address");
@@ -126,7 +110,7 @@ fn what_ipvs_translates_takes_no_shortcut(family: Family, gate: &str) {
     }
     // kube-proxy's hairpin needs the port to take back what it sent (kubelet's hairpinMode).
     node.netns().exec("bridge link set dev veth1 hairpin on").unwrap();
-    let seen = a_backend_answers(client, family.service(3), client);
+    let seen = a_backend_answers(client, service::<F>(3), client);
     assert_ne!(seen, client.address, "a pod that reaches itself is masqueraded");
 
     // What nobody translates is fast all the same.
@@ -139,22 +123,22 @@ fn what_ipvs_translates_takes_no_shortcut(family: Family, gate: &str) {
 #[test]
 #[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
 fn a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated_v4() {
-    a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated(Family::V4);
+    a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated::<Ipv4>();
 }
 
 #[test]
 #[ignore = "needs a kernel with IPVS: cargo xtask test --kernels"]
 fn a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated_v6() {
-    a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated(Family::V6);
+    a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated::<Ipv6>();
 }
 
-fn a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated(family: Family) {
-    let (mut cluster, containers) = start(family, "--gate=open");
-    let [client, remote] = [0, 2].map(|n| family.host(&containers[n]));
-    ipvs::publish(cluster.nodes[0].netns(), &[Front::new(family.service(1), &[at(remote.address, PORT)])])
+fn a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated<F: Family>() {
+    let (mut cluster, containers) = start::<F>("--gate=open");
+    let [client, remote] = [0, 2].map(|n| F::host(&containers[n]));
+    ipvs::publish(cluster.nodes[0].netns(), &[Front::new(service::<F>(1), &[at(remote.address, PORT)])])
         .unwrap();
     let listener = socket::listen(remote, PORT).unwrap();
-    let (near, far) = open(client.netns, None, family.service(1), &listener).unwrap();
+    let (near, far) = open(client.netns, None, service::<F>(1), &listener).unwrap();
     say(&near, &far, "the client speaks").unwrap();
 
     // Programs and maps that have seen nothing of it.
