@@ -25,6 +25,8 @@ const TOOLS: &[&str] = &[
     "ethtool",
     "ip",
     "ip6tables",
+    "ip6tables-restore",
+    "ip6tables-save",
     "ipvsadm",
     "iptables",
     "iptables-restore",
