@@ -239,6 +239,8 @@ impl<'a> Rig<'a> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let fd = socket(AddressFamily::Inet, kind, flags, None).unwrap();
         setsockopt(&fd, sockopt::IpTransparent, &true).unwrap();
+        // The kernel may still hold the port of a connection that a case before gave up.
+        setsockopt(&fd, sockopt::ReuseAddr, &true).unwrap();
         setsockopt(&fd, sockopt::Mark, &OF_SOCKETS).unwrap();
         bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(POD, port))).unwrap();
         if let Some(to) = to {
