@@ -64,7 +64,9 @@ pub use self::{
     vxlan::{DEFAULT_PORT, VxlanDevice, VxlanSpec, overhead},
     wireguard::{WireguardDevice, WireguardSocket, WireguardSpec},
 };
-pub(crate) use self::{route::PROTOCOL_BOOT, vxlan::random_mac, wireguard::is_wireguard};
+pub(crate) use self::{
+    link::interface_name, route::PROTOCOL_BOOT, vxlan::random_mac, wireguard::is_wireguard,
+};
 
 /// What all functions here return.
 pub type Result<T, E = KernelError> = std::result::Result<T, E>;

@@ -14,9 +14,10 @@ use aya::programs::{
     ProgramError, SchedClassifier, TcAttachType,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
-use nix::{errno::Errno, net::if_::if_indextoname};
+use nix::errno::Errno;
 
 use super::{DataplaneError, Hook, Program, pins::Pins};
+use crate::kernel::interface_name;
 
 /// Before the filters of most others; a filter of another handle may share it.
 const PRIORITY: u16 = 1;
@@ -90,7 +91,7 @@ pub(super) fn detach(pins: &Pins, hook: Hook) -> Result<(), DataplaneError> {
 
 /// The name of an interface, which may have changed since the hook was made.
 pub(super) fn interface(ifindex: u32) -> Result<String> {
-    Ok(if_indextoname(ifindex)?.into_string()?)
+    interface_name(ifindex).with_context(|| format!("there is no interface {ifindex}"))
 }
 
 fn delete(interface: &str, program: Program) -> Result<()> {
@@ -123,6 +124,12 @@ fn keep(link: SchedClassifierLink) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_that_is_gone_has_no_name() {
+        assert!(interface(i32::MAX as u32).is_err(), "it has no name, not an empty one");
+        assert_eq!(interface(1).unwrap(), "lo");
+    }
 
     #[test]
     fn only_what_says_that_nothing_is_there_counts_as_gone() {

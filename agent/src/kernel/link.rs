@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use nix::errno::Errno;
+use nix::{errno::Errno, net::if_::if_indextoname};
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
@@ -12,6 +12,13 @@ use rtnetlink::packet_route::{
 };
 
 use super::{How, Kernel, KernelError, Result};
+
+/// The name of an interface of the calling thread's network namespace; `None` where there is none of this index.
+pub(crate) fn interface_name(index: u32) -> Option<String> {
+    let name = if_indextoname(index).ok()?.into_string().ok()?;
+    // nix 0.31 answers with nothing where there is no such interface.
+    (!name.is_empty()).then_some(name)
+}
 
 /// A network device.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,11 +11,10 @@ use loden_ebpf::{
     reason::Reason,
     trace::{Program, Traced},
 };
-use nix::net::if_::if_indextoname;
 use serde::Serialize;
 
 use super::filter::{PROTOCOLS, verdict_of};
-use crate::dataplane::monotonic;
+use crate::{dataplane::monotonic, kernel::interface_name};
 
 /// Makes lines; knows the names of interfaces and what time it was when a verdict was given.
 pub(super) struct Lines {
@@ -68,12 +67,6 @@ impl Lines {
             human(&told)
         }
     }
-}
-
-fn interface_name(index: u32) -> Option<String> {
-    let name = if_indextoname(index).ok()?.into_string().ok()?;
-    // nix 0.31 answers with nothing where there is no such interface.
-    (!name.is_empty()).then_some(name)
 }
 
 fn told<'a>(verdict: &Traced, time: Timestamp, interface: &'a str) -> Told<'a> {

@@ -61,7 +61,9 @@ pub(crate) struct Ward {
 
 impl Ward {
     pub(crate) fn open() -> Self {
-        let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+        // Leases are picked at random: none of these is one that the tests write.
+        let config = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.60.0"}"#.to_owned();
+        let mut cluster = Cluster::start(&Plan { nodes: 2, config, ..Plan::default() }, &[]).unwrap();
         let netns = Netns::create("flannel").unwrap();
         let address = cluster.underlay().plug(&netns, 31).unwrap();
         let flannel =
