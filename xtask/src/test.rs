@@ -13,7 +13,7 @@ use self::suite::{Outcome, Suite, suites};
 use crate::{build, kernels, progress::heading, table::table};
 
 /// More tests than these that pass only alone are not the machine's doing.
-const MOST_ALONE: usize = 2;
+const MOST_ALONE: usize = 4;
 
 /// Where libtest reads how many tests to run at once.
 const THREADS: &str = "RUST_TEST_THREADS";
@@ -72,7 +72,7 @@ impl Ring {
 }
 
 /// Runs the chosen rings and prints a table and, last, `N passed, N failed`. A test that fails beside others gets a
-/// second try alone, is named where it passes then, and two such tests are the most that a run bears.
+/// second try alone, is named where it passes then, and four such tests are the most that a run bears.
 ///
 /// # Errors
 ///

@@ -45,7 +45,7 @@ fn a_thousand_peers_are_programmed_with_few_requests_and_a_change_with_fewer<F: 
     println!("{calls} calls to etcd, {requests} requests to the kernel");
     assert!(calls < 20, "one listing, not one call a peer: {calls}");
     // For each the way there (two questions), an FDB entry, a neighbour and a route.
-    // And one a peer again for each address or link that comes meanwhile, such as IPv6's own: another way may lead there.
+    // And the two again for each address or link that comes meanwhile, such as IPv6's own: another way may lead there.
     assert!(requests < 10 * u64::from(PEERS) + 100, "{requests}");
 
     // One change at a time: three requests each, and the few that every pass makes.
