@@ -371,6 +371,14 @@ impl Node {
         endpoints.iter().map(address).collect()
     }
 
+    /// Whether the agent says that flows of this container must qualify; `None` while it does not know it.
+    pub fn gated(&self, address: impl Into<IpAddr>) -> Option<bool> {
+        let status = self.status().ok()?;
+        let address = address.into().to_string();
+        status["endpoints"].as_array()?.iter().find(|endpoint| endpoint["address"] == address)?["gated"]
+            .as_bool()
+    }
+
     /// What `subnet.env` says.
     ///
     /// # Errors

@@ -42,7 +42,7 @@ fn start<F: Family>(gate: &str) -> (Cluster, Vec<Container>) {
     }
     for (n, container) in [(0, 0), (0, 1), (1, 2)] {
         let address = F::host(&containers[container]).address;
-        wait_for("the agent to know the pod", LIMIT, || gated(&cluster.nodes[n], address)).unwrap();
+        wait_for("the agent to know the pod", LIMIT, || cluster.nodes[n].gated(address)).unwrap();
     }
     (cluster, containers)
 }
@@ -50,13 +50,6 @@ fn start<F: Family>(gate: &str) -> (Cluster, Vec<Container>) {
 /// The `n`-th service.
 fn service<F: Family>(n: u8) -> SocketAddr {
     at(F::vip(n), 80)
-}
-
-/// Whether the agent says that flows of this pod must qualify; `None` while it does not know it.
-fn gated(node: &Node, address: IpAddr) -> Option<bool> {
-    let status = node.status().ok()?;
-    let address = address.to_string();
-    status["endpoints"].as_array()?.iter().find(|endpoint| endpoint["address"] == address)?["gated"].as_bool()
 }
 
 /// Packets that took the shortcut on a node.
@@ -105,8 +98,8 @@ fn what_ipvs_translates_takes_no_shortcut<F: Family>(gate: &str) {
         assert_eq!(fast(node) - before, 0, "packets of translated flows that skipped the host");
     }
     if gate == "--gate=open" {
-        assert_eq!(gated(node, client.address), Some(true), "its flows are translated on this node");
-        assert_eq!(gated(&cluster.nodes[1], remote.address), Some(false), "its node translates nothing");
+        assert_eq!(node.gated(client.address), Some(true), "its flows are translated on this node");
+        assert_eq!(cluster.nodes[1].gated(remote.address), Some(false), "its node translates nothing");
     }
     // kube-proxy's hairpin needs the port to take back what it sent (kubelet's hairpinMode).
     node.netns().exec("bridge link set dev veth1 hairpin on").unwrap();
@@ -147,7 +140,7 @@ fn a_pod_whose_flow_ipvs_has_translated_before_it_was_known_is_gated<F: Family>(
     let version = node.bpffs().read_dir().unwrap().next().unwrap().unwrap().path();
     fs::remove_dir_all(version).unwrap();
     node.start_agent(&["--gate=open", "--datapath=ebpf"]).unwrap();
-    let is_gated = wait_for("the agent to know the pod", LIMIT, || gated(node, client.address)).unwrap();
+    let is_gated = wait_for("the agent to know the pod", LIMIT, || node.gated(client.address)).unwrap();
     assert!(is_gated, "IPVS translates a connection of it");
     say(&far, &near, "the server speaks first, from its own address").unwrap();
     say(&near, &far, "and the client answers").unwrap();

@@ -20,7 +20,7 @@ use loden_tests::{
     },
 };
 
-use crate::{OPEN, STRICT, both_gates::under_both_gates, cluster, fast, gated};
+use crate::{OPEN, STRICT, both_gates::under_both_gates, cluster, fast};
 
 const PORT: u16 = 8080;
 
@@ -76,7 +76,7 @@ fn translated_flows_live_on_when_the_gate_has_forgotten_them<F: Family>(gate: &s
     }
     assert_eq!(fast(&cluster.nodes[0]) - before, 0, "packets of translated flows that skipped the host");
     if gate == OPEN {
-        assert_eq!(gated(&cluster.nodes[0], client.address), Some(true));
+        assert_eq!(cluster.nodes[0].gated(client.address), Some(true));
     }
 }
 
@@ -102,12 +102,12 @@ fn flows_translated_before_the_programs_came_are_left_to_the_host<F: Family>(gat
     cluster.nodes[0].stop_agent().unwrap();
     cluster.nodes[0].start_agent(&[gate, "--datapath=ebpf"]).unwrap();
     wait_for("the agent to know the container", Duration::from_secs(5), || {
-        gated(&cluster.nodes[0], client.address)
+        cluster.nodes[0].gated(client.address)
     })
     .unwrap();
     through.talk("after the programs came");
     if gate == OPEN {
-        assert_eq!(gated(&cluster.nodes[0], client.address), Some(true));
+        assert_eq!(cluster.nodes[0].gated(client.address), Some(true));
     }
     // And once more after a crash.
     cluster.nodes[0].kill_agent();
@@ -132,7 +132,7 @@ fn a_new_pod_may_begin_with_a_service<F: Family>(gate: &str) {
         asker.send(b"first").unwrap();
         let (_, peer) = answerer.recv_from(&mut [0; 64]).unwrap();
         wait_for("the agent to know the pod", Duration::from_secs(5), || {
-            gated(&cluster.nodes[0], host.address)
+            cluster.nodes[0].gated(host.address)
         })
         .unwrap();
         answerer.send_to(b"late", peer).unwrap();

@@ -21,7 +21,7 @@ mod same_port;
 mod services;
 mod strays;
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use loden_tests::{
     cluster::{Cluster, Plan},
@@ -80,19 +80,12 @@ fn cluster_of<F: Family>(plan: &Plan, each: u32, args: &[&str]) -> (Cluster, Vec
     for (node, own) in cluster.nodes.iter().zip(containers.chunks(per_node)) {
         for container in own {
             wait_for("the agent to know the container", Duration::from_secs(5), || {
-                gated(node, F::host(container).address)
+                node.gated(F::host(container).address)
             })
             .unwrap();
         }
     }
     (cluster, containers)
-}
-
-/// Whether the node's agent says that flows of this container must qualify; `None` while it does not know it.
-fn gated(node: &Node, address: impl Into<IpAddr>) -> Option<bool> {
-    let status = node.status().ok()?;
-    let address = address.into().to_string();
-    status["endpoints"].as_array()?.iter().find(|endpoint| endpoint["address"] == address)?["gated"].as_bool()
 }
 
 /// Packets that took the shortcut on a node.

@@ -19,7 +19,7 @@ use loden_tests::{
     },
 };
 
-use crate::{OPEN, both_gates::under_both_gates, cluster, gated};
+use crate::{OPEN, both_gates::under_both_gates, cluster};
 
 const PORT: u16 = 8080;
 const HOST_PORT: u16 = 30_081;
@@ -71,7 +71,7 @@ fn a_backend_and_then_its_service_are_reached_from_one_port<F: Family>(gate: &st
         let local = if is_near { client } else { server };
         if gate == OPEN {
             let what = "nothing of it was translated, so its direct flows pass the host by";
-            assert_eq!(gated(node, local.address), Some(false), "{what}");
+            assert_eq!(node.gated(local.address), Some(false), "{what}");
         }
         let dropped = || Counters::read(node).unwrap().get("drop_tuple_taken");
         let before = dropped();
@@ -92,7 +92,7 @@ fn a_backend_and_then_its_service_are_reached_from_one_port<F: Family>(gate: &st
             // A server's UDP socket is connected to nobody, so there the host takes the direct flow for the second one.
             let least = if is_near { 2 } else { 1 };
             assert!(dropped >= least, "{dropped} first translated packets to {front}, of {least}");
-            assert_eq!(gated(node, local.address), Some(true), "translated flows since");
+            assert_eq!(node.gated(local.address), Some(true), "translated flows since");
         } else {
             assert_eq!(dropped() - before, 0, "the host knows every connection");
         }

@@ -18,7 +18,7 @@ use loden_tests::{
     },
 };
 
-use crate::{OPEN, assert_direct_is_fast, both_gates::under_both_gates, cluster_of, fast, gated, host_gw};
+use crate::{OPEN, assert_direct_is_fast, both_gates::under_both_gates, cluster_of, fast, host_gw};
 
 const PORT: u16 = 8080;
 
@@ -53,7 +53,7 @@ fn replies_come_from_the_cluster_ip<F: Family>(gate: &str, tool: Tool, plan: &Pl
     ];
     service::publish(cluster.nodes[0].netns(), tool, &fronts).unwrap();
     assert_direct_is_fast::<F>(&cluster.nodes, client, remote);
-    let gated = |node: usize, container| gated(&cluster.nodes[node], F::host(container).address);
+    let gated = |node: usize, container| cluster.nodes[node].gated(F::host(container).address);
     if gate == OPEN {
         assert_eq!(gated(0, client), Some(false), "nothing was translated yet");
     }

@@ -14,7 +14,7 @@ use loden_tests::{
     traffic::socket::{self, open, say},
 };
 
-use crate::{OPEN, assert_direct_is_fast, cluster, gated};
+use crate::{OPEN, assert_direct_is_fast, cluster};
 
 const PORT: u16 = 9000;
 /// The agent looks again five seconds after it knows a pod; the rest is for a busy machine.
@@ -37,18 +37,18 @@ fn a_packet_from_before_its_pod_was_known_gates_it_not_for_good<F: Family>() {
     let pod = pod.unwrap_or_else(|| panic!("in {attempts} attempts no packet came out as it should"));
     let node = &cluster.nodes[1];
     wait_for("the pod not to be gated", SECOND_LOOK, || {
-        (gated(node, F::of(&pod)) == Some(false)).then_some(())
+        (node.gated(F::of(&pod)) == Some(false)).then_some(())
     })
     .unwrap();
     assert_direct_is_fast::<F>(&cluster.nodes, sender, &pod);
-    assert_eq!(gated(node, F::of(&pod)), Some(false), "direct flows gate nobody");
+    assert_eq!(node.gated(F::of(&pod)), Some(false), "direct flows gate nobody");
 }
 
 /// Sends three datagrams to a pod that its node does not know yet, and has the last two wait in the queue of the bridge,
 /// for 1.3 s each, while the agent finds the pod. Whether they came out, and looked translated.
 fn has_a_stray<F: Family>(node: &Node, sender: &Container, pod: &Container) -> bool {
     let (from, to) = (F::host(sender), F::host(pod));
-    assert_eq!(gated(node, to.address), None, "the pod has said nothing yet");
+    assert_eq!(node.gated(to.address), None, "the pod has said nothing yet");
     let translated = || Counters::read(node).unwrap().get("note_translated");
     let before = translated();
     let receiver = socket::udp(to, PORT).unwrap();
@@ -76,13 +76,13 @@ fn a_pod_with_a_translated_connection_stays_gated<F: Family>() {
     for _ in 0..2 {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(8) {
-            assert_eq!(gated(&cluster.nodes[0], client.address), Some(true), "after {:?}", start.elapsed());
+            assert_eq!(cluster.nodes[0].gated(client.address), Some(true), "after {:?}", start.elapsed());
             say(&far, &near, "from the service").unwrap();
         }
         cluster.nodes[0].kill_agent();
         cluster.nodes[0].start_agent(&[OPEN, "--datapath=ebpf"]).unwrap();
         wait_for("the agent to know the pod", Duration::from_secs(20), || {
-            gated(&cluster.nodes[0], client.address)
+            cluster.nodes[0].gated(client.address)
         })
         .unwrap();
     }
