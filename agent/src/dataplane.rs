@@ -6,6 +6,7 @@
 //!
 //! It never decides which peer or endpoint belongs in a map: it is told.
 
+mod batch;
 mod clsact;
 mod constants;
 mod features;

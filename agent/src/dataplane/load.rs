@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     path::Path,
 };
 
@@ -9,7 +10,7 @@ use anyhow::Context as _;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, MapInfo, MapType, PerCpuArray, RingBuf},
-    programs::{SchedClassifier, Xdp},
+    programs::{ProgramError, SchedClassifier, Xdp},
 };
 use ipnet::IpNet;
 use loden_ebpf::{
@@ -284,15 +285,29 @@ pub(super) fn load(settings: &Settings, pins: Option<&Pins>) -> Result<Ebpf, Dat
     Ok(ebpf)
 }
 
+/// How often a program is offered to the kernel while signals interrupt its verifier.
+const ATTEMPTS: u32 = 20;
+
 fn load_program(ebpf: &mut Ebpf, program: Program) -> anyhow::Result<()> {
     let name = program.name();
     let loaded = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
-    let done = if program.direction() == Direction::Driver {
-        <&mut Xdp>::try_from(loaded)?.load()
-    } else {
-        <&mut SchedClassifier>::try_from(loaded)?.load()
+    let mut load = || match program.direction() {
+        Direction::Driver => <&mut Xdp>::try_from(&mut *loaded)?.load(),
+        _ => <&mut SchedClassifier>::try_from(&mut *loaded)?.load(),
     };
-    done.with_context(|| format!("the kernel refuses program {name}"))
+    let mut attempts = 1..ATTEMPTS;
+    loop {
+        match load() {
+            Err(error) if is_interrupted(&error) && attempts.next().is_some() => {}
+            done => return done.with_context(|| format!("the kernel refuses program {name}")),
+        }
+    }
+}
+
+/// The verifier gives up when a signal comes (`do_check` in kernel/bpf/verifier.c, since Linux 5.0), which says nothing
+/// about the program.
+fn is_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Removes the pins of maps that this agent would misread or that have another size: the programs that still

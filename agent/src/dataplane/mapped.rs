@@ -42,6 +42,8 @@ pub trait Mapped: Family {
     type SightingKey: Pod;
     /// The endpoints.
     type Endpoints: Send;
+    /// Their key there.
+    type EndpointKey: Pod;
 
     /// What the maps are called.
     const NAMES: Names;
@@ -93,12 +95,6 @@ pub trait Mapped: Family {
     ///
     /// Where it is no such map.
     fn open_endpoints(map: Map) -> Result<Self::Endpoints, MapError>;
-    /// All that are there.
-    ///
-    /// # Errors
-    ///
-    /// Where the map cannot be read.
-    fn list(map: &Self::Endpoints) -> Result<Vec<Endpoint<Self::Octets>>, MapError>;
     /// The endpoint at an address of the subnet.
     ///
     /// # Errors
@@ -128,6 +124,7 @@ impl Mapped for V4 {
     type AddressKey = [u8; 4];
     type SightingKey = SightingKey;
     type Endpoints = Array<MapData, Endpoint>;
+    type EndpointKey = u32;
 
     const NAMES: Names = Names {
         peers: map::PEERS,
@@ -190,12 +187,6 @@ impl Mapped for V4 {
         Array::try_from(map)
     }
 
-    fn list(map: &Self::Endpoints) -> Result<Vec<Endpoint>, MapError> {
-        map.iter()
-            .filter(|endpoint| !matches!(endpoint, Ok(endpoint) if *endpoint == Endpoint::default()))
-            .collect()
-    }
-
     fn endpoint(
         map: &Self::Endpoints,
         subnet: Self::Net,
@@ -225,6 +216,7 @@ impl Mapped for V6 {
     type AddressKey = Address;
     type SightingKey = SightingKeyV6;
     type Endpoints = HashMap<MapData, Address, Endpoint<[u8; 16]>>;
+    type EndpointKey = Address;
 
     const NAMES: Names = Names {
         peers: map::V6_PEERS,
@@ -288,10 +280,6 @@ impl Mapped for V6 {
 
     fn open_endpoints(map: Map) -> Result<Self::Endpoints, MapError> {
         HashMap::try_from(map)
-    }
-
-    fn list(map: &Self::Endpoints) -> Result<Vec<Endpoint<[u8; 16]>>, MapError> {
-        map.iter().map(|entry| entry.map(|(_, endpoint)| endpoint)).collect()
     }
 
     fn endpoint(

@@ -3,16 +3,16 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType};
+use aya::maps::{Array, Map, MapData, MapInfo, MapType};
 use loden_ebpf::abi::{Endpoint, Flow, FlowKey, Peer, map};
 
-use super::{FamilySettings, Mapped, Pins, tables::slots_of};
+use super::{FamilySettings, Mapped, Pins, batch::Batches, tables::slots_of};
 
 /// One family's maps that say where a packet goes.
 pub struct PinnedMaps<F: Mapped> {
     peers: Array<MapData, Peer<F::Octets>>,
     endpoints: F::Endpoints,
-    flows: HashMap<MapData, FlowKey<F::Octets>, Flow>,
+    flows: Batches<FlowKey<F::Octets>, Flow>,
     epoch: Array<MapData, u32>,
 }
 
@@ -33,7 +33,7 @@ impl<F: Mapped> PinnedMaps<F> {
         Ok(Self {
             peers: Array::try_from(Map::Array(peers))?,
             endpoints: F::open_endpoints(endpoints)?,
-            flows: HashMap::try_from(Map::LruHashMap(flows))?,
+            flows: Batches::of(&Map::LruHashMap(flows))?,
             epoch: Array::try_from(Map::Array(data(&pins, map::EPOCH, word, word)?))?,
         })
     }
@@ -83,21 +83,7 @@ impl<F: Mapped> PinnedMaps<F> {
         &self,
         wanted: impl Fn(&FlowKey<F::Octets>) -> bool,
     ) -> Result<Vec<(FlowKey<F::Octets>, Flow)>> {
-        let mut found = Vec::new();
-        for key in self.flows.keys() {
-            let key = match key {
-                Ok(key) => key,
-                // A full table makes room while it is read.
-                Err(MapError::KeyNotFound) => continue,
-                Err(error) => return Err(error).context(F::NAMES.flows),
-            };
-            if wanted(&key)
-                && let Ok(flow) = self.flows.get(&key, 0)
-            {
-                found.push((key, flow));
-            }
-        }
-        Ok(found)
+        self.flows.filter_map(|key, flow| wanted(&key).then_some((key, flow))).context(F::NAMES.flows)
     }
 
     /// The epoch of flows that are fast.

@@ -20,7 +20,10 @@ use loden_ebpf::{
 };
 use tokio::io::unix::AsyncFd;
 
-use super::{Changes, Counters, Dataplane, DataplaneError, FamilySettings, Mapped, PeerPath, Settings, Way};
+use super::{
+    Changes, Counters, Dataplane, DataplaneError, FamilySettings, Mapped, PeerPath, Settings, Way,
+    batch::Batches,
+};
 
 /// One family's maps, and what they hold.
 pub struct Tables<F: Mapped> {
@@ -32,6 +35,9 @@ pub struct Tables<F: Mapped> {
     pub(super) peer_traffic: PerCpuArray<MapData, Traffic>,
     pub(super) endpoint_traffic: PerCpuArray<MapData, EndpointTraffic>,
     sightings: HashMap<MapData, F::SightingKey, Sighting>,
+    peers_at_once: Batches<u32, Peer<F::Octets>>,
+    endpoints_at_once: Batches<F::EndpointKey, Endpoint<F::Octets>>,
+    pub(super) flows_at_once: Batches<FlowKey<F::Octets>, Flow>,
     /// What the peers' map holds, by slot; read back from the map at start and on each tick.
     pub(super) peers_held: BTreeMap<u32, Peer<F::Octets>>,
     /// What the VTEPs' map holds.
@@ -49,12 +55,16 @@ impl<F: Mapped> Tables<F> {
                 .map_err(DataplaneError::Load)
         };
         let names = F::NAMES;
+        let (peers, endpoints, flows) = (take(names.peers)?, take(names.endpoints)?, take(names.flows)?);
         Ok(Self {
             settings: F::of(settings).cloned(),
-            peers: Array::try_from(take(names.peers)?).map_err(at(names.peers))?,
+            peers_at_once: Batches::of(&peers).map_err(at(names.peers))?,
+            endpoints_at_once: Batches::of(&endpoints).map_err(at(names.endpoints))?,
+            flows_at_once: Batches::of(&flows).map_err(at(names.flows))?,
+            peers: Array::try_from(peers).map_err(at(names.peers))?,
             vteps: HashMap::try_from(take(names.vteps)?).map_err(at(names.vteps))?,
-            endpoints: F::open_endpoints(take(names.endpoints)?).map_err(at(names.endpoints))?,
-            flows: HashMap::try_from(take(names.flows)?).map_err(at(names.flows))?,
+            endpoints: F::open_endpoints(endpoints).map_err(at(names.endpoints))?,
+            flows: HashMap::try_from(flows).map_err(at(names.flows))?,
             peer_traffic: PerCpuArray::try_from(take(names.peer_traffic)?).map_err(at(names.peer_traffic))?,
             endpoint_traffic: PerCpuArray::try_from(take(names.endpoint_traffic)?)
                 .map_err(at(names.endpoint_traffic))?,
@@ -67,16 +77,14 @@ impl<F: Mapped> Tables<F> {
 
     /// Reads the maps back: at start what an earlier agent left, later what somebody may have changed.
     pub(super) fn read_back(&mut self) -> Result<(), DataplaneError> {
-        self.peers_held = BTreeMap::new();
-        for (slot, peer) in self.peers.iter().enumerate() {
-            let peer = peer.map_err(at(F::NAMES.peers))?;
-            if peer != Peer::default() {
-                self.peers_held.insert(slot as u32, peer);
-            }
-        }
+        let peers =
+            self.peers_at_once.filter_map(|slot, peer| (peer != Peer::default()).then_some((slot, peer)));
+        self.peers_held = peers.map_err(at(F::NAMES.peers))?.into_iter().collect();
         self.vteps_held = self.vteps.iter().collect::<Result<_, MapError>>().map_err(at(F::NAMES.vteps))?;
-        let endpoints = F::list(&self.endpoints).map_err(at(F::NAMES.endpoints))?;
-        self.endpoints_held = endpoints.into_iter().map(|e| (F::of_octets(e.address), ungated(e))).collect();
+        let endpoints = self
+            .endpoints_at_once
+            .filter_map(|_, e| (e != Endpoint::default()).then(|| (F::of_octets(e.address), ungated(e))));
+        self.endpoints_held = endpoints.map_err(at(F::NAMES.endpoints))?.into_iter().collect();
         Ok(())
     }
 

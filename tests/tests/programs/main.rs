@@ -19,6 +19,7 @@ mod gate;
 mod guard;
 mod hash;
 mod hostile;
+mod interrupted;
 mod observe;
 mod oracle;
 mod packet;

@@ -181,8 +181,9 @@ pub(crate) struct Rig<'a> {
 }
 
 impl<'a> Rig<'a> {
-    pub(crate) fn load(lab: &'a Lab, mode: Mode) -> Self {
-        let settings = Settings {
+    /// What the programs are loaded with.
+    pub(crate) fn settings(lab: &Lab, mode: Mode) -> Settings {
+        Settings {
             v4: Some(FamilySettings {
                 network: "10.5.0.0/16".parse().unwrap(),
                 subnet_len: 24,
@@ -197,7 +198,11 @@ impl<'a> Rig<'a> {
             drop_forged: mode.drop_forged,
             bare_device: false,
             log_packets: false,
-        };
+        }
+    }
+
+    pub(crate) fn load(lab: &'a Lab, mode: Mode) -> Self {
+        let settings = Self::settings(lab, mode);
         let pins = lab.bpffs.path().join(format!("strict-{}-forged-{}", mode.strict, mode.drop_forged));
         let dataplane = Dataplane::load(&settings, &pins).unwrap();
         let flows = MapData::from_pin(Pins::below(&pins).map(map::FLOWS)).unwrap();

@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Instant};
 
 use ipnet::Ipv4Net;
 use loden_agent::dataplane::{
-    Changes, Dataplane, FamilySettings, PeerPath, Settings, Underlay, VxlanSettings, Way,
+    Changes, Dataplane, FamilySettings, PeerPath, PinnedMaps, Settings, Underlay, VxlanSettings, Way,
 };
 use loden_agent::family::V4;
-use loden_ebpf::abi::Endpoint;
+use loden_ebpf::abi::{Endpoint, FlowKey, map};
 
 use crate::rig::Lab;
 
@@ -87,5 +87,29 @@ fn a_thousand_endpoints_fit_and_the_next_agent_finds_them() {
         let mut next = load("10.0.0.0/12", "10.0.4.0/22", &pins);
         assert_eq!(next.half_mut::<V4>().set_endpoints(&endpoints).unwrap(), Changes::default());
         assert_eq!(next.half::<V4>().endpoints().unwrap().len(), 1000);
+    });
+}
+
+#[test]
+fn of_many_flows_each_is_read_once() {
+    const FLOWS: u32 = 20_000;
+    Lab::run(|lab| {
+        let pins = lab.bpffs.path().join("flows");
+        let mut dataplane = load("10.5.0.0/16", "10.5.1.0/24", &pins);
+        let flow = |n: u32| FlowKey {
+            local: [10, 5, 1, 2],
+            remote: (0x0a05_0200 + n % 100).to_be_bytes(),
+            local_port: ((1000 + n / 100) as u16).to_be_bytes(),
+            ..FlowKey::default()
+        };
+        (0..FLOWS).for_each(|n| dataplane.half_mut::<V4>().note_translated(&flow(n)).unwrap());
+        let filled = dataplane.fill().into_iter().find(|(map, ..)| *map == map::FLOWS);
+        assert_eq!(filled.map(|(_, used, _)| used), Some(FLOWS.into()));
+        let pinned = PinnedMaps::<V4>::open(&pins).unwrap();
+        let found: Vec<_> = pinned.flows(|_| true).unwrap().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(found.len(), FLOWS as usize);
+        let of_one_port = pinned.flows(|key| key.local_port == 1000u16.to_be_bytes()).unwrap();
+        assert_eq!(of_one_port.len(), 100);
+        assert!(of_one_port.iter().all(|(_, flow)| flow.translated == 1), "values belong to their keys");
     });
 }
