@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod cni;
 pub mod container;
 pub mod counters;
+pub mod cpu;
 pub mod crowd;
 pub mod docker;
 pub mod etcd;

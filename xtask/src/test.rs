@@ -132,11 +132,11 @@ fn second_tries(outcomes: &mut [Outcome], alone: impl Fn(&Suite) -> Command) -> 
         .try_for_each(|outcome| outcome.try_alone(&alone))
 }
 
-/// How many tests libtest runs at once: three for two CPUs, since all but the host ring's wait more than they
-/// compute; what the environment asks for goes first.
+/// How many tests libtest runs at once: two for each CPU, since all but the host ring's wait more than they compute;
+/// what the environment asks for goes first.
 fn tests_at_once() -> String {
     let asked = std::env::var(THREADS);
-    asked.unwrap_or_else(|_| (3 * available_parallelism().map_or(1, usize::from)).div_ceil(2).to_string())
+    asked.unwrap_or_else(|_| (2 * available_parallelism().map_or(1, usize::from)).to_string())
 }
 
 fn on_kernels(chosen: &str, options: &Options) -> Result<()> {

@@ -15,7 +15,7 @@ use loden_tests::{
     cluster::Cluster,
     container::Container,
     counters::Share,
-    each_family,
+    cpu, each_family,
     family::Family,
     netns::{Netns, join},
     nic,
@@ -26,8 +26,6 @@ use loden_tests::{
         stream::{self, Until},
     },
 };
-
-use crate::stage::stay_on_one_cpu;
 
 each_family!(
     a_nested_container_gets_bulk_tcp_through_its_pod,
@@ -56,7 +54,7 @@ struct Forwarder<F> {
 impl<F: Family> Forwarder<F> {
     /// The pod and what is behind it have no link to each other yet.
     fn start(gate: &str, segmented: bool) -> Self {
-        stay_on_one_cpu();
+        cpu::stay_on_one();
         let mut cluster = Cluster::start(&F::plan(), &[gate]).unwrap();
         let containers = cluster.run_containers(1).unwrap();
         let pod = containers[1].netns();

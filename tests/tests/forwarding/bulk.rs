@@ -2,13 +2,12 @@
 
 use std::{net::UdpSocket, time::Duration};
 
-use crate::stage::stay_on_one_cpu;
 use anyhow::{Context as _, Result, ensure};
 use loden_tests::{
     cluster::Cluster,
     container::Container,
     counters::Share,
-    each_family,
+    cpu, each_family,
     family::Family,
     nic,
     packet::{Ipv4, Ipv6},
@@ -35,8 +34,7 @@ const BULK: u64 = 100_000_000;
 const AGAIN: u64 = 50;
 
 fn start<F: Family>(gate: &str, segmented: bool) -> (Cluster, Vec<Container>) {
-    // A sender that moves to another CPU overtakes itself: veths queue on the CPU that sends.
-    stay_on_one_cpu();
+    cpu::stay_on_one();
     let mut cluster = Cluster::start(&F::plan(), &[gate]).unwrap();
     let containers = cluster.run_containers(1).unwrap();
     if segmented {

@@ -10,16 +10,13 @@ use loden_tests::{
     cluster::Cluster,
     container::Container,
     counters::Counters,
+    cpu,
     family::Family,
     netns::Netns,
     node::{BRIDGE, Node},
     packet::{self, Ipv4, Mac, Vxlan},
     process::wait_for,
     traffic::{Host, ping},
-};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
 };
 
 /// A UDP port at which both pods listen, so that what arrives there is not answered.
@@ -48,7 +45,7 @@ pub(crate) struct Stage<F: Family = Ipv4> {
 
 impl<F: Family> Stage<F> {
     pub(crate) fn set(args: &[&str]) -> Self {
-        stay_on_one_cpu();
+        cpu::stay_on_one();
         let mut cluster = Cluster::start(&F::plan(), args).unwrap();
         let sender = cluster.nodes[0].run_container(2).unwrap();
         let neighbour = cluster.nodes[0].run_container(3).unwrap();
@@ -215,11 +212,4 @@ pub(crate) fn mac_of(netns: &Netns, interface: &str) -> Mac {
 pub(crate) fn settle(netns: &Netns) {
     let settled = || netns.ip("-6 address show tentative").unwrap().trim().is_empty().then_some(());
     wait_for("addresses to be known to be our own", FIRST_ANSWER, settled).unwrap();
-}
-
-/// Softirqs run where the packet was sent; queues between devices are per CPU, and first in, first out.
-pub(crate) fn stay_on_one_cpu() {
-    let mut cpus = CpuSet::new();
-    cpus.set(0).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
 }

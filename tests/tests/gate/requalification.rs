@@ -7,7 +7,7 @@ use std::{
 
 use loden_tests::{
     counters::Share,
-    each_family,
+    cpu, each_family,
     family::Family,
     service::at,
     traffic::{
@@ -15,11 +15,6 @@ use loden_tests::{
         stream::{self, Until},
         transactions::{self, Kind},
     },
-};
-
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
 };
 
 use crate::{STRICT, cluster, snmp};
@@ -50,9 +45,7 @@ fn bulk_and_transactions_stay_fast_across_requalification_and_nothing_stalls<F: 
             longest
         });
         // On one CPU: where a sender moves to another, its packets overtake one another in any datapath here.
-        let mut one = CpuSet::new();
-        one.set(0).unwrap();
-        sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+        cpu::stay_on_one();
         let bulk = || stream::run(a, b, None, Until::Time(PHASE));
         let (stream, share) = Share::during(&cluster.nodes, &all, bulk).unwrap();
         assert!(share.smaller() >= 0.99, "bulk: {share:?}");

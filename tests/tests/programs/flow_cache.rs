@@ -9,10 +9,8 @@ use loden_ebpf::{
     flow_cache::slot,
     reason::Reason,
 };
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
+
+use loden_tests::cpu;
 
 use crate::{packet::*, rig::*, samples::*};
 
@@ -34,23 +32,11 @@ fn qualify_outbound(rig: &mut Rig, key: FlowKey, seen: u64) {
     rig.set_flow(key, flow);
 }
 
-/// Keeps this thread on one CPU: the first or the last that it may use.
-fn stay_on(last: bool) -> usize {
-    // Of the process: the thread's own set is changed here.
-    let all = sched_getaffinity(Pid::this()).unwrap();
-    let mut cpus = (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu).unwrap());
-    let cpu = if last { cpus.next_back() } else { cpus.next() }.unwrap();
-    let mut one = CpuSet::new();
-    one.set(cpu).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
-    cpu
-}
-
 #[test]
 fn a_note_spares_the_look_up_and_ends_soon_after_its_flow() {
     Lab::run(|lab| {
         let mut rig = Rig::load(lab, STRICT);
-        stay_on(false);
+        cpu::stay_on_end(false);
         // A busy machine may let a note grow old between two runs, but not every time.
         let spared = (0..100).any(|_| {
             qualify_outbound(&mut rig, flow(UDP), 0);
@@ -72,7 +58,7 @@ fn a_note_spares_the_look_up_and_ends_soon_after_its_flow() {
 fn a_note_ends_at_once_with_its_epoch() {
     Lab::run(|lab| {
         let mut rig = Rig::load(lab, STRICT);
-        stay_on(false);
+        cpu::stay_on_end(false);
         for _ in 0..20 {
             qualify_outbound(&mut rig, flow(UDP), 0);
             assert_eq!(send(&mut rig, &sent_udp()), Reason::FastEncap);
@@ -87,16 +73,16 @@ fn a_note_ends_at_once_when_another_cpu_sees_its_flow_translated() {
     Lab::run(|lab| {
         let mut rig = Rig::load(lab, STRICT);
         for _ in 0..20 {
-            let cpu = stay_on(false);
+            let cpu = cpu::stay_on_end(false);
             // Its packet went in too long ago for the one that will come out.
             qualify_outbound(&mut rig, flow(UDP), 1);
             assert_eq!(send(&mut rig, &sent_udp()), Reason::FastEncap);
-            let other_cpu = stay_on(true);
+            let other_cpu = cpu::stay_on_end(true);
             assert_ne!(cpu, other_cpu, "this takes two CPUs");
             rig.run(ToOverlay, &sent_udp().ttl(63).build(), Context::default());
             let seen = rig.flow(&flow(UDP)).unwrap();
             assert_eq!((seen.translated, seen.outbound_until), (1, 0));
-            stay_on(false);
+            cpu::stay_on_end(false);
             assert_eq!(send(&mut rig, &sent_udp()), Reason::PassPodGate);
         }
     });
@@ -106,7 +92,7 @@ fn a_note_ends_at_once_when_another_cpu_sees_its_flow_translated() {
 fn flows_that_were_never_qualified_end_no_notes() {
     Lab::run(|lab| {
         let mut rig = Rig::load(lab, STRICT);
-        stay_on(false);
+        cpu::stay_on_end(false);
         let spared = (0..100).any(|_| {
             qualify_outbound(&mut rig, flow(TCP), 0);
             assert_eq!(send(&mut rig, &sent_tcp(ACK)), Reason::FastEncap);
@@ -125,7 +111,7 @@ fn flows_that_were_never_qualified_end_no_notes() {
 fn a_note_is_of_one_direction_of_one_flow() {
     Lab::run(|lab| {
         let mut rig = Rig::load(lab, STRICT);
-        stay_on(false);
+        cpu::stay_on_end(false);
         let (one, other) = colliding();
         let key = |port: u16| FlowKey { local_port: port.to_be_bytes(), ..flow(UDP) };
         let packet = |port: u16| sent_ip().udp(port, REMOTE_PORT).payload(PAYLOAD);
