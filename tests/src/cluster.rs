@@ -52,8 +52,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             nodes: 3,
-            config: r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.199.0","Backend":{"Type":"vxlan"}}"#
-                .to_owned(),
+            config: r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#.to_owned(),
             underlay: Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 64, 0), 24),
             underlay6: None,
             ipv4: true,
@@ -67,7 +66,7 @@ impl Plan {
     /// Nodes and network with addresses of both families.
     #[must_use]
     pub fn dual() -> Self {
-        let config = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.199.0","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
+        let config = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
         let underlay6 = Ipv6Net::new_assert(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0), 64);
         Self { config: config.to_owned(), underlay6: Some(underlay6), ..Self::default() }
     }

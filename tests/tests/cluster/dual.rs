@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 fn plan(backend: &str, nodes: u32) -> Plan {
     let config = format!(
-        r#"{{"Network":"10.5.0.0/16","SubnetMax":"10.5.199.0","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{{{backend}}}}}"#
+        r#"{{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{{{backend}}}}}"#
     );
     Plan { nodes, config, ..Plan::default() }
 }

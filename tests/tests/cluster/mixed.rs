@@ -61,9 +61,7 @@ fn flannel_nodes_alone_reach_each_other() {
 }
 
 fn config(direct: bool) -> String {
-    format!(
-        r#"{{"Network":"10.5.0.0/16","SubnetMax":"10.5.199.0","Backend":{{"Type":"vxlan","DirectRouting":{direct}}}}}"#
-    )
+    format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"vxlan","DirectRouting":{direct}}}}}"#)
 }
 
 /// Makes the flannel node and the cluster's nodes peers of each other.

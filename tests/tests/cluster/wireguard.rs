@@ -42,9 +42,7 @@ const REPAIR: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn plan(settings: &str) -> Plan {
-    let config = format!(
-        r#"{{"Network":"10.5.0.0/16","SubnetMax":"10.5.199.0","Backend":{{"Type":"wireguard"{settings}}}}}"#
-    );
+    let config = format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"wireguard"{settings}}}}}"#);
     Plan { nodes: 2, config, ..Plan::default() }
 }
 
@@ -437,7 +435,7 @@ fn a_node_of_flannel_is_taken_over_with_key_and_device_and_cleaned_up_to_the_key
 /// Both families between two nodes; `device` carries IPv6.
 fn dual(settings: &str, device_v6: &str, endpoint_v6: bool) {
     let config = format!(
-        r#"{{"Network":"10.5.0.0/16","SubnetMax":"10.5.199.0","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{{"Type":"wireguard"{settings}}}}}"#
+        r#"{{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{{"Type":"wireguard"{settings}}}}}"#
     );
     let mut cluster = Cluster::create(&Plan { nodes: 2, config, ..Plan::dual() }).unwrap();
     for node in &mut cluster.nodes {
