@@ -2,10 +2,14 @@
 
 use std::{
     io::{IsTerminal as _, stderr},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// The spinners of steps that go on side by side.
+static SPINNERS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// One step of a job, from its announcement to its result.
 #[derive(Debug)]
@@ -21,7 +25,7 @@ impl Step {
     pub(crate) fn start(what: impl Into<String>) -> Self {
         let what = what.into();
         let terminal = stderr().is_terminal();
-        let bar = if terminal { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        let bar = if terminal { SPINNERS.add(ProgressBar::new_spinner()) } else { ProgressBar::hidden() };
         if terminal {
             let style = ProgressStyle::with_template("  {spinner} {msg} {elapsed}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
@@ -42,7 +46,7 @@ impl Step {
     pub(crate) fn done(self, result: impl AsRef<str>) {
         self.bar.finish_and_clear();
         let (mark, seconds) = (if self.terminal { "✓ " } else { "" }, self.start.elapsed().as_secs_f32());
-        eprintln!("  {mark}{}: {} ({seconds:.1} s)", self.what, result.as_ref());
+        SPINNERS.suspend(|| eprintln!("  {mark}{}: {} ({seconds:.1} s)", self.what, result.as_ref()));
     }
 }
 

@@ -2,9 +2,14 @@
 
 mod suite;
 
-use std::{process::Command, thread::available_parallelism};
+use std::{
+    iter,
+    process::Command,
+    sync::{Mutex, PoisonError},
+    thread::{self, available_parallelism},
+};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use nix::unistd::geteuid;
 
@@ -99,24 +104,48 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("the ring {} has no test binary", ring.name());
     }
     heading("running the tests");
-    let at_once = tests_at_once();
-    let command = |suite: &Suite, at_once: &str| {
+    let (lanes, at_once) = lanes(tests_at_once()?);
+    let command = |suite: &Suite, at_once: usize| {
         let mut command = Command::new(&suite.executable);
         command
             .current_dir(&suite.directory)
             .env("CARGO_MANIFEST_DIR", &suite.directory)
-            .env(THREADS, at_once)
+            .env(THREADS, at_once.to_string())
             .env("LODEN_BINARY", &agent.binary)
             .env("LODEN_PROGRAMS", &agent.programs);
         command
     };
-    let mut outcomes = Vec::new();
-    for suite in suites {
-        let mut command = command(&suite, &at_once);
-        outcomes.push(suite.run(command.args(&options.filter))?);
-    }
-    second_tries(&mut outcomes, |suite| command(suite, "1"))?;
+    let run = |suite: Suite| {
+        let mut command = command(&suite, at_once);
+        suite.run(command.args(&options.filter))
+    };
+    let mut outcomes = side_by_side(suites, lanes, run)?;
+    second_tries(&mut outcomes, |suite| command(suite, 1))?;
     report(&outcomes)
+}
+
+/// Runs suites in so many lanes, the first ones first; the outcomes are in the suites' order. While the last long test
+/// of one suite runs, the next one's begin.
+fn side_by_side(
+    suites: Vec<Suite>,
+    lanes: usize,
+    run: impl Fn(Suite) -> Result<Outcome> + Sync,
+) -> Result<Vec<Outcome>> {
+    let waiting = Mutex::new(suites.into_iter().enumerate());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let lane = || -> Result<Vec<(usize, Outcome)>> {
+        iter::from_fn(next).map(|(n, suite)| Ok((n, run(suite)?))).collect()
+    };
+    let mut outcomes = Vec::new();
+    thread::scope(|scope| {
+        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
+        for lane in lanes {
+            outcomes.extend(lane.join().map_err(|_| anyhow!("a lane of tests panicked"))??);
+        }
+        anyhow::Ok(())
+    })?;
+    outcomes.sort_by_key(|(n, _)| *n);
+    Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
 /// Tries again, one by one, what failed beside others. Of the host ring's tests none depends on the machine: what
@@ -132,11 +161,25 @@ fn second_tries(outcomes: &mut [Outcome], alone: impl Fn(&Suite) -> Command) -> 
         .try_for_each(|outcome| outcome.try_alone(&alone))
 }
 
-/// How many tests libtest runs at once: two for each CPU, since all but the host ring's wait more than they compute;
-/// what the environment asks for goes first.
-fn tests_at_once() -> String {
-    let asked = std::env::var(THREADS);
-    asked.unwrap_or_else(|_| (2 * available_parallelism().map_or(1, usize::from)).to_string())
+/// How many tests run at once: two for each CPU, since all but the host ring's wait more than they compute; what the
+/// environment asks for goes first.
+fn tests_at_once() -> Result<usize> {
+    let Ok(asked) = std::env::var(THREADS) else { return Ok(2 * cpus()) };
+    asked
+        .parse()
+        .ok()
+        .filter(|asked| *asked > 0)
+        .with_context(|| format!("{THREADS} must be a number above 0, not {asked:?}"))
+}
+
+/// How many suites share that many tests, and how many of them each has at once.
+fn lanes(tests: usize) -> (usize, usize) {
+    let lanes = cpus().min(tests);
+    (lanes, tests / lanes)
+}
+
+fn cpus() -> usize {
+    available_parallelism().map_or(1, usize::from)
 }
 
 fn on_kernels(chosen: &str, options: &Options) -> Result<()> {
