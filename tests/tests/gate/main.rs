@@ -10,7 +10,7 @@
 
 mod both_gates;
 mod closing;
-mod connections;
+mod enforcement;
 mod eviction;
 mod forward_chain;
 mod node_ports;

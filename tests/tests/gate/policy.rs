@@ -1,14 +1,6 @@
 //! The operator's filter rules under the strict gate: none of them is passed by.
 
-use std::{
-    net::UdpSocket,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::{net::UdpSocket, thread, time::Duration};
 
 use loden_tests::{
     counters::{Counters, FAST_ENCAP},
@@ -16,7 +8,6 @@ use loden_tests::{
     family::Family,
     netns::Netns,
     policy::{Matching, deny},
-    process::wait_for,
     service::{Tool, at},
     traffic::{
         Host, ping,
@@ -27,98 +18,11 @@ use loden_tests::{
 use crate::{STRICT, assert_direct_is_fast, cluster, snmp};
 
 each_family!(
-    a_rule_added_in_the_middle_of_a_fast_flow_stops_it,
     what_was_always_denied_never_arrives,
     a_rule_against_one_direction_leaves_the_other_fast,
     allowed_echo_replies_let_no_denied_request_pass,
     a_pod_that_was_denied_may_be_reached_once_the_rule_is_gone,
 );
-
-/// From a change of the rules to its effect: at once where the kernel tells of it, when what has qualified
-/// expires where it does not.
-pub(crate) fn effect(tool: Tool) -> Duration {
-    Duration::from_secs(if tool == Tool::LegacyIptables { 17 } else { 3 })
-}
-
-fn a_rule_added_in_the_middle_of_a_fast_flow_stops_it<F: Family>() {
-    let (cluster, containers) = cluster::<F>(1, &[STRICT]);
-    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
-    let [near, far] = [0, 1].map(|n| cluster.nodes[n].netns());
-    let tools = [Tool::Iptables, Tool::LegacyIptables, Tool::Nft];
-    let rules: Vec<_> = tools.iter().flat_map(|&tool| [(near, tool), (far, tool)]).collect();
-    // Port 9000 is that of a flow that no rule concerns.
-    let ports: Vec<u16> = (9000..=9000 + rules.len() as u16).collect();
-    let receivers: Vec<UdpSocket> = ports.iter().map(|&port| socket::udp(b, port).unwrap()).collect();
-    let senders: Vec<UdpSocket> = ports
-        .iter()
-        .map(|&port| {
-            let sender = socket::udp(a, 0).unwrap();
-            sender.connect(at(b.address, port)).unwrap();
-            sender
-        })
-        .collect();
-    let (stop, last) = (AtomicBool::new(false), Mutex::new(vec![Instant::now(); ports.len()]));
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                for sender in &senders {
-                    sender.send(b"datagram").unwrap();
-                }
-                thread::sleep(Duration::from_millis(5));
-            }
-        });
-        for (n, receiver) in receivers.iter().enumerate() {
-            let (stop, last) = (&stop, &last);
-            receiver.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    if receiver.recv(&mut [0; 64]).is_ok() {
-                        last.lock().unwrap()[n] = Instant::now();
-                    }
-                }
-            });
-        }
-        let _end = Finally(&stop);
-        let encapsulated = || Counters::read(&cluster.nodes[0]).unwrap().get(FAST_ENCAP);
-        let before = encapsulated();
-        let mut changed = vec![Instant::now(); rules.len()];
-        wait_for("the flows to be fast", Duration::from_secs(5), || {
-            (encapsulated() > before + 500).then_some(())
-        })
-        .unwrap();
-        // Legacy rules last: the others' changes make every flow qualify anew.
-        let order = [0, 1, 4, 5, 2, 3];
-        for n in order {
-            let (node, tool) = rules[n];
-            if n == 2 {
-                thread::sleep(Duration::from_secs(4));
-            }
-            deny(node, tool, F::IS_IPV4, Matching::UdpTo(ports[n + 1])).unwrap();
-            changed[n] = Instant::now();
-        }
-        // Past every tick of the agent, which might undo what it did at first.
-        thread::sleep(Duration::from_secs(32));
-        let last = last.lock().unwrap().clone();
-        assert!(last[0].elapsed() < Duration::from_secs(1), "the flow that no rule concerns goes on");
-        for (n, (node, tool)) in rules.iter().enumerate() {
-            let after = last[n + 1].saturating_duration_since(changed[n]);
-            assert!(
-                after < effect(*tool),
-                "{tool:?} on {}: packets arrived {after:?} after the rule",
-                node.name()
-            );
-        }
-    });
-}
-
-/// Ends the threads of a scope also where an assertion fails in it.
-pub(crate) struct Finally<'a>(pub(crate) &'a AtomicBool);
-
-impl Drop for Finally<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 fn what_was_always_denied_never_arrives<F: Family>() {
     let (cluster, containers) = cluster::<F>(1, &[STRICT]);
