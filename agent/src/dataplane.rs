@@ -9,6 +9,7 @@
 mod batch;
 mod clsact;
 mod constants;
+mod delta;
 mod features;
 mod hooks;
 mod inspect;

@@ -234,10 +234,20 @@ impl Kernel {
 
     /// Lists objects; the kernel filters by what `message` says where it can.
     async fn dump(&self, what: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
+        self.dump_as(what, message, Some).await
+    }
+
+    /// As [`Self::dump`], of what `parse` makes of each object: many take less space so.
+    async fn dump_as<T>(
+        &self,
+        what: &str,
+        message: RouteNetlinkMessage,
+        parse: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>> {
         let _one = self.dumping.lock().await;
         for _ in 0..DUMP_TRIES {
             let request = with_flags(message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
-            match self.try_dump(what, request).await {
+            match self.try_dump(what, request, &parse).await {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => {}
                 // Whoever waited for the dump before has gone away, and its rest is still on the way.
@@ -249,11 +259,12 @@ impl Kernel {
     }
 
     /// One reading; `None` where it was interrupted by a change.
-    async fn try_dump(
+    async fn try_dump<T>(
         &self,
         what: &str,
         request: NetlinkMessage<RouteNetlinkMessage>,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>> {
+        parse: &impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Option<Vec<T>>> {
         let closed = || KernelError::Closed { what: what.to_owned() };
         let mut answers = self.request(request).ok_or_else(closed)?;
         let mut found = Vec::new();
@@ -265,7 +276,7 @@ impl Kernel {
                 .ok_or_else(closed)?;
             interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
             match answer.payload {
-                NetlinkPayload::InnerMessage(message) => found.push(message),
+                NetlinkPayload::InnerMessage(message) => found.extend(parse(message)),
                 NetlinkPayload::Done(done) if done.code == 0 => return Ok((!interrupted).then_some(found)),
                 NetlinkPayload::Done(done) => return Err(refused(what, done.code)),
                 NetlinkPayload::Error(error) => return Err(refused(what, error.raw_code())),

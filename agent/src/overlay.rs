@@ -10,6 +10,7 @@
 //! form, permanent neighbours inside the network, and permanent unicast FDB entries; on other links, routes
 //! into the network with our protocol number. Everything else is foreign and stays.
 
+mod delta;
 mod expected;
 mod plan;
 #[cfg(test)]
@@ -19,7 +20,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::{expected::Expected, plan::plan};
+pub use self::{delta::PeerChanges, expected::Expected, plan::plan};
 use crate::{
     family::{Family, V4},
     kernel::{FdbEntry, Neighbour, Route, mac_text},

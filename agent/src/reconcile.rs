@@ -6,6 +6,7 @@
 
 mod containers;
 mod facts;
+mod follow;
 mod half;
 mod headroom;
 mod ipv6;
@@ -62,6 +63,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const RULES_SETTLE: Duration = Duration::from_secs(1);
 /// How long the leases may go on changing before the facts are written: a file of all peers for many changes.
 const FACTS_SETTLE: Duration = Duration::from_secs(1);
+/// At most one in so many parts of the time goes into leaving them.
+const FACTS_SHARE: u32 = 200;
 /// How long events are gathered before a pass: containers come with a dozen of them.
 const GATHER: Duration = Duration::from_millis(20);
 /// First and longest wait after a failed pass.
@@ -161,6 +164,8 @@ pub struct Reconciler {
     no_headroom: bool,
     /// When to leave the facts behind again.
     facts_due: Option<Instant>,
+    /// How long it took the last time.
+    facts_take: Duration,
     /// What was last written of the facts.
     facts_left: Option<Facts>,
     /// What could not be done, by the part of a pass that tried it last.
@@ -226,6 +231,7 @@ impl Reconciler {
             advice: Vec::new(),
             no_headroom: false,
             facts_due: None,
+            facts_take: Duration::ZERO,
             facts_left: None,
             failures: BTreeMap::new(),
             tally: Reconcile::default(),

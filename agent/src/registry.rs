@@ -11,7 +11,9 @@ mod connection;
 mod endpoint;
 mod keeper;
 mod outage;
+mod peers;
 mod record;
+mod selection;
 mod standing;
 mod stats;
 mod store;
@@ -28,6 +30,7 @@ pub use self::{
     claim::{Claim, ClaimError, ClaimV6},
     cluster::{Cluster, ConfigState, Own},
     keeper::Keeper,
+    peers::{LeaseChange, Peers},
     stats::EtcdHealth,
 };
 pub(crate) use self::{

@@ -13,13 +13,15 @@ use aya::{
     Pod,
     maps::{Map, MapData, MapError},
     sys::SyscallError,
+    util::nr_cpus,
 };
 use nix::libc;
 
-/// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd`, since Linux 5.6 (cb4d03ab499d for arrays, 057996380a42 for hashes).
+/// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd`, since Linux 5.6 (cb4d03ab499d for arrays, 057996380a42 for hashes) and 5.13
+/// (f008d732ab18 for arrays per CPU).
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 
-/// Entries that one call asks for.
+/// Values that one call asks for.
 const AT_ONCE: usize = 4096;
 
 /// The part of `union bpf_attr` that this command reads, and writes `count` of.
@@ -36,10 +38,12 @@ struct LookupBatch {
     flags: u64,
 }
 
-/// An array or a hash whose entries are read many at once.
+/// An array or a hash whose entries are read many at once. An array per CPU has each key as often as there are CPUs.
 #[derive(Debug)]
 pub(super) struct Batches<K, V> {
     fd: OwnedFd,
+    /// Values at a key.
+    values: usize,
     entry: PhantomData<fn() -> (K, V)>,
 }
 
@@ -50,8 +54,12 @@ impl<K: Pod, V: Pod> Batches<K, V> {
     ///
     /// Where its keys or values have another size, or it is neither an array nor a hash, or descriptors have run out.
     pub(super) fn of(map: &Map) -> Result<Self, MapError> {
-        let data = match map {
-            Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) => data,
+        let (data, values) = match map {
+            Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) => (data, 1),
+            // The kernel rounds each CPU's value up to a multiple of 8 bytes.
+            Map::PerCpuArray(data) if size_of::<V>().is_multiple_of(8) => {
+                (data, nr_cpus().map_err(|(_, error)| error)?)
+            }
             _ => return Err(MapError::InvalidMapType { map_type: 0 }),
         };
         let info = data.info()?;
@@ -63,7 +71,7 @@ impl<K: Pod, V: Pod> Batches<K, V> {
             return Err(MapError::InvalidValueSize { size: value, expected: size_of::<V>() });
         }
         let fd = descriptor(data).map_err(|error| failed("dup", error))?;
-        Ok(Self { fd, entry: PhantomData })
+        Ok(Self { fd, values, entry: PhantomData })
     }
 
     /// Shows each entry; of a hash that changes meanwhile one may be missed, or shown twice.
@@ -72,12 +80,16 @@ impl<K: Pod, V: Pod> Batches<K, V> {
     ///
     /// Where the map cannot be read.
     pub(super) fn for_each(&self, mut visit: impl FnMut(K, V)) -> Result<(), MapError> {
-        let (mut keys, mut values) = (Vec::<K>::with_capacity(AT_ONCE), Vec::<V>::with_capacity(AT_ONCE));
+        let at_once = (AT_ONCE / self.values).max(1);
+        let mut keys = Vec::<K>::with_capacity(at_once);
+        let mut values = Vec::<V>::with_capacity(at_once * self.values);
         // Where to go on: an array's key, a hash's bucket.
         let mut at: Option<u32> = None;
         loop {
             let (next, is_last) = self.lookup(at, &mut keys, &mut values)?;
-            keys.iter().zip(&values).for_each(|(key, value)| visit(*key, *value));
+            for (key, values) in keys.iter().zip(values.chunks_exact(self.values)) {
+                values.iter().for_each(|value| visit(*key, *value));
+            }
             if is_last {
                 return Ok(());
             }
@@ -122,13 +134,14 @@ impl<K: Pod, V: Pod> Batches<K, V> {
             out_batch: ptr::from_mut(&mut next) as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
-            count: keys.capacity().min(values.capacity()) as u32,
+            count: keys.capacity().min(values.capacity() / self.values) as u32,
             map_fd: self.fd.as_raw_fd() as u32,
             elem_flags: 0,
             flags: 0,
         };
         // SAFETY: the attribute's pointers lead to `at`, `next` and the vectors, which outlive the call; the kernel
-        // writes no more than `count` keys and values, for which there is room, since both have the map's sizes; in and
+        // writes no more than `count` keys, and the values of each, for which there is room, since both have the map's
+        // sizes; in and
         // out batch are of 4 bytes for a hash, and of a key's size for an array, whose keys have 4.
         let outcome = unsafe {
             libc::syscall(
@@ -147,7 +160,7 @@ impl<K: Pod, V: Pod> Batches<K, V> {
         // SAFETY: the kernel has written so many, and any bytes are a value of what is Pod.
         unsafe {
             keys.set_len(attr.count as usize);
-            values.set_len(attr.count as usize);
+            values.set_len(attr.count as usize * self.values);
         }
         Ok((next, is_last))
     }

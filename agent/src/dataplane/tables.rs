@@ -29,19 +29,21 @@ use super::{
 pub struct Tables<F: Mapped> {
     pub(super) settings: Option<FamilySettings<F>>,
     pub(super) peers: Array<MapData, Peer<F::Octets>>,
-    vteps: HashMap<MapData, F::AddressKey, u32>,
+    pub(super) vteps: HashMap<MapData, F::AddressKey, u32>,
     pub(super) endpoints: F::Endpoints,
     pub(super) flows: HashMap<MapData, FlowKey<F::Octets>, Flow>,
     pub(super) peer_traffic: PerCpuArray<MapData, Traffic>,
     pub(super) endpoint_traffic: PerCpuArray<MapData, EndpointTraffic>,
     sightings: HashMap<MapData, F::SightingKey, Sighting>,
+    pub(super) peer_traffic_at_once: Batches<u32, Traffic>,
+    pub(super) endpoint_traffic_at_once: Batches<u32, EndpointTraffic>,
     peers_at_once: Batches<u32, Peer<F::Octets>>,
     endpoints_at_once: Batches<F::EndpointKey, Endpoint<F::Octets>>,
     pub(super) flows_at_once: Batches<FlowKey<F::Octets>, Flow>,
     /// What the peers' map holds, by slot; read back from the map at start and on each tick.
     pub(super) peers_held: BTreeMap<u32, Peer<F::Octets>>,
     /// What the VTEPs' map holds.
-    vteps_held: BTreeMap<F::AddressKey, u32>,
+    pub(super) vteps_held: BTreeMap<F::AddressKey, u32>,
     /// What the endpoints' map holds, by address, without the programs' own field.
     pub(super) endpoints_held: BTreeMap<F::Addr, Endpoint<F::Octets>>,
 }
@@ -56,8 +58,11 @@ impl<F: Mapped> Tables<F> {
         };
         let names = F::NAMES;
         let (peers, endpoints, flows) = (take(names.peers)?, take(names.endpoints)?, take(names.flows)?);
+        let (of_peers, of_endpoints) = (take(names.peer_traffic)?, take(names.endpoint_traffic)?);
         Ok(Self {
             settings: F::of(settings).cloned(),
+            peer_traffic_at_once: Batches::of(&of_peers).map_err(at(names.peer_traffic))?,
+            endpoint_traffic_at_once: Batches::of(&of_endpoints).map_err(at(names.endpoint_traffic))?,
             peers_at_once: Batches::of(&peers).map_err(at(names.peers))?,
             endpoints_at_once: Batches::of(&endpoints).map_err(at(names.endpoints))?,
             flows_at_once: Batches::of(&flows).map_err(at(names.flows))?,
@@ -65,9 +70,8 @@ impl<F: Mapped> Tables<F> {
             vteps: HashMap::try_from(take(names.vteps)?).map_err(at(names.vteps))?,
             endpoints: F::open_endpoints(endpoints).map_err(at(names.endpoints))?,
             flows: HashMap::try_from(flows).map_err(at(names.flows))?,
-            peer_traffic: PerCpuArray::try_from(take(names.peer_traffic)?).map_err(at(names.peer_traffic))?,
-            endpoint_traffic: PerCpuArray::try_from(take(names.endpoint_traffic)?)
-                .map_err(at(names.endpoint_traffic))?,
+            peer_traffic: PerCpuArray::try_from(of_peers).map_err(at(names.peer_traffic))?,
+            endpoint_traffic: PerCpuArray::try_from(of_endpoints).map_err(at(names.endpoint_traffic))?,
             sightings: HashMap::try_from(take(names.sightings)?).map_err(at(names.sightings))?,
             peers_held: BTreeMap::new(),
             vteps_held: BTreeMap::new(),
@@ -135,16 +139,36 @@ impl<F: Mapped> Tables<F> {
             changes.removed += 1;
         }
         for (slot, peer) in wanted {
-            match self.peers_held.get(&slot) {
-                Some(held) if *held == peer => continue,
-                Some(_) => changes.changed += 1,
-                None => changes.added += 1,
-            }
-            self.peers.set(slot, peer, 0).map_err(at(F::NAMES.peers))?;
-            self.peers_held.insert(slot, peer);
+            self.set_peer(slot, peer, &mut changes)?;
         }
         self.set_vteps(&vteps, true)?;
         Ok(changes)
+    }
+
+    /// Writes a slot where it holds something else.
+    pub(super) fn set_peer(
+        &mut self,
+        slot: u32,
+        peer: Peer<F::Octets>,
+        changes: &mut Changes,
+    ) -> Result<(), DataplaneError> {
+        match self.peers_held.get(&slot) {
+            Some(held) if *held == peer => return Ok(()),
+            Some(_) => changes.changed += 1,
+            None => changes.added += 1,
+        }
+        self.peers.set(slot, peer, 0).map_err(at(F::NAMES.peers))?;
+        self.peers_held.insert(slot, peer);
+        Ok(())
+    }
+
+    /// Notes how many subnets a VTEP has.
+    pub(super) fn set_vtep(&mut self, vtep: F::AddressKey, subnets: u32) -> Result<(), DataplaneError> {
+        if self.vteps_held.get(&vtep) != Some(&subnets) {
+            self.vteps.insert(vtep, subnets, 0).map_err(at(F::NAMES.vteps))?;
+            self.vteps_held.insert(vtep, subnets);
+        }
+        Ok(())
     }
 
     fn set_vteps(
@@ -153,10 +177,7 @@ impl<F: Mapped> Tables<F> {
         remove: bool,
     ) -> Result<(), DataplaneError> {
         for (vtep, subnets) in wanted {
-            if self.vteps_held.get(vtep) != Some(subnets) {
-                self.vteps.insert(vtep, subnets, 0).map_err(at(F::NAMES.vteps))?;
-                self.vteps_held.insert(*vtep, *subnets);
-            }
+            self.set_vtep(*vtep, *subnets)?;
         }
         let stale = self.vteps_held.keys().filter(|vtep| remove && !wanted.contains_key(*vtep));
         for vtep in stale.copied().collect::<Vec<_>>() {
@@ -233,7 +254,7 @@ impl<F: Mapped> Tables<F> {
     }
 
     /// The slots that a subnet covers; none where the network has no such half.
-    fn slots_of(&self, subnet: F::Net) -> Range<u32> {
+    pub(super) fn slots_of(&self, subnet: F::Net) -> Range<u32> {
         let Some(settings) = &self.settings else { return 0..0 };
         F::grid(settings).map_or(0..0, |grid| slots_of::<F>(subnet, grid, settings.subnet_len))
     }
@@ -395,7 +416,7 @@ fn ungated<A>(endpoint: Endpoint<A>) -> Endpoint<A> {
     Endpoint { gated: 0, ..endpoint }
 }
 
-fn peer<F: Mapped>(path: &PeerPath<F>) -> Peer<F::Octets> {
+pub(super) fn peer<F: Mapped>(path: &PeerPath<F>) -> Peer<F::Octets> {
     let mut peer = Peer {
         vtep: F::octets(path.vtep),
         vtep_mac: path.vtep_mac,
@@ -418,7 +439,7 @@ fn peer<F: Mapped>(path: &PeerPath<F>) -> Peer<F::Octets> {
 }
 
 /// Whether the same node has the same subnet as before, so that its counters go on.
-fn is_same_node<A: PartialEq>(held: &Peer<A>, peer: &Peer<A>) -> bool {
+pub(super) fn is_same_node<A: PartialEq>(held: &Peer<A>, peer: &Peer<A>) -> bool {
     (&held.subnet, held.prefix_len, &held.vtep) == (&peer.subnet, peer.prefix_len, &peer.vtep)
 }
 

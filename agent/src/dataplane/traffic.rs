@@ -1,13 +1,10 @@
 //! Traffic by peer and by endpoint: whose packets are counted in which slot, and what the slots hold.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::AddAssign,
-};
+use std::{collections::BTreeMap, ops::AddAssign};
 
 use aya::{
     Pod,
-    maps::{MapData, PerCpuArray, PerCpuValues},
+    maps::{MapData, MapError, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
 use loden_ebpf::{
@@ -15,7 +12,10 @@ use loden_ebpf::{
     reason::Reason,
 };
 
-use super::{DataplaneError, Mapped, mapped::subnet, tables::Tables};
+use super::{DataplaneError, Mapped, batch::Batches, mapped::subnet, tables::Tables};
+
+/// Where no more than one slot of so many is asked for, each is read by itself.
+const SPARSE: usize = 16;
 
 /// What the programs counted, summed over the CPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,9 +62,10 @@ pub(super) struct Free(std::vec::IntoIter<u16>);
 
 impl Free {
     pub(super) fn new(slots: u32, taken: impl Iterator<Item = u16>) -> Self {
-        let taken: BTreeSet<u16> = taken.collect();
         let last = u16::try_from(slots.saturating_sub(1)).unwrap_or(u16::MAX);
-        Self((1..=last).filter(|slot| !taken.contains(slot)).collect::<Vec<_>>().into_iter())
+        let mut free = vec![true; usize::from(u16::MAX) + 1];
+        taken.for_each(|slot| free[usize::from(slot)] = false);
+        Self((1..=last).filter(|slot| free[usize::from(*slot)]).collect::<Vec<_>>().into_iter())
     }
 }
 
@@ -96,7 +97,7 @@ impl<F: Mapped> Tables<F> {
         // A subnet of several grid slots has one slot here.
         let peers: BTreeMap<F::Net, u16> =
             self.peers_held.values().map(|peer| (subnet::<F>(peer), peer.traffic)).collect();
-        read(&self.peer_traffic, peers.into_iter(), F::NAMES.peer_traffic)
+        read(&self.peer_traffic, &self.peer_traffic_at_once, peers.into_iter(), F::NAMES.peer_traffic)
     }
 
     /// Traffic by endpoint, since each came.
@@ -106,7 +107,8 @@ impl<F: Mapped> Tables<F> {
     /// Where the map cannot be read.
     pub fn endpoint_traffic(&self) -> Result<Counted<F::Addr, EndpointTraffic>, DataplaneError> {
         let slot = |(address, endpoint): (&F::Addr, &Endpoint<F::Octets>)| (*address, endpoint.traffic);
-        read(&self.endpoint_traffic, self.endpoints_held.iter().map(slot), F::NAMES.endpoint_traffic)
+        let slots = self.endpoints_held.iter().map(slot);
+        read(&self.endpoint_traffic, &self.endpoint_traffic_at_once, slots, F::NAMES.endpoint_traffic)
     }
 }
 
@@ -124,21 +126,37 @@ fn give<T: Pod + Default>(
 
 fn read<K: Ord, T: Pod + Default + AddAssign>(
     traffic: &PerCpuArray<MapData, T>,
+    at_once: &Batches<u32, T>,
     slots: impl Iterator<Item = (K, u16)>,
     name: &'static str,
 ) -> Result<Counted<K, T>, DataplaneError> {
+    let slots: Vec<(K, u16)> = slots.filter(|(_, slot)| *slot != 0).collect();
+    let len = traffic.len() as usize;
+    // Before Linux 5.13 a refusal.
+    let sums = (slots.len() > len / SPARSE).then(|| sums(at_once, len)).and_then(Result::ok);
     let sum = |slot: u16| -> Result<T, DataplaneError> {
+        if let Some(sum) = sums.as_ref().and_then(|sums| sums.get(usize::from(slot))) {
+            return Ok(*sum);
+        }
         let each = traffic.get(&u32::from(slot), 0);
         let each = each.map_err(|source| DataplaneError::Map { map: name, source })?;
         let mut sum = T::default();
         each.iter().for_each(|value| sum += *value);
         Ok(sum)
     };
-    let mut counted = Counted { each: BTreeMap::new(), others: sum(0)? };
-    for (key, slot) in slots.filter(|(_, slot)| *slot != 0) {
-        counted.each.insert(key, sum(slot)?);
-    }
-    Ok(counted)
+    let each = slots.into_iter().map(|(key, slot)| Ok((key, sum(slot)?)));
+    Ok(Counted { each: each.collect::<Result<_, DataplaneError>>()?, others: sum(0)? })
+}
+
+/// All slots, over all CPUs.
+fn sums<T: Pod + Default + AddAssign>(at_once: &Batches<u32, T>, slots: usize) -> Result<Vec<T>, MapError> {
+    let mut sums = vec![T::default(); slots];
+    at_once.for_each(|slot, value| {
+        if let Some(sum) = sums.get_mut(slot as usize) {
+            *sum += value;
+        }
+    })?;
+    Ok(sums)
 }
 
 #[cfg(test)]

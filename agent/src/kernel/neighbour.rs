@@ -112,15 +112,13 @@ impl Kernel {
         let mut message = NeighbourMessage::default();
         message.header.family = wire_family::<F>();
         message.attributes.push(NeighbourAttribute::IfIndex(ifindex));
-        let found = self.dump("listing the neighbours", RouteNetlinkMessage::GetNeighbour(message)).await?;
-        Ok(found
-            .iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewNeighbour(message) => parse(message),
-                _ => None,
-            })
-            .filter(|neighbour: &Neighbour<F>| neighbour.ifindex == ifindex)
-            .collect())
+        let parse = |message| match message {
+            RouteNetlinkMessage::NewNeighbour(message) => {
+                parse(&message).filter(|neighbour: &Neighbour<F>| neighbour.ifindex == ifindex)
+            }
+            _ => None,
+        };
+        self.dump_as("listing the neighbours", RouteNetlinkMessage::GetNeighbour(message), parse).await
     }
 
     /// The entries of forwarding databases.
@@ -145,20 +143,16 @@ impl Kernel {
             FdbOf::Device(ifindex) => message.header.ifindex = ifindex,
             FdbOf::Bridge(ifindex) => message.attributes.push(NeighbourAttribute::Controller(ifindex)),
         }
-        let found = self.dump("listing the FDB", RouteNetlinkMessage::GetNeighbour(message)).await?;
         let wanted = |entry: &FdbEntry<F>| match of {
             FdbOf::All => true,
             FdbOf::Device(ifindex) => entry.ifindex == ifindex,
             FdbOf::Bridge(ifindex) => entry.master == Some(ifindex),
         };
-        Ok(found
-            .iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewNeighbour(message) => parse_fdb(message),
-                _ => None,
-            })
-            .filter(wanted)
-            .collect())
+        let parse = |message| match message {
+            RouteNetlinkMessage::NewNeighbour(message) => parse_fdb(&message).filter(wanted),
+            _ => None,
+        };
+        self.dump_as("listing the FDB", RouteNetlinkMessage::GetNeighbour(message), parse).await
     }
 }
 

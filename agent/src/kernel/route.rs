@@ -139,14 +139,11 @@ impl Kernel {
     }
 
     async fn routes_like<F: Family>(&self, wanted: RouteMessage) -> Result<Vec<Route<F>>> {
-        let found = self.dump("listing the routes", RouteNetlinkMessage::GetRoute(wanted)).await?;
-        Ok(found
-            .iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(message) => parse(message),
-                _ => None,
-            })
-            .collect())
+        let parse = |message| match message {
+            RouteNetlinkMessage::NewRoute(message) => parse(&message),
+            _ => None,
+        };
+        self.dump_as("listing the routes", RouteNetlinkMessage::GetRoute(wanted), parse).await
     }
 
     /// By which way the kernel reaches a destination now.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use serde_json::Value;
@@ -11,6 +12,9 @@ use crate::{config::flag_value, lease::LeaseAttrs};
 
 /// The annotations that matter, by name.
 pub(super) type Values = BTreeMap<String, String>;
+
+/// What a backend says of a node in a family.
+type Data = Option<Arc<Value>>;
 
 /// The annotations' names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +92,7 @@ impl Annotations {
     }
 
     /// `None` where the node has no IPv4. Go's zero value stands for that as well: flannel writes it with host-gw.
-    fn read_v4(&self, values: &Values) -> Result<Option<(Ipv4Addr, Option<Value>)>, String> {
+    fn read_v4(&self, values: &Values) -> Result<Option<(Ipv4Addr, Data)>, String> {
         let has_v6 = self.get(values, PUBLIC_IPV6).is_some();
         if self.get(values, PUBLIC_IP) == Some("0.0.0.0") && has_v6 {
             return Ok(None);
@@ -99,31 +103,30 @@ impl Annotations {
         Ok(Some((address, self.data(values, DATA)?)))
     }
 
-    fn read_v6(&self, values: &Values) -> Result<Option<(Ipv6Addr, Option<Value>)>, String> {
+    fn read_v6(&self, values: &Values) -> Result<Option<(Ipv6Addr, Data)>, String> {
         let found = self.address(values, PUBLIC_IPV6, flag_value::ipv6_address)?;
         let Some(address) = found else { return Ok(None) };
         Ok(Some((address, self.data(values, DATA_V6)?)))
     }
 
-    fn data(&self, values: &Values, end: &str) -> Result<Option<Value>, String> {
+    fn data(&self, values: &Values, end: &str) -> Result<Data, String> {
         let Some(text) = self.get(values, end).filter(|text| !text.is_empty()) else { return Ok(None) };
         let value = serde_json::from_str::<Value>(text);
         let value = value.map_err(|error| format!("annotation {}: not JSON ({error})", self.name(end)))?;
-        Ok(Some(value).filter(|value| !value.is_null()))
+        Ok(Some(value).filter(|value| !value.is_null()).map(Arc::new))
     }
 
     /// What the node's annotations must say, of those that we write: flannel's names and values. With vxlan it writes no
     /// family that the node does not have; with other backends those of IPv4 in any case.
     pub(super) fn wanted(&self, attrs: &LeaseAttrs) -> Values {
-        let text =
-            |data: &Option<Value>| data.as_ref().map_or_else(|| "null".to_owned(), ToString::to_string);
-        let mut wanted = vec![(TYPE, attrs.backend_type.clone()), (MANAGED, "true".to_owned())];
-        if attrs.backend_type != "vxlan" || attrs.backend_data.is_some() {
+        let text = |data: &Data| data.as_ref().map_or_else(|| "null".to_owned(), ToString::to_string);
+        let mut wanted = vec![(TYPE, attrs.backend_type.to_string()), (MANAGED, "true".to_owned())];
+        if *attrs.backend_type != *"vxlan" || attrs.backend_data.is_some() {
             let public_ip = attrs.public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
             wanted.extend([(DATA, text(&attrs.backend_data)), (PUBLIC_IP, public_ip.to_string())]);
         }
         // alloc's never says anything of IPv6.
-        let says_v6 = attrs.backend_v6_data.is_some() || attrs.backend_type == "host-gw";
+        let says_v6 = attrs.backend_v6_data.is_some() || *attrs.backend_type == *"host-gw";
         if let Some(public_ipv6) = attrs.public_ipv6.filter(|_| says_v6) {
             wanted.extend([(DATA_V6, text(&attrs.backend_v6_data)), (PUBLIC_IPV6, public_ipv6.to_string())]);
         }

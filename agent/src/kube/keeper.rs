@@ -29,7 +29,7 @@ use crate::{
     health::Readiness,
     lease::{Lease, LeaseAttrs, LeaseKey},
     network::NetworkConfig,
-    registry::{Cluster, Command, ConfigState, Halves, Heard, Keeper, Outage, Own, Waits},
+    registry::{Cluster, Command, ConfigState, Halves, Heard, Keeper, Outage, Own, Peers, Waits},
 };
 
 /// First and longest wait between two writes of the same thing: something else may write otherwise, and every write goes
@@ -108,7 +108,7 @@ impl Api {
         let (sender, commands) = mpsc::unbounded_channel();
         let (publish, cluster) = watch::channel(Arc::new(Cluster {
             own: Own::Held(lease.clone()),
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
             revision: 0,
             connected: false,
             unheard: Some(std::time::Instant::now()),
@@ -346,7 +346,11 @@ impl Task {
         };
         // Without a listing there is nothing to tell of the peers, and so nothing is told.
         let listed = self.connected || self.publish.borrow().is_listed();
-        let peers = if listed { self.nodes.peers(&rules, &mut self.told) } else { BTreeMap::new() };
+        let mut peers = self.publish.borrow().peers.clone();
+        peers.become_these(match listed {
+            true => self.nodes.peers(&rules, &mut self.told),
+            false => BTreeMap::new(),
+        });
         let own = match &self.lost {
             None => Own::Held(self.own.clone()),
             Some(reason) => Own::Lost { key: self.own.key, reason: reason.clone() },

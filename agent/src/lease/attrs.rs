@@ -3,7 +3,10 @@
 //! Written as Go's `encoding/json` writes the struct: fields in its order, `PublicIPv6` always there (`null`),
 //! the others only where they are set, no blanks.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
@@ -15,7 +18,7 @@ use crate::{
     wireguard::PublicKey,
 };
 
-/// Where a node is and how to reach it. It has a public address of one family at least.
+/// Where a node is and how to reach it. It has a public address of one family at least. Clones share what is long.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LeaseAttrs {
     /// The address that peers send to (of the VTEP, with vxlan). Also the node's identity. Go's zero value,
@@ -26,14 +29,14 @@ pub struct LeaseAttrs {
     #[serde(rename = "PublicIPv6")]
     pub public_ipv6: Option<Ipv6Addr>,
     /// `vxlan`, `host-gw`, or another that flannel knows; empty for alloc.
-    #[serde(rename = "BackendType", skip_serializing_if = "String::is_empty")]
-    pub backend_type: String,
+    #[serde(rename = "BackendType", serialize_with = "text", skip_serializing_if = "str::is_empty")]
+    pub backend_type: Arc<str>,
     /// What peers need besides the address; its shape depends on the backend.
-    #[serde(rename = "BackendData", skip_serializing_if = "Option::is_none")]
-    pub backend_data: Option<Value>,
+    #[serde(rename = "BackendData", serialize_with = "data", skip_serializing_if = "Option::is_none")]
+    pub backend_data: Option<Arc<Value>>,
     /// The same for IPv6.
-    #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
-    pub backend_v6_data: Option<Value>,
+    #[serde(rename = "BackendV6Data", serialize_with = "data", skip_serializing_if = "Option::is_none")]
+    pub backend_v6_data: Option<Arc<Value>>,
 }
 
 /// `BackendData` of the vxlan backend.
@@ -87,29 +90,29 @@ impl LeaseAttrs {
     /// A lease of a backend, still without an address.
     #[must_use]
     pub fn of_type(backend_type: &str) -> Self {
-        let backend_type = backend_type.to_owned();
+        let backend_type = backend_type.into();
         Self { public_ip: None, public_ipv6: None, backend_type, backend_data: None, backend_v6_data: None }
     }
 
     /// The same with the IPv4 half; the vxlan backend has a VTEP.
     #[must_use]
     pub fn with_v4(self, public_ip: Ipv4Addr, vtep: Option<VtepData>) -> Self {
-        let backend_data = vtep.map(VtepData::to_value);
+        let backend_data = vtep.map(|vtep| Arc::new(vtep.to_value()));
         Self { public_ip: Some(public_ip), backend_data, ..self }
     }
 
     /// The same with the IPv6 half; the vxlan backend has a VTEP of its own there.
     #[must_use]
     pub fn with_v6(self, public_ipv6: Ipv6Addr, vtep: Option<VtepData>) -> Self {
-        let backend_v6_data = vtep.map(VtepData::to_value);
+        let backend_v6_data = vtep.map(|vtep| Arc::new(vtep.to_value()));
         Self { public_ipv6: Some(public_ipv6), backend_v6_data, ..self }
     }
 
     /// The same with key and port of the wireguard backend, in the halves that have an address.
     #[must_use]
     pub fn with_wireguard(self, v4: WireguardData, v6: WireguardData) -> Self {
-        let backend_data = self.public_ip.map(|_| v4.to_value());
-        let backend_v6_data = self.public_ipv6.map(|_| v6.to_value());
+        let backend_data = self.public_ip.map(|_| Arc::new(v4.to_value()));
+        let backend_v6_data = self.public_ipv6.map(|_| Arc::new(v6.to_value()));
         Self { backend_data, backend_v6_data, ..self }
     }
 
@@ -154,14 +157,14 @@ impl LeaseAttrs {
     pub fn parse(value: &[u8]) -> Result<Self, AttrsError> {
         let text = std::str::from_utf8(value).map_err(|_| AttrsError("not UTF-8".into()))?;
         let object = Object::parse(text)?;
-        let backend_type = object.string("BackendType")?.unwrap_or_default().to_owned();
+        let backend_type = object.string("BackendType")?.unwrap_or_default().into();
         let public_ipv6 = public_ipv6(&object)?;
         Ok(Self {
             public_ip: public_ip(&object, public_ipv6)?,
             public_ipv6,
             backend_type,
-            backend_data: object.value("BackendData").cloned(),
-            backend_v6_data: object.value("BackendV6Data").cloned(),
+            backend_data: object.value("BackendData").cloned().map(Arc::new),
+            backend_v6_data: object.value("BackendV6Data").cloned().map(Arc::new),
         })
     }
 
@@ -171,7 +174,7 @@ impl LeaseAttrs {
     ///
     /// Where the lease is of another backend, or its data is missing or wrong.
     pub fn vtep(&self) -> Result<VtepData, AttrsError> {
-        self.vtep_of("BackendData", "BackendData.", self.backend_data.as_ref())
+        self.vtep_of("BackendData", "BackendData.", self.backend_data.as_deref())
     }
 
     /// The VTEP of the IPv6 half of a vxlan lease.
@@ -180,7 +183,7 @@ impl LeaseAttrs {
     ///
     /// As [`Self::vtep`].
     pub fn vtep_v6(&self) -> Result<VtepData, AttrsError> {
-        self.vtep_of("BackendV6Data", "BackendV6Data.", self.backend_v6_data.as_ref())
+        self.vtep_of("BackendV6Data", "BackendV6Data.", self.backend_v6_data.as_deref())
     }
 
     /// The VTEP of a family.
@@ -199,15 +202,16 @@ impl LeaseAttrs {
     /// As [`Self::vtep`].
     pub fn wireguard<F: Family>(&self) -> Result<WireguardData, AttrsError> {
         let (key, path, data) = if F::BITS == V6::BITS {
-            ("BackendV6Data", "BackendV6Data.", self.backend_v6_data.as_ref())
+            ("BackendV6Data", "BackendV6Data.", self.backend_v6_data.as_deref())
         } else {
-            ("BackendData", "BackendData.", self.backend_data.as_ref())
+            ("BackendData", "BackendData.", self.backend_data.as_deref())
         };
         WireguardData::read(path, &self.data_of("wireguard", key, path, data)?)
     }
 
     fn vtep_of(&self, key: &str, path: &'static str, data: Option<&Value>) -> Result<VtepData, AttrsError> {
-        VtepData::read(path, &self.data_of("vxlan", key, path, data)?)
+        let as_written = data.filter(|_| *self.backend_type == *"vxlan").and_then(VtepData::read_as_written);
+        as_written.map_or_else(|| VtepData::read(path, &self.data_of("vxlan", key, path, data)?), Ok)
     }
 
     fn data_of(
@@ -217,7 +221,7 @@ impl LeaseAttrs {
         path: &'static str,
         data: Option<&Value>,
     ) -> Result<Object, AttrsError> {
-        if self.backend_type != backend_type {
+        if *self.backend_type != *backend_type {
             let found = quoted(&self.backend_type);
             return Err(AttrsError(format!("BackendType is {found}, not {backend_type:?}")));
         }
@@ -254,6 +258,14 @@ impl VtepData {
         json!({ "VNI": self.vni, "VtepMAC": format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}") })
     }
 
+    /// Reads what is spelt as all write it, without a copy: there may be 65 000 of them.
+    fn read_as_written(data: &Value) -> Option<Self> {
+        let data = data.as_object().filter(|data| data.len() == 2)?;
+        let vni = data.get("VNI")?.as_u64().filter(|vni| *vni < 1 << 24)?;
+        let vtep_mac = parse_mac(data.get("VtepMAC")?.as_str()?)?;
+        Some(Self { vni: u32::try_from(vni).ok()?, vtep_mac })
+    }
+
     fn read(path: &str, object: &Object) -> Result<Self, AttrsError> {
         // Leases of old flannels have no VNI.
         let vni = object.unsigned("VNI", (1 << 24) - 1)?.and_then(|vni| u32::try_from(vni).ok());
@@ -286,6 +298,14 @@ fn public_ip(object: &Object, public_ipv6: Option<Ipv6Addr>) -> Result<Option<Ip
 
 fn zero_for_none<S: Serializer>(ip: &Option<Ipv4Addr>, serializer: S) -> Result<S::Ok, S::Error> {
     ip.unwrap_or(Ipv4Addr::UNSPECIFIED).serialize(serializer)
+}
+
+fn text<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    text.serialize(serializer)
+}
+
+fn data<S: Serializer>(data: &Option<Arc<Value>>, serializer: S) -> Result<S::Ok, S::Error> {
+    data.as_deref().serialize(serializer)
 }
 
 fn public_ipv6(object: &Object) -> Result<Option<Ipv6Addr>, AttrsError> {

@@ -1,7 +1,10 @@
 //! Which of the kernel's events are nothing but the echo of what was programmed.
 
+use std::collections::BTreeMap;
+
 use super::{
     Actual, Desired,
+    delta::mac,
     plan::{Target, own_fdb, own_neighbour, own_route, target},
 };
 use crate::{
@@ -11,10 +14,12 @@ use crate::{
 
 /// What the last plan was made for, kept to judge events by: every change that a plan makes comes back as an
 /// event, and must not be a reason for another pass; a change by somebody else must.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Expected<F: Family = V4> {
-    desired: Desired<F>,
-    target: Target<F>,
+    pub(super) desired: Desired<F>,
+    pub(super) target: Target<F>,
+    /// How many peers have a MAC address.
+    pub(super) macs: BTreeMap<[u8; 6], u32>,
 }
 
 impl Expected {
@@ -55,7 +60,11 @@ impl<F: Family> Expected<F> {
     #[must_use]
     pub fn of(desired: Desired<F>) -> Self {
         let target = target(&desired);
-        Self { desired, target }
+        let mut macs = BTreeMap::new();
+        for mac in desired.peers.values().copied().filter_map(mac) {
+            *macs.entry(mac).or_default() += 1;
+        }
+        Self { desired, target, macs }
     }
 
     /// The actual state where all of it was carried out and nothing has changed since.

@@ -18,12 +18,30 @@ const SUBNETS_OF_A_SCOPE: u128 = 512;
 const SCOPES: u128 = 200;
 
 /// What the kernel must have for all peers, by the keys by which the kernel knows it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Target<F: Family = V4> {
     pub(super) fdb: BTreeMap<[u8; 6], F::Addr>,
     pub(super) neighbours: BTreeMap<F::Addr, [u8; 6]>,
     pub(super) routes: BTreeMap<F::Net, Route<F>>,
-    pub(super) refused: Vec<(OverlayPeer<F>, Refusal<F>)>,
+    pub(super) refused: BTreeMap<F::Net, (OverlayPeer<F>, Refusal<F>)>,
+}
+
+impl<F: Family> Target<F> {
+    /// Serves a peer, or notes why it is refused: one whose lease is wrong harms nobody else.
+    pub(super) fn take(&mut self, desired: &Desired<F>, peer: &OverlayPeer<F>, refusal: Option<Refusal<F>>) {
+        if let Some(refusal) = refusal {
+            self.refused.insert(peer.subnet, (*peer, refusal));
+            return;
+        }
+        if desired.whole {
+            return;
+        }
+        self.routes.insert(F::trunc(peer.subnet), route(desired, peer));
+        if !peer.direct {
+            self.fdb.insert(peer.vtep_mac, peer.vtep);
+            self.neighbours.insert(F::base(peer.subnet), peer.vtep_mac);
+        }
+    }
 }
 
 /// The steps from the actual state to the desired one; none where they are the same.
@@ -52,10 +70,10 @@ pub fn plan<F: Family>(desired: &Desired<F>, actual: &Actual<F>) -> Plan<F> {
     let stale = fdb.iter().filter(|(mac, _)| !target.fdb.contains_key(*mac));
     ops.extend(stale.map(|(&mac, &dst)| Op::DelFdb { device, mac, dst }));
 
-    Plan { ops, refused: target.refused }
+    Plan { ops, refused: target.refused.into_values().collect() }
 }
 
-/// A peer whose lease is wrong is refused, so that it harms nobody else.
+/// Who is served and who is refused, by all peers.
 pub(super) fn target<F: Family>(desired: &Desired<F>) -> Target<F> {
     let (fdb, neighbours, routes, refused) = Default::default();
     let mut target = Target { fdb, neighbours, routes, refused };
@@ -75,25 +93,16 @@ pub(super) fn target<F: Family>(desired: &Desired<F>) -> Target<F> {
             }
             base_of.get(&base).map(|other| Refusal::BaseOf(*other))
         });
-        if let Some(refusal) = refusal {
-            target.refused.push((*peer, refusal));
-            continue;
-        }
-        if desired.whole {
-            continue;
-        }
-        target.routes.insert(F::trunc(peer.subnet), route(desired, peer));
-        if !peer.direct {
+        if refusal.is_none() && !peer.direct && !desired.whole {
             mac_of.entry(peer.vtep_mac).or_insert(peer);
             base_of.insert(base, peer.subnet);
-            target.fdb.insert(peer.vtep_mac, peer.vtep);
-            target.neighbours.insert(base, peer.vtep_mac);
         }
+        target.take(desired, peer, refusal);
     }
     target
 }
 
-fn unusable<F: Family>(desired: &Desired<F>, peer: &OverlayPeer<F>) -> Option<Refusal<F>> {
+pub(super) fn unusable<F: Family>(desired: &Desired<F>, peer: &OverlayPeer<F>) -> Option<Refusal<F>> {
     let OverlayPeer { subnet, vtep, vtep_mac, direct } = peer;
     if !F::covers(desired.network, *subnet) {
         Some(Refusal::OutsideNetwork)

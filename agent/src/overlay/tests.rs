@@ -280,6 +280,54 @@ fn memory_serves_as_well<F: World>(first: &Desired<F>, second: &Desired<F>) -> R
     Ok(())
 }
 
+/// A few peers that come, change or go at once, most with a MAC address of their own.
+fn steps<F: World>() -> impl Strategy<Value = Vec<Vec<(OverlayPeer<F>, bool, bool)>>> {
+    let some = peers::<F>().prop_flat_map(|peers| {
+        let flags = vec((prop::bool::weighted(0.7), prop::bool::weighted(0.8)), peers.len());
+        flags.prop_map(move |flags| {
+            let some = peers.iter().zip(flags).take(3);
+            some.map(|(peer, (there, own_mac))| (*peer, there, own_mac)).collect::<Vec<_>>()
+        })
+    });
+    vec(some, 0..12)
+}
+
+/// Peers that come, change, collide, move and go, each time with the steps that a comparison of everything would take.
+fn changes_end_where_a_whole_plan_does<F: World>(
+    steps: Vec<Vec<(OverlayPeer<F>, bool, bool)>>,
+    whole: bool,
+) -> Result<(), TestCaseError> {
+    let mut now = Desired { whole, ..desired([]) };
+    let mut expected = Expected::of(now.clone());
+    let mut model = Model::empty();
+    model.apply(&plan(&now, &model.actual()));
+    for step in steps {
+        let mut changes = PeerChanges::<F>::new();
+        for (mut peer, there, own_mac) in step {
+            if own_mac {
+                peer.vtep_mac[4] = (F::number(F::base(peer.subnet)) >> (F::BITS - 24)) as u8;
+            }
+            changes.insert(peer.subnet, there.then_some(peer));
+        }
+        let before = expected.actual();
+        for (subnet, peer) in &changes {
+            match peer {
+                Some(peer) => drop(now.peers.insert(*subnet, *peer)),
+                None => drop(now.peers.remove(subnet)),
+            }
+        }
+        let all = plan(&now, &before);
+        match expected.change(&changes) {
+            Some(few) => prop_assert_eq!(&few, &all),
+            None => expected = Expected::of(now.clone()),
+        }
+        prop_assert_eq!(&expected, &Expected::of(now.clone()));
+        model.apply(&all);
+        prop_assert_eq!(plan(&now, &model.actual()).ops, vec![]);
+    }
+    Ok(())
+}
+
 /// A peer whose lease is wrong harms nobody: the others get what they would get without it.
 fn all_are_served_or_refused<F: World>(desired: &Desired<F>) -> Result<(), TestCaseError> {
     let target = target(desired);
@@ -322,10 +370,46 @@ proptest! {
     }
 
     #[test]
+    fn following_the_changes_takes_the_same_steps_as_comparing_everything(
+        v4 in steps::<V4>(), v6 in steps::<V6>(), whole in prop::bool::weighted(0.1),
+    ) {
+        changes_end_where_a_whole_plan_does(v4, whole)?;
+        changes_end_where_a_whole_plan_does(v6, whole)?;
+    }
+
+    #[test]
     fn every_peer_is_served_or_refused(v4 in peers::<V4>(), v6 in peers::<V6>()) {
         all_are_served_or_refused(&desired(v4))?;
         all_are_served_or_refused(&desired(v6))?;
     }
+}
+
+#[test]
+fn what_concerns_nobody_else_is_planned_by_itself() {
+    let (two, three) = (vxlan_peer::<V4>(2), vxlan_peer(3));
+    let mut expected = Expected::of(desired([two, three]));
+    let mut change = |peers: &[(u8, Option<OverlayPeer>)]| {
+        let changes = peers.iter().map(|(n, peer)| (vxlan_peer::<V4>(*n).subnet, *peer)).collect();
+        expected.change(&changes).map(|plan| plan.ops.len())
+    };
+    assert_eq!(change(&[(4, Some(vxlan_peer(4)))]), Some(3), "one comes");
+    let other_mac = OverlayPeer { vtep_mac: [2, 0, 0, 0, 0, 40], ..vxlan_peer(4) };
+    assert_eq!(
+        change(&[(4, Some(other_mac))]),
+        Some(3),
+        "its FDB entry, its neighbour, and no more the old entry"
+    );
+    let moved = OverlayPeer { subnet: vxlan_peer::<V4>(5).subnet, ..other_mac };
+    assert_eq!(change(&[(4, None), (5, Some(moved))]), Some(4), "it has another subnet");
+    assert_eq!(
+        change(&[(5, Some(OverlayPeer { vtep_mac: three.vtep_mac, ..moved }))]),
+        None,
+        "another's MAC"
+    );
+    let around = OverlayPeer { subnet: net("10.5.2.0/23"), ..vxlan_peer(6) };
+    assert_eq!(expected.change(&[(around.subnet, Some(around))].into()), None, "around another's subnet");
+    let within = OverlayPeer { subnet: net("10.5.2.0/26"), ..vxlan_peer(6) };
+    assert_eq!(expected.change(&[(within.subnet, Some(within))].into()), None, "within another's subnet");
 }
 
 #[test]

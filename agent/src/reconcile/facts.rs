@@ -1,6 +1,8 @@
 //! What this node ought to be, for those who compare it with what is.
 
-use super::{Path, Reconciler, Wireguard, half::Side};
+use tokio::time::Instant;
+
+use super::{FACTS_SETTLE, FACTS_SHARE, Path, Reconciler, TICK, Wireguard, half::Side};
 use crate::{
     facts::{self, Facts},
     registry::Own,
@@ -63,6 +65,8 @@ impl Reconciler {
 
     /// Leaves the facts behind for when no agent runs; the file is written only where they are others than before.
     pub(super) fn leave_facts(&mut self) {
+        self.facts_due = None;
+        let start = Instant::now();
         let facts = self.facts();
         if self.facts_left.as_ref() == Some(&facts) {
             return;
@@ -71,5 +75,12 @@ impl Reconciler {
             Ok(()) => self.facts_left = Some(facts),
             Err(error) => tracing::warn!("`loden doctor` will know less once this agent is gone: {error:#}"),
         }
+        self.facts_take = start.elapsed();
+    }
+
+    /// After a change, leaves the facts when such changes have settled: the more work that is, the later.
+    pub(super) fn leave_facts_later(&mut self) {
+        let settle = (self.facts_take * FACTS_SHARE).clamp(FACTS_SETTLE, TICK);
+        self.facts_due.get_or_insert_with(|| Instant::now() + settle);
     }
 }

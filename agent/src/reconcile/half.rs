@@ -19,7 +19,7 @@ use crate::{
     lease::Lease,
     network::{Backend, Pool},
     overlay::{self, Desired, Expected, OverlayPeer, Plan, Refusal},
-    registry::{Cluster, Own},
+    registry::{Cluster, Own, Peers},
     run,
     uplink::Uplink,
 };
@@ -49,7 +49,11 @@ pub(super) struct Kept<F: Mapped> {
     /// What the last plan was for: the echo of its own changes is no work.
     pub(super) expected: Option<Expected<F>>,
     /// Whether all of that was done.
-    programmed: bool,
+    pub(super) programmed: bool,
+    /// The leases for which kernel and maps were last made so, all of them; `None` where that is in doubt.
+    pub(super) followed: Option<Peers>,
+    /// Peers that no plan is made for, and why.
+    pub(super) left_out: BTreeMap<F::Net, String>,
     /// Addresses and routes of this host.
     pub(super) prefixes: Prefixes<F>,
     /// Peers that the kernel cannot be given, and why.
@@ -79,6 +83,12 @@ impl<F: Mapped> Kept<F> {
         self.bridges.iter().any(|bridge| bridge.ports.contains(&link))
     }
 
+    /// The ways to VTEPs are looked up again, by the next pass that looks at all peers.
+    pub(super) fn forget_ways(&mut self) {
+        self.ways.clear();
+        self.followed = None;
+    }
+
     /// Interface indices of the links at which ways to VTEPs begin.
     pub(super) fn ways_begin(&self) -> impl Iterator<Item = u32> {
         self.ways.values().flatten().map(|way| way.uplink)
@@ -96,6 +106,8 @@ impl<F: Mapped> Default for Kept<F> {
             firewall: None,
             expected: None,
             programmed: false,
+            followed: None,
+            left_out: BTreeMap::new(),
             prefixes: Prefixes::default(),
             refused: BTreeSet::new(),
             ways: HashMap::new(),
@@ -268,13 +280,13 @@ impl Reconciler {
         firewall.ensure().await.with_context(|| format!("firewall for {}", F::NAME))
     }
 
-    /// The peers that the kernel should know, of those for which `peer` finds a way; the others are left out and told
-    /// of. `None` where there is nothing to follow: it is not known yet (which is not none), or somebody else routes.
-    pub(super) async fn desired<F: Side>(
-        &mut self,
+    /// The peers that the kernel should know, of those for which `peer` finds a way; the others are left out.
+    /// `None` where there is nothing to follow: it is not known yet (which is not none), or somebody else routes.
+    pub(super) fn desired<F: Side>(
+        &self,
         cluster: &Cluster,
-        mut peer: impl AsyncFnMut(&mut Self, &Lease, F::Net) -> Result<OverlayPeer<F>>,
-        refused: &mut BTreeSet<String>,
+        mut peer: impl FnMut(&Self, &Lease, F::Net) -> Result<OverlayPeer<F>, String>,
+        left_out: &mut BTreeMap<F::Net, String>,
     ) -> Option<Desired<F>> {
         let half = F::half(&self.node)?;
         if self.node.network.backend == Backend::Alloc || !cluster.is_listed() {
@@ -284,18 +296,35 @@ impl Reconciler {
         let mut peers = BTreeMap::new();
         for lease in cluster.peers.values() {
             let Some(subnet) = lease.key.half::<F>() else { continue };
-            if let Some(address) = F::kept(self).prefixes.address_in(subnet) {
-                // Its route would cut this host off from its own network, or from its own containers.
-                refused.insert(format!("peer {subnet} is left out: this host has {address}"));
-                continue;
-            }
-            match peer(self, lease, subnet).await {
+            match peer(self, lease, subnet) {
                 Ok(peer) => drop(peers.insert(subnet, peer)),
-                Err(error) => drop(refused.insert(format!("peer {subnet} is left out: {error:#}"))),
+                Err(reason) => drop(left_out.insert(subnet, reason)),
             }
         }
         let (uplink, whole) = (self.node.uplink.ifindex, self.node.wireguard.is_some());
         Some(Desired { network, own, device, uplink, whole, peers })
+    }
+
+    /// A peer, by its lease and what looks for a way; or why it is left out.
+    pub(super) fn wanted<F: Side, T>(
+        &self,
+        subnet: F::Net,
+        find: impl FnOnce() -> Result<T>,
+    ) -> Result<T, String> {
+        if let Some(address) = F::kept(self).prefixes.address_in(subnet) {
+            // Its route would cut this host off from its own network, or from its own containers.
+            return Err(format!("peer {subnet} is left out: this host has {address}"));
+        }
+        find().map_err(|error| format!("peer {subnet} is left out: {error:#}"))
+    }
+
+    /// A peer and the fast path's way there; or why it is left out.
+    pub(super) fn wanted_path<F: Side>(
+        &self,
+        lease: &Lease,
+        subnet: F::Net,
+    ) -> Result<(OverlayPeer<F>, PeerPath<F>), String> {
+        self.wanted::<F, _>(subnet, || self.paths::<F>(lease, subnet))
     }
 
     /// The peers: first off the fast path, then in the kernel, then on the fast path, so that the fast path never knows a
@@ -306,20 +335,28 @@ impl Reconciler {
             F::kept_mut(self).maps_know_peers = true;
             return Ok(false);
         }
+        if let Some(changed) = self.follow::<F>(cluster, work).await? {
+            return Ok(changed);
+        }
+        F::kept_mut(self).followed = None;
         let of_family = cluster.peers.values().filter(|lease| lease.key.half::<F>().is_some());
         self.find_ways::<F>(of_family.filter_map(F::vtep)).await;
         let mut paths: Vec<PeerPath<F>> = Vec::new();
-        let mut refused = BTreeSet::new();
-        let peer = async |this: &mut Self, lease: &Lease, subnet| {
-            let (peer, path) = this.paths::<F>(lease, subnet)?;
+        let mut left_out = BTreeMap::new();
+        let peer = |this: &Self, lease: &Lease, subnet| {
+            let (peer, path) = this.wanted_path::<F>(lease, subnet)?;
             paths.push(path);
             Ok(peer)
         };
-        let Some(desired) = self.desired::<F>(cluster, peer, &mut refused).await else { return Ok(false) };
+        let Some(desired) = self.desired::<F>(cluster, peer, &mut left_out) else { return Ok(false) };
         F::kept_mut(self).has_direct_peers = paths.iter().any(|path| path.way == Way::Direct);
         let gone = self.retain_in_maps(&paths)?;
+        let refused = left_out.values().cloned().collect();
         let changed = self.program(desired, work, refused).await?;
-        Ok(self.put_into_maps(&paths, gone)? || changed)
+        let changed = self.put_into_maps(&paths, gone)? || changed;
+        let kept = F::kept_mut(self);
+        (kept.followed, kept.left_out) = (Some(cluster.peers.clone()), left_out);
+        Ok(changed)
     }
 
     /// Takes all but these peers off the fast path; returns how many were there.
@@ -360,16 +397,20 @@ impl Reconciler {
         };
         let plan = overlay::plan(&desired, &actual);
         self.tell_of_refused(&plan, refused);
-        let errors = self.kernel.apply(&plan).await;
-        self.fail(Work::Overlay, errors.iter().map(ToString::to_string));
-        let kept = F::kept_mut(self);
-        kept.programmed = errors.is_empty();
-        kept.expected = Some(Expected::of(desired));
+        self.apply(&plan).await;
+        F::kept_mut(self).expected = Some(Expected::of(desired));
         Ok(!plan.is_empty())
     }
 
+    /// Carries out a plan.
+    pub(super) async fn apply<F: Side>(&mut self, plan: &Plan<F>) {
+        let errors = self.kernel.apply(plan).await;
+        self.fail(Work::Overlay, errors.iter().map(ToString::to_string));
+        F::kept_mut(self).programmed = errors.is_empty();
+    }
+
     /// One wrong lease is one peer's trouble: told once, and no reason for this node to be unready.
-    fn tell_of_refused<F: Side>(&mut self, plan: &Plan<F>, mut refused: BTreeSet<String>) {
+    pub(super) fn tell_of_refused<F: Side>(&mut self, plan: &Plan<F>, mut refused: BTreeSet<String>) {
         let by_plan = |(peer, refusal): &(OverlayPeer<F>, Refusal<F>)| {
             format!("peer {} at {} is left out: {refusal}", peer.subnet, peer.vtep)
         };

@@ -1,9 +1,8 @@
 //! One pass: read what is, change what differs, note what failed and go on.
 
 use anyhow::Result;
-use tokio::time::Instant;
 
-use super::{FACTS_SETTLE, Path, Reconciler, Work, settings};
+use super::{Path, Reconciler, Work, settings};
 use crate::{
     family::{V4, V6},
     host,
@@ -53,7 +52,7 @@ impl Reconciler {
         match work {
             Work::Everything => self.leave_facts(),
             Work::Peers | Work::Overlay => {
-                self.facts_due.get_or_insert_with(|| Instant::now() + FACTS_SETTLE);
+                self.leave_facts_later();
             }
             Work::Containers => {}
         }
@@ -188,8 +187,8 @@ impl Reconciler {
         let addresses = |uplink: &Uplink| (uplink.public_ip, uplink.public_ipv6);
         let new_address = addresses(&uplink) != addresses(&self.node.uplink);
         self.node.uplink = uplink;
-        self.v4.ways.clear();
-        self.v6.ways.clear();
+        self.v4.forget_ways();
+        self.v6.forget_ways();
         if new_address {
             self.publish();
         }

@@ -327,11 +327,11 @@ impl Reconciler {
 
     /// The devices' peers, the route of the network, and the programs' maps: off the fast path first, onto it last.
     pub(super) async fn wireguard_peers(&mut self, cluster: &Cluster, work: Work) -> Result<bool> {
-        let (mut refused, mut refused_v6) = (BTreeSet::new(), BTreeSet::new());
-        let v4 =
-            self.desired::<V4>(cluster, async |_, lease, subnet| peer(lease, subnet), &mut refused).await;
-        let v6 =
-            self.desired::<V6>(cluster, async |_, lease, subnet| peer(lease, subnet), &mut refused_v6).await;
+        let (mut left_out, mut left_out_v6) = (BTreeMap::new(), BTreeMap::new());
+        let v4 = self.desired::<V4>(cluster, peer_of, &mut left_out);
+        let v6 = self.desired::<V6>(cluster, peer_of, &mut left_out_v6);
+        let mut refused: BTreeSet<String> = left_out.into_values().collect();
+        let mut refused_v6: BTreeSet<String> = left_out_v6.into_values().collect();
         if v4.is_none() && v6.is_none() {
             return Ok(false);
         }
@@ -388,6 +388,10 @@ fn check_network<F: Family>(prefixes: &Prefixes<F>, network: F::Net) -> Result<(
          carry: remove it (`ip route show {network}`), or choose another network"
     );
     Ok(())
+}
+
+fn peer_of<F: Side>(this: &Reconciler, lease: &Lease, subnet: F::Net) -> Result<OverlayPeer<F>, String> {
+    this.wanted::<F, _>(subnet, || peer(lease, subnet))
 }
 
 /// The peer of whom the route's plan and `loden doctor` know; a WireGuard device has no VTEPs.

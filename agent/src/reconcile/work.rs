@@ -21,8 +21,8 @@ impl Reconciler {
     pub(super) fn forget_ways(&mut self, event: &KernelEvent) {
         let ways = self.v4.ways.len() + self.v6.ways.len();
         tracing::debug!(?event, ways, "the ways to the peers are looked up again");
-        self.v4.ways.clear();
-        self.v6.ways.clear();
+        self.v4.forget_ways();
+        self.v6.forget_ways();
     }
 
     /// What an event asks for; `None` for what does not concern us.

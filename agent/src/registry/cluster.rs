@@ -1,10 +1,16 @@
 //! The snapshot that is published of the leases, wherever they come from: our lease, our peers, and how sure they are.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Instant,
+};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::record::{Record, Records, Told};
+use super::{
+    peers::Peers,
+    record::{Record, Records, Told},
+};
 use crate::{
     family::{Family, V4, V6},
     lease::{Lease, LeaseAttrs, LeaseKey},
@@ -18,7 +24,7 @@ pub struct Cluster {
     pub own: Own,
     /// Leases of other nodes, with those halves that this node can use; never one that overlaps our own subnets. No
     /// subnet is in two of them. Empty and meaningless until [`Self::is_listed`].
-    pub peers: BTreeMap<LeaseKey, Lease>,
+    pub peers: Peers,
     /// etcd's revision, or Kubernetes' resourceVersion, of the newest news; 0 until the first listing.
     pub revision: i64,
     /// Whether the leases are being watched. While it is not, all else here is as it last was, and stays in force.
@@ -89,23 +95,29 @@ pub(crate) struct Halves<'a> {
 }
 
 impl PeerRules<'_> {
-    pub(super) fn peers(&self, records: &Records, told: &mut Told) -> BTreeMap<LeaseKey, Lease> {
-        let mut peers = Vec::new();
-        for record in records.iter().filter(|record| !record.is_of(self.attrs)) {
-            // Values that do not parse were warned of when they were read.
-            let Some(lease) = record.lease() else { continue };
-            let (key, refused) = self.halves.of(lease.key, &lease.attrs);
-            self.tell(record, &refused, told);
-            peers.extend(key.map(|key| Lease { key, ..lease }));
+    /// The leases of all other nodes with those halves that this node can use, whoever else may have them.
+    pub(super) fn all_usable(&self, records: &Records, told: &mut Told) -> Vec<Lease> {
+        records.iter().filter_map(|record| self.usable(record, Some(told))).collect()
+    }
+
+    /// A record's lease among those; `told` of what is wrong with it.
+    pub(super) fn usable(&self, record: &Record, told: Option<&mut Told>) -> Option<Lease> {
+        if record.is_of(self.attrs) {
+            return None;
         }
-        let peers = newest::<V6>(newest::<V4>(peers));
-        peers.into_iter().map(|lease| (lease.key, lease)).collect()
+        // Values that do not parse were warned of when they were read.
+        let lease = record.lease()?;
+        let (key, refused) = self.halves.of(lease.key, &lease.attrs);
+        if let Some(told) = told {
+            self.tell(record, &refused, told);
+        }
+        Some(Lease { key: key?, ..lease })
     }
 
     fn tell(&self, record: &Record, refused: &[String], told: &mut Told) {
-        let name = record.key.to_string();
+        let name = || record.key.to_string();
         if !refused.is_empty() {
-            return told.warn(&name, format!("ignored: {}", refused.join("; ")));
+            return told.warn(&name(), format!("ignored: {}", refused.join("; ")));
         }
         let other_len = |len: &'static str, there: Option<u8>, here: Option<u8>| {
             let (there, here) = there.zip(here).filter(|(there, here)| there != here)?;
@@ -117,8 +129,9 @@ impl PeerRules<'_> {
         let v6 =
             other_len("IPv6SubnetLen", v6.map(|it| it.prefix_len()), pool_v6.map(|pool| pool.subnet_len));
         match v4.or(v6) {
-            Some(reason) => told.warn(&name, reason),
-            None => told.forget(&name),
+            Some(reason) => told.warn(&name(), reason),
+            None if told.is_empty() => {}
+            None => told.forget(&name()),
         }
     }
 }
@@ -127,7 +140,7 @@ impl Halves<'_> {
     /// The key with those halves of another node's lease that this node can use, and why it cannot use the others.
     /// Each family counts for itself: what is wrong in one is no reason to lose the other.
     pub(crate) fn of(&self, key: LeaseKey, attrs: &LeaseAttrs) -> (Option<LeaseKey>, Vec<String>) {
-        if attrs.backend_type != self.backend.lease_type() {
+        if *attrs.backend_type != *self.backend.lease_type() {
             let ours = self.backend.lease_type();
             let theirs = quoted(&attrs.backend_type);
             return (None, vec![format!("its BackendType is {theirs}, this cluster's is {ours:?}")]);
@@ -182,10 +195,16 @@ impl Halves<'_> {
     }
 }
 
+/// The peers among usable leases.
+pub(super) fn peers_of(usable: Vec<Lease>) -> BTreeMap<LeaseKey, Lease> {
+    let peers = newest::<V6>(newest::<V4>(usable));
+    peers.into_iter().map(|lease| (lease.key, lease)).collect()
+}
+
 /// Leaves each subnet of a family to the lease that was written last: one may stand under two keys, IPv4 and dual-stack,
 /// and flannel's nodes do not rule out that two of them pick one IPv6 subnet.
 fn newest<F: Family>(leases: Vec<Lease>) -> Vec<Lease> {
-    let mut newest: BTreeMap<F::Net, i64> = BTreeMap::new();
+    let mut newest: HashMap<F::Net, i64> = HashMap::with_capacity(leases.len());
     for lease in &leases {
         if let Some(subnet) = lease.key.half::<F>() {
             let written = newest.entry(subnet).or_insert(lease.mod_revision);
@@ -233,6 +252,12 @@ mod tests {
         let networks_v6 = config.v6.iter().map(|pool| pool.network).collect();
         let halves = Halves { own: own.parse().unwrap(), backend: &config.backend, networks, networks_v6 };
         PeerRules { attrs, config, halves }
+    }
+
+    impl PeerRules<'_> {
+        fn peers(&self, records: &Records, told: &mut Told) -> BTreeMap<LeaseKey, Lease> {
+            peers_of(self.all_usable(records, told))
+        }
     }
 
     fn own() -> LeaseAttrs {
@@ -348,7 +373,7 @@ mod tests {
                 prop_assert_eq!(key, lease.key);
                 let (subnet, ours) = (key.subnet.unwrap(), rules.halves.own.subnet.unwrap());
                 prop_assert!(rules.halves.networks[0].contains(&subnet) && !V4::overlap(subnet, ours));
-                prop_assert!(lease.attrs.public_ip != own.public_ip && lease.attrs.backend_type == "host-gw");
+                prop_assert!(lease.attrs.public_ip != own.public_ip && &*lease.attrs.backend_type == "host-gw");
             }
         }
     }

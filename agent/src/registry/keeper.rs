@@ -21,7 +21,9 @@ use super::{
     Claim, Cluster, ConfigState, EtcdHealth, Own, Registry, RegistryError,
     cluster::{Halves, PeerRules},
     outage::{Outage, Waits},
+    peers::Peers,
     record::{Records, Told},
+    selection::Selection,
 };
 use crate::{
     family::Family,
@@ -157,6 +159,7 @@ struct Task {
     /// When a snapshot was made last.
     published: Instant,
     told_of_peers: Told,
+    selection: Selection,
 }
 
 impl Task {
@@ -171,7 +174,7 @@ impl Task {
         let renewed = own.etcd_lease.map(|_| now);
         let (publish, cluster) = watch::channel(Arc::new(Cluster {
             own: Own::Held(own.clone()),
-            peers: std::collections::BTreeMap::new(),
+            peers: Peers::default(),
             revision: 0,
             connected: false,
             unheard: Some(now.into_std()),
@@ -200,6 +203,7 @@ impl Task {
             unheard: Some(now),
             published: now,
             told_of_peers: Told::default(),
+            selection: Selection::default(),
         };
         (task, cluster)
     }
@@ -282,7 +286,7 @@ impl Task {
                 networks_v6: networks(self.config.v6, self.new_config.as_ref().and_then(|config| config.v6)),
             },
         };
-        let peers = rules.peers(&self.records, &mut self.told_of_peers);
+        let peers = self.selection.update(&rules, &mut self.records, &mut self.told_of_peers);
         let own = match &self.lost {
             None => Own::Held(self.own.clone()),
             Some(reason) => Own::Lost { key: self.own.key, reason: reason.clone() },

@@ -52,11 +52,26 @@ impl Record {
 }
 
 /// All records, by key.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Records {
     records: BTreeMap<LeaseKey, Record>,
+    /// What was there before, at the keys where something has changed.
+    changed: Changed,
     /// Subnets of keys that are none of a lease by our reading, but by flannel's.
     odd: BTreeMap<String, LeaseKey>,
+}
+
+/// Records as they were before they changed, `None` where there was none.
+pub(super) type Before = BTreeMap<LeaseKey, Option<Record>>;
+
+/// What has changed since somebody asked.
+#[derive(Clone, Debug, Default)]
+enum Changed {
+    /// Whatever there is: nobody has asked yet.
+    #[default]
+    All,
+    /// At these keys, of which there are few.
+    At(Before),
 }
 
 impl Records {
@@ -95,7 +110,7 @@ impl Records {
         if self.is_newer(key, pair.mod_revision) {
             return None;
         }
-        self.records.insert(key, Record { key, attrs, etcd_lease, mod_revision: pair.mod_revision });
+        self.set(key, Some(Record { key, attrs, etcd_lease, mod_revision: pair.mod_revision }));
         Some(key)
     }
 
@@ -113,7 +128,27 @@ impl Records {
         if self.is_newer(key, pair.mod_revision) {
             return None;
         }
-        self.records.remove(&key).map(|record| record.key)
+        self.set(key, None).map(|record| record.key)
+    }
+
+    /// Sets or takes out a record, and returns what was there.
+    fn set(&mut self, key: LeaseKey, record: Option<Record>) -> Option<Record> {
+        let before = match record {
+            Some(record) => self.records.insert(key, record),
+            None => self.records.remove(&key),
+        };
+        if let Changed::At(changed) = &mut self.changed {
+            changed.entry(key).or_insert_with(|| before.clone());
+        }
+        before
+    }
+
+    /// Where records have changed since this was last asked, and what they were then; `None`: perhaps everywhere.
+    pub(super) fn take_changed(&mut self) -> Option<Before> {
+        match std::mem::replace(&mut self.changed, Changed::At(Before::new())) {
+            Changed::All => None,
+            Changed::At(before) => Some(before),
+        }
     }
 
     /// Whether an event is older than what is known: our own writes are known before the watch tells of what came
@@ -125,7 +160,7 @@ impl Records {
     /// Takes in our own write, which is known before the watch tells.
     pub(super) fn insert(&mut self, lease: &Lease) {
         let Lease { key, attrs, etcd_lease, mod_revision, .. } = lease.clone();
-        self.records.insert(key, Record { key, attrs: Ok(attrs), etcd_lease, mod_revision });
+        self.set(key, Some(Record { key, attrs: Ok(attrs), etcd_lease, mod_revision }));
     }
 
     pub(super) fn get(&self, key: LeaseKey) -> Option<&Record> {
@@ -140,6 +175,13 @@ impl Records {
     pub(super) fn taken<F: Family>(&self, own: Option<LeaseKey>) -> impl Iterator<Item = F::Net> {
         let others = self.records.keys().filter(move |key| Some(**key) != own);
         others.chain(self.odd.values()).filter_map(LeaseKey::half::<F>)
+    }
+}
+
+/// The records count, not who knows of their changes.
+impl PartialEq for Records {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.records, &self.odd) == (&other.records, &other.odd)
     }
 }
 
@@ -162,6 +204,11 @@ impl Told {
         &self.reasons
     }
 
+    /// Whether nothing was.
+    pub(super) fn is_empty(&self) -> bool {
+        self.reasons.is_empty()
+    }
+
     pub(super) fn forget(&mut self, key: &str) {
         self.reasons.remove(key);
     }
@@ -171,7 +218,7 @@ impl Told {
 impl FromIterator<Record> for Records {
     fn from_iter<I: IntoIterator<Item = Record>>(records: I) -> Self {
         let records = records.into_iter().map(|record| (record.key, record)).collect();
-        Self { records, odd: BTreeMap::new() }
+        Self { records, ..Self::default() }
     }
 }
 

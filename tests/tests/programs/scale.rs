@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Instant};
 
+use aya::maps::{HashMap, Map, MapData};
 use ipnet::Ipv4Net;
 use loden_agent::dataplane::{
-    Changes, Dataplane, FamilySettings, PeerPath, PinnedMaps, Settings, Underlay, VxlanSettings, Way,
+    Changes, Dataplane, FamilySettings, PeerPath, PinnedMaps, Pins, Settings, Underlay, VxlanSettings, Way,
 };
 use loden_agent::family::V4;
 use loden_ebpf::abi::{Endpoint, FlowKey, map};
@@ -65,6 +66,63 @@ fn sixty_five_thousand_peers_fit_and_the_next_agent_finds_them() {
         assert_eq!(next.half_mut::<V4>().set_peers(&peers).unwrap(), Changes::default());
         let changes = next.half_mut::<V4>().set_peers(&peers[..10]).unwrap();
         assert_eq!(changes, Changes { removed: 65_525, ..Changes::default() });
+    });
+}
+
+/// A peer with the `slot`-th subnet at the `vtep`-th address.
+fn peer(slot: u32, vtep: u32, mac: u8) -> PeerPath {
+    let underlay = Underlay {
+        uplink: 1,
+        next_hop: Ipv4Addr::new(192, 0, 2, 254),
+        source: Ipv4Addr::new(192, 0, 2, 1),
+        mtu: 1500,
+    };
+    PeerPath {
+        subnet: Ipv4Net::new(Ipv4Addr::from(0x0a05_0000 + (slot << 8)), 24).unwrap(),
+        vtep: Ipv4Addr::from(0xc612_0000 + vtep),
+        vtep_mac: [2, 0, 0, 0, mac, vtep as u8],
+        way: Way::Encapsulated,
+        underlay: Some(underlay),
+    }
+}
+
+#[test]
+fn a_few_peers_that_change_leave_what_setting_all_of_them_does() {
+    Lab::run(|lab| {
+        let pins = lab.bpffs.path().join("few");
+        let mut dataplane = load("10.5.0.0/16", "10.5.0.0/24", &pins);
+        // The second VTEP has two subnets.
+        let first = [peer(1, 1, 0), peer(2, 2, 0), peer(3, 2, 0), peer(4, 4, 0)];
+        dataplane.half_mut::<V4>().set_peers(&first).unwrap();
+        let vteps = MapData::from_pin(Pins::below(&pins).map(map::VTEPS)).unwrap();
+        let vteps = HashMap::<_, [u8; 4], u32>::try_from(Map::HashMap(vteps)).unwrap();
+        let vteps = || -> BTreeMap<u8, u32> {
+            vteps.iter().map(Result::unwrap).map(|(vtep, subnets)| (vtep[3], subnets)).collect()
+        };
+        assert_eq!(vteps(), [(1, 1), (2, 2), (4, 1)].into());
+        let mut step = |gone: &[PeerPath], now: &[PeerPath], left: &[PeerPath], all: &[PeerPath]| {
+            let half = dataplane.half_mut::<V4>();
+            let removed = half.remove_peers(gone.iter().map(|path| path.subnet)).unwrap();
+            let left: Vec<Ipv4Addr> = left.iter().map(|path| path.vtep).collect();
+            let changes = half.change_peers(now, &left).unwrap();
+            let few = vteps();
+            assert_eq!(half.set_peers(all).unwrap(), Changes::default());
+            assert_eq!(few, vteps());
+            (removed, changes.added, changes.changed, few.len())
+        };
+        let (one, two, three, four) = (first[0], first[1], first[2], first[3]);
+        let other_mac = peer(1, 1, 9);
+        assert_eq!(step(&[], &[other_mac], &[one], &[other_mac, two, three, four]), (0, 0, 1, 3));
+        assert_eq!(
+            step(&[two], &[], &[two], &[other_mac, three, four]),
+            (1, 0, 0, 3),
+            "it has the other still"
+        );
+        assert_eq!(step(&[three], &[], &[three], &[other_mac, four]), (1, 0, 0, 2));
+        let moved = peer(5, 4, 0);
+        assert_eq!(step(&[four], &[moved], &[four], &[other_mac, moved]), (1, 1, 0, 2), "to another subnet");
+        let at_another = peer(5, 6, 0);
+        assert_eq!(step(&[], &[at_another], &[moved], &[other_mac, at_another]), (0, 0, 1, 2));
     });
 }
 
