@@ -90,7 +90,7 @@ impl Kernel {
                 let message = neighbour_message::<F>(*device, *address, Some(*mac));
                 (RouteNetlinkMessage::NewNeighbour(message), How::Replace)
             }
-            Op::SetRoute(route) => (RouteNetlinkMessage::NewRoute(route_message(route)), How::Replace),
+            Op::SetRoute(route) => return self.set_route(route, what).await,
             Op::DelRoute(route) => (RouteNetlinkMessage::DelRoute(deletion(route)), How::Existing),
             Op::DelNeighbour { device, address } => {
                 let message = neighbour_message::<F>(*device, *address, None);
@@ -103,6 +103,30 @@ impl Kernel {
         match self.change(what, message, how).await {
             Err(error) if op.is_removal() && is_gone(&error) => Ok(()),
             done => done,
+        }
+    }
+
+    /// Sets a route, in place where there is one.
+    ///
+    /// IPv6 refuses an onlink next hop while a route leads to it by another link, default routes apart
+    /// (`ip6_route_check_nh_onlink` in net/ipv6/route.c), and one may: that of a peer that was direct, or an operator's
+    /// wider one. As long as it takes, a route to the next hop alone stands before it.
+    async fn set_route<F: Family>(&self, route: &Route<F>, what: impl Fn() -> String) -> Result<()> {
+        let set = |route: &Route<F>| {
+            self.change(&what, RouteNetlinkMessage::NewRoute(route_message(route)), How::Replace)
+        };
+        let error = match set(route).await {
+            Err(error) if F::BITS == 128 && route.onlink && error.errno() == Some(Errno::EINVAL) => error,
+            done => return done,
+        };
+        let Some(dst) = route.gateway.and_then(|gateway| F::net(gateway, F::BITS)) else { return Err(error) };
+        let alone = Route { dst, gateway: None, onlink: false, ..route.clone() };
+        set(&alone).await?;
+        let done = set(route).await;
+        let removal = RouteNetlinkMessage::DelRoute(deletion(&alone));
+        match self.change(&what, removal, How::Existing).await {
+            Err(error) if !is_gone(&error) => done.and(Err(error)),
+            _ => done,
         }
     }
 

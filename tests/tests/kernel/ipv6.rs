@@ -84,6 +84,26 @@ fn two_hosts_reach_each_other_over_an_ipv6_underlay() {
     assert!(sent >= 1, "the packets went through the VXLAN device: {sent}");
 }
 
+/// The kernel refuses the route to such a peer at first.
+#[test]
+fn a_peer_to_whose_next_hop_another_link_leads_gets_its_route_all_the_same() {
+    let (a, _b) = pair();
+    set_up(&a, A);
+    let by_vxlan = peer(B, [2, 0, 0, 0, 0, 2]);
+    let direct = OverlayPeer { direct: true, ..by_vxlan };
+    a.ip("-6 route add fc00::/32 via fd77::99 dev eth0").unwrap();
+    for peer in [by_vxlan, direct, by_vxlan] {
+        let desired = desired(&a, A.1, &[peer]);
+        inside(&a, async |kernel| {
+            assert!(node::reconcile(&kernel, &desired).await > 0);
+            assert_eq!(node::reconcile(&kernel, &desired).await, 0, "a second look finds nothing to do");
+        });
+        let way = if peer.direct { "fd77::12 dev eth0" } else { "fc00:0:0:2:: dev flannel-v6.1" };
+        let routes = lines(&a, "ip -6 route show proto 76");
+        assert!(routes.len() == 1 && routes[0].starts_with(&format!("{} via {way} ", B.1)), "{routes:?}");
+    }
+}
+
 #[test]
 fn damage_is_put_right_and_told_of() {
     let (a, _b) = pair();
