@@ -29,6 +29,19 @@ pub const PREFIX: &str = "/coreos.com/network";
 const ETCD: u32 = 5;
 const FIRST_NODE: u32 = 11;
 
+/// The key under which a node's lease is in etcd. What has no IPv4 subnet has all of IPv4's zeros in it.
+///
+/// # Errors
+///
+/// Where the node has no `subnet.env` yet.
+pub fn lease_key(node: &Node) -> Result<String> {
+    let env = node.subnet_env()?;
+    let segment = |subnet: IpNet| format!("{}-{}", subnet.network(), subnet.prefix_len());
+    let v4 = env.subnet4.map_or_else(|| "0.0.0.0-0".to_owned(), |v4| segment(v4.into()));
+    let v6 = env.subnet6.map_or_else(String::new, |v6| format!("&{}", segment(v6.into())));
+    Ok(format!("{PREFIX}/subnets/{v4}{v6}"))
+}
+
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
 pub struct Plan {

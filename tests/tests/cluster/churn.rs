@@ -4,13 +4,12 @@ use std::{thread, time::Duration};
 
 use anyhow::Context as _;
 use loden_tests::{
-    cluster::{Cluster, Plan},
+    cluster::Cluster,
     container::Container,
     counters::Share,
     each_family,
     family::Family,
     node::Node,
-    packet::Ipv4,
     process::wait_for,
     traffic::{
         hello, ping,
@@ -22,7 +21,10 @@ use loden_tests::{
 each_family!(
     a_container_that_comes_back_at_its_address_on_another_veth_is_reached_fast,
     a_pod_whose_veth_has_the_index_of_one_that_is_gone_is_reached_fast,
+    a_stream_goes_on_while_an_agent_is_stopped_and_started,
+    a_stream_goes_on_while_an_agent_crashes_and_starts_again,
     a_stream_goes_on_while_the_programs_are_detached_and_attached_again,
+    what_works_goes_on_while_etcd_is_away,
 );
 
 fn a_container_that_comes_back_at_its_address_on_another_veth_is_reached_fast<F: Family>() {
@@ -106,17 +108,15 @@ fn assert_stream_survives<F: Family>(disturb: impl FnOnce(&mut Cluster)) {
     assert!(share.smaller() >= 0.99, "after the disturbance: {share:?}");
 }
 
-#[test]
-fn a_stream_goes_on_while_an_agent_is_stopped_and_started() {
-    assert_stream_survives::<Ipv4>(|cluster| {
+fn a_stream_goes_on_while_an_agent_is_stopped_and_started<F: Family>() {
+    assert_stream_survives::<F>(|cluster| {
         assert!(cluster.nodes[0].stop_agent().unwrap().success());
         cluster.nodes[0].start_agent(&[]).unwrap();
     });
 }
 
-#[test]
-fn a_stream_goes_on_while_an_agent_crashes_and_starts_again() {
-    assert_stream_survives::<Ipv4>(|cluster| {
+fn a_stream_goes_on_while_an_agent_crashes_and_starts_again<F: Family>() {
+    assert_stream_survives::<F>(|cluster| {
         cluster.nodes[1].kill_agent();
         cluster.nodes[1].start_agent(&[]).unwrap();
     });
@@ -131,12 +131,11 @@ fn a_stream_goes_on_while_the_programs_are_detached_and_attached_again<F: Family
     });
 }
 
-#[test]
-fn what_works_goes_on_while_etcd_is_away() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
+fn what_works_goes_on_while_etcd_is_away<F: Family>() {
+    let (mut cluster, containers) = Cluster::start_with_containers(&F::alone(), &[]).unwrap();
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
     cluster.etcd_mut().kill();
-    let work = || stream::run(containers[0].host(), containers[1].host(), None, Until::Bytes(50_000_000));
+    let work = || stream::run(a, b, None, Until::Bytes(50_000_000));
     assert_eq!(work().unwrap().bytes, 50_000_000);
     cluster.etcd_mut().restart().unwrap();
     assert_eq!(work().unwrap().bytes, 50_000_000);

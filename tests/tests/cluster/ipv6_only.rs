@@ -14,10 +14,8 @@ use loden_tests::{
 use serde_json::Value;
 
 /// Nodes with agents, and a container on each. Who forwards nothing unless told to, as with Docker, forwards these.
-fn start(backend: &str) -> (Cluster, Vec<Container>) {
-    let plan = Plan::ipv6_only();
-    let config = plan.config.replace(r#""Type":"vxlan""#, backend);
-    let mut cluster = Cluster::create(&Plan { nodes: 2, config, ..plan }).unwrap();
+fn start() -> (Cluster, Vec<Container>) {
+    let mut cluster = Cluster::create(&Plan { nodes: 2, ..Plan::ipv6_only() }).unwrap();
     for node in &mut cluster.nodes {
         node.netns().exec("ip6tables -P FORWARD DROP").unwrap();
         node.start_agent(&["--ip-masq"]).unwrap();
@@ -54,7 +52,7 @@ fn lease(cluster: &Cluster, node: &Node) -> (String, Value) {
 
 #[test]
 fn containers_reach_each_other_where_nobody_has_an_ipv4_address() {
-    let (cluster, containers) = start(r#""Type":"vxlan""#);
+    let (cluster, containers) = start();
     let (a, b) = (&containers[0], &containers[1]);
     // The whole of the MTU, and no byte more: 1430 less 40 of IPv6 and 8 of ICMPv6.
     let whole = format!("ping -6 -n -q -M do -c 2 -i 0.05 -W 2 -s 1382 {}", b.address6().unwrap());
@@ -113,15 +111,4 @@ fn assert_no_trace_of_ipv4(node: &Node) {
     assert!(!run("iptables -S").contains("LODEN"));
     assert_eq!(run("sysctl -n net.ipv4.ip_forward").trim(), "0");
     assert_eq!(run("sysctl -n net.ipv6.conf.all.forwarding").trim(), "1");
-}
-
-#[test]
-fn host_gw_needs_no_ipv4_either() {
-    let (cluster, containers) = start(r#""Type":"host-gw""#);
-    transfer(&containers[0], &containers[1]);
-    let routes = cluster.nodes[0].netns().ip("-6 route show proto 76").unwrap();
-    assert!(routes.contains("via fd77::c dev eth0"), "{routes}");
-    let (text, _) = lease(&cluster, &cluster.nodes[0]);
-    assert_eq!(text, r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd77::b","BackendType":"host-gw"}"#);
-    assert_eq!(cluster.nodes[0].subnet_env().unwrap().mtu, 1500, "nothing is encapsulated");
 }

@@ -11,7 +11,7 @@ use loden_tests::{
     traffic::stream::{self, Until},
 };
 
-use crate::assert_all_reach_all;
+use crate::{assert_all_reach_all, wait_for_all_to_answer};
 
 /// Everything on a node that an agent could have changed, without counters and times.
 fn state(node: &Node) -> BTreeSet<String> {
@@ -48,10 +48,11 @@ fn clean_up(node: &Node, args: &[&str]) -> String {
     node.loden(&[&["cleanup", "--subnet-file", &file], args].concat()).unwrap()
 }
 
-each_plan!(cleanup_leaves_a_node_as_it_was_before_the_agent);
+each_plan!(cleanup_leaves_a_node_as_it_was_before_the_agent, a_node_that_joins_later_is_reached_and_reaches,);
 each_family!(
     a_lease_is_given_back_when_asked_and_kept_otherwise,
     cleanup_that_keeps_the_kernel_leaves_a_flannel_node_and_its_connections,
+    cleanup_takes_the_routes_of_host_gw_and_none_of_another_agent,
 );
 
 fn a_lease_is_given_back_when_asked_and_kept_otherwise<F: Family>() {
@@ -123,19 +124,22 @@ fn cleanup_that_keeps_the_kernel_leaves_a_flannel_node_and_its_connections<F: Fa
     assert!(!rules.to_lowercase().contains("loden"), "{rules}");
 }
 
-#[test]
-fn cleanup_takes_the_routes_of_host_gw_and_none_of_another_agent() {
-    let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
-    let plan = Plan { nodes: 2, config: config.into(), ..Plan::default() };
+fn cleanup_takes_the_routes_of_host_gw_and_none_of_another_agent<F: Family>() {
+    let plan = F::plan();
+    let plan = Plan { config: plan.config.replace("vxlan", "host-gw"), ..plan };
     let mut cluster = Cluster::start(&plan, &[]).unwrap();
+    let via = F::of_node(&cluster, 1);
+    let ours = F::subnet(&cluster.nodes[1]).to_string();
     let node = &mut cluster.nodes[0];
-    let anothers = "10.6.7.0/24 via 192.168.64.12 dev eth0 proto 76";
-    node.netns().ip(&format!("route add {anothers}")).unwrap();
-    assert!(node.netns().ip("route show proto 76").unwrap().contains("10.5."));
+    let anothers = if F::IS_IPV4 { "10.6.7.0/24" } else { "fc01:0:0:7::/64" };
+    let anothers = format!("{anothers} via {via} dev eth0");
+    node.netns().ip(&format!("route add {anothers} proto 76")).unwrap();
+    let routes = format!("{} route show proto 76", F::FLAG);
+    assert!(node.netns().ip(&routes).unwrap().contains(&ours));
     node.stop_agent().unwrap();
     let said = clean_up(node, &[]);
-    let left = node.netns().ip("route show proto 76").unwrap();
-    assert_eq!(left.trim(), anothers.trim_end_matches(" proto 76"), "cleanup said: {said}");
+    let left = node.netns().ip(&routes).unwrap();
+    assert!(left.lines().count() == 1 && left.starts_with(&anothers), "{left}\ncleanup said: {said}");
 }
 
 #[test]
@@ -151,14 +155,14 @@ fn a_second_agent_on_a_node_ends_and_the_first_goes_on() {
     assert_all_reach_all(&containers);
 }
 
-#[test]
-fn a_node_that_joins_later_is_reached_and_reaches() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
+fn a_node_that_joins_later_is_reached_and_reaches(plan: &Plan) {
+    let mut cluster = Cluster::start(plan, &[]).unwrap();
     let node = cluster.add_node().unwrap();
     node.start_agent(&[]).unwrap();
     node.make_bridge().unwrap();
     cluster.wait_for_routes().unwrap();
     let containers = cluster.run_containers(1).unwrap();
     assert_eq!(containers.len(), 3);
+    wait_for_all_to_answer(&containers);
     assert_all_reach_all(&containers);
 }

@@ -17,7 +17,6 @@ mod guard;
 mod headroom;
 mod healing;
 mod index;
-mod ipv6_fast;
 mod ipv6_only;
 mod ipvs;
 mod leaving;
@@ -54,6 +53,13 @@ fn assert_all_reach_all(containers: &[Container]) {
             traffic::ping(client.netns, to, 1)
                 .unwrap_or_else(|error| panic!("ping from {from} to {to}: {error:#}"));
         }
+    }
+}
+
+/// Waits until every container is answered by the next: a container of IPv6 says nothing for its first second or two.
+fn wait_for_all_to_answer(containers: &[Container]) {
+    for (n, from) in containers.iter().enumerate() {
+        traffic::wait_for_answer(from, &containers[(n + 1) % containers.len()]).unwrap();
     }
 }
 

@@ -2,28 +2,38 @@
 
 use loden_tests::{
     cluster::{Cluster, Plan},
+    each_plan,
     node::Node,
 };
 use serde_json::Value;
 
-use crate::{assert_all_reach_all, show_logs};
+use crate::{assert_all_reach_all, show_logs, wait_for_all_to_answer};
+
+each_plan!(
+    every_container_reaches_every_other_with_its_own_address,
+    without_the_programs_the_same_containers_are_reached,
+    containers_reach_each_other_where_docker_drops_what_is_forwarded,
+);
 
 fn assert_reachable(plan: &Plan, args: &[&str]) -> Cluster {
     let mut cluster = Cluster::start(plan, args).unwrap();
     show_logs(&cluster);
     let containers = cluster.run_containers(2).unwrap();
+    wait_for_all_to_answer(&containers);
     assert_all_reach_all(&containers);
     cluster
 }
 
-#[test]
-fn every_container_reaches_every_other_with_its_own_address() {
-    assert_reachable(&Plan::default(), &[]);
+fn three(plan: &Plan) -> Plan {
+    Plan { nodes: 3, ..plan.clone() }
 }
 
-#[test]
-fn without_the_programs_the_same_containers_are_reached() {
-    assert_reachable(&Plan::default(), &["--datapath=kernel"]);
+fn every_container_reaches_every_other_with_its_own_address(plan: &Plan) {
+    assert_reachable(&three(plan), &[]);
+}
+
+fn without_the_programs_the_same_containers_are_reached(plan: &Plan) {
+    assert_reachable(&three(plan), &["--datapath=kernel"]);
 }
 
 #[test]
@@ -97,12 +107,12 @@ fn subnets_far_apart_in_a_large_network_are_reached_by_routes_of_other_scopes() 
     }
 }
 
-#[test]
-fn containers_reach_each_other_where_docker_drops_what_is_forwarded() {
-    let mut cluster = Cluster::start(&Plan::default(), &[]).unwrap();
+fn containers_reach_each_other_where_docker_drops_what_is_forwarded(plan: &Plan) {
+    let mut cluster = Cluster::start(&three(plan), &[]).unwrap();
     for node in &cluster.nodes {
         node.docker_firewall().unwrap();
     }
     let containers = cluster.run_containers(1).unwrap();
+    wait_for_all_to_answer(&containers);
     assert_all_reach_all(&containers);
 }

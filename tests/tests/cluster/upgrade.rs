@@ -16,12 +16,11 @@ use std::{
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use loden_ebpf::abi::ABI_VERSION;
 use loden_tests::{
-    cluster::{Cluster, Plan},
+    cluster::Cluster,
     container::Container,
     each_family,
     family::Family,
     node::{BRIDGE, Node},
-    packet::Ipv4,
     process::wait_for,
     traffic::{load, ping},
 };
@@ -31,7 +30,9 @@ use crate::assert_bulk_is_fast;
 
 each_family!(
     an_older_versions_programs_are_replaced_in_place_and_its_maps_removed,
+    a_newer_versions_programs_are_replaced_in_place_and_its_maps_removed,
     a_map_of_another_shape_is_replaced_and_the_programs_swapped_in_place,
+    cleanup_removes_what_other_versions_have_left,
 );
 
 const HOOKS: usize = 6;
@@ -120,9 +121,8 @@ fn an_older_versions_programs_are_replaced_in_place_and_its_maps_removed<F: Fami
     assert_switches_from::<F>(ABI_VERSION - 1);
 }
 
-#[test]
-fn a_newer_versions_programs_are_replaced_in_place_and_its_maps_removed() {
-    assert_switches_from::<Ipv4>(ABI_VERSION + 1);
+fn a_newer_versions_programs_are_replaced_in_place_and_its_maps_removed<F: Family>() {
+    assert_switches_from::<F>(ABI_VERSION + 1);
 }
 
 fn a_map_of_another_shape_is_replaced_and_the_programs_swapped_in_place<F: Family>() {
@@ -155,17 +155,15 @@ fn a_map_of_another_shape_is_replaced_and_the_programs_swapped_in_place<F: Famil
     }
 }
 
-#[test]
-fn cleanup_removes_what_other_versions_have_left() {
-    let mut cluster = Cluster::start(&Plan { nodes: 2, ..Plan::default() }, &[]).unwrap();
-    let containers = cluster.run_containers(1).unwrap();
+fn cleanup_removes_what_other_versions_have_left<F: Family>() {
+    let (mut cluster, containers) = Cluster::start_with_containers(&F::alone(), &[]).unwrap();
     let node = &mut cluster.nodes[0];
     node.stop_agent().unwrap();
     fs::rename(node.bpffs().join(format!("v{ABI_VERSION}")), node.bpffs().join("v77")).unwrap();
     let file = node.subnet_file().display().to_string();
     node.loden(&["cleanup", "--keep-kernel", "--subnet-file", &file]).unwrap();
     assert!(!node.bpffs().exists(), "{:?}", names(node.bpffs()));
-    for (interface, side) in hooks::<Ipv4>() {
+    for (interface, side) in hooks::<F>() {
         // The kernel takes a link off its hook a moment after its last reference is gone.
         wait_for("an empty hook", Duration::from_secs(2), || {
             let programs = node.netns().run(|| SchedClassifier::query_tcx(interface, side));

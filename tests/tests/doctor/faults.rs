@@ -100,7 +100,7 @@ fn faults_beside_a_running_agent_are_found_by_name() {
     let clone = format!("{PREFIX}/subnets/10.5.250.0-24");
     let value = format!(
         r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"0a:fe:00:00:00:99"}}}}"#,
-        ward.flannel().address()
+        ward.flannel().halves()[0].address
     );
     ward.cluster.etcd().ctl(&["put", &clone, &value]).unwrap();
     let routed = || ward.patient().has_route("10.5.250.0/24".parse::<ipnet::Ipv4Net>().unwrap()).unwrap();
@@ -110,7 +110,7 @@ fn faults_beside_a_running_agent_are_found_by_name() {
         report.find("public-ip")["evidence"]
             .as_str()
             .unwrap()
-            .contains(&ward.flannel().address().to_string())
+            .contains(&ward.flannel().halves()[0].address.to_string())
     );
     ward.cluster.etcd().ctl(&["del", &clone]).unwrap();
     wait_for("the clone to go", Duration::from_secs(10), || (!routed()).then_some(())).unwrap();

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf, process::Output, time::Durat
 use loden_tests::{
     cluster::{Cluster, Plan},
     container::Container,
-    flannel::FlannelNode,
+    flannel::{FlannelNode, Half},
     netns::Netns,
     node::Node,
     process::wait_for,
@@ -66,14 +66,15 @@ impl Ward {
         let mut cluster = Cluster::start(&Plan { nodes: 2, config, ..Plan::default() }, &[]).unwrap();
         let netns = Netns::create("flannel").unwrap();
         let address = cluster.underlay().plug(&netns, 31).unwrap();
-        let flannel =
-            FlannelNode::create(netns, address, "10.5.231.0/24".parse().unwrap(), cluster.etcd()).unwrap();
+        let half = Half::new(address.into(), "10.5.231.0/24".parse().unwrap());
+        let flannel = FlannelNode::create(netns, vec![half], cluster.etcd()).unwrap();
         for node in &cluster.nodes {
-            let status = node.status().unwrap();
-            let mac = status["device"]["mac"].as_str().unwrap();
-            flannel.add_peer(node.subnet_env().unwrap().subnet(), node.address(), mac, false).unwrap();
+            let (status, subnet) = (node.status().unwrap(), node.subnet_env().unwrap().subnet());
+            let mac = status["device"]["mac"].as_str().unwrap().to_owned();
+            let peer = Half { address: node.address().into(), subnet: subnet.trunc().into(), mac };
+            flannel.add_peer(&[peer], false).unwrap();
             wait_for("the route to the flannel node", Duration::from_secs(10), || {
-                node.has_route(flannel.subnet()).unwrap().then_some(())
+                node.has_route(flannel.halves()[0].subnet).unwrap().then_some(())
             })
             .unwrap();
         }

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use loden_tests::{
     cluster::{Cluster, Plan},
     counters::Share,
-    flannel::FlannelNode,
+    flannel::{FlannelNode, Half},
     netns::Netns,
     process::wait_for,
     traffic::{
@@ -181,9 +181,10 @@ fn nodes_join_and_leave_and_a_flannel_node_stands_beside_ours() {
     let mut kube = Kube::start(2);
     let netns = Netns::create("flannel").unwrap();
     let address = kube.cluster.underlay().plug(&netns, 31).unwrap();
-    let mut flannel = FlannelNode::create(netns, address, subnet(31), kube.cluster.etcd()).unwrap();
+    let half = Half::new(address.into(), subnet(31).into());
+    let mut flannel = FlannelNode::create(netns, vec![half], kube.cluster.etcd()).unwrap();
     kube.server.store().add_node("flannel", Some("10.244.31.0/24"));
-    kube.server.store().annotate_as_flannel("flannel", &address.to_string(), flannel.mac());
+    kube.server.store().annotate_as_flannel("flannel", &address.to_string(), &flannel.halves()[0].mac);
     for n in 0..2 {
         until_route(&kube, n, subnet(31), true);
         // flannel reads what we have written, and nothing else.
@@ -192,7 +193,8 @@ fn nodes_join_and_leave_and_a_flannel_node_stands_beside_ours() {
         let data: serde_json::Value =
             serde_json::from_str(&kube.server.annotation(&name, "backend-data").unwrap()).unwrap();
         let theirs = Ipv4Net::new([10, 244, n as u8 + 1, 0].into(), 24).unwrap();
-        flannel.add_peer(theirs, public_ip, data["VtepMAC"].as_str().unwrap(), false).unwrap();
+        let mac = data["VtepMAC"].as_str().unwrap().to_owned();
+        flannel.add_peer(&[Half { address: public_ip, subnet: theirs.into(), mac }], false).unwrap();
     }
     let mut containers = kube.cluster.run_containers(1).unwrap();
     containers.push(flannel.run_container().unwrap());

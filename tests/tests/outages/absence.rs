@@ -4,7 +4,7 @@ use std::{net::IpAddr, thread, time::Duration};
 
 use ipnet::IpNet;
 use loden_tests::{
-    cluster::{Cluster, Plan},
+    cluster::{Cluster, Plan, lease_key},
     each_family,
     family::Family,
     node::Node,
@@ -12,7 +12,7 @@ use loden_tests::{
     traffic::{hello, load, ping, wait_for_answer},
 };
 
-use crate::{SHORT_TTL, assert_fast, assert_reach, key, wait_ready};
+use crate::{SHORT_TTL, assert_fast, assert_reach, wait_ready};
 
 each_family!(
     etcd_gone_for_many_missed_keepalives_changes_nothing_on_the_nodes,
@@ -107,7 +107,7 @@ fn an_agent_that_was_gone_for_long_finds_its_lease_and_who_came_and_left_meanwhi
     assert_eq!(knows::<F>(&cluster.nodes[0], &leaver), [true; 4]);
     cluster.nodes[0].kill_agent();
     // An hour is the smallest part of what etcd goes on waiting for.
-    let lease = cluster.etcd().ctl(&["get", "-w", "json", &key(&cluster.nodes[0])]).unwrap();
+    let lease = cluster.etcd().ctl(&["get", "-w", "json", &lease_key(&cluster.nodes[0]).unwrap()]).unwrap();
     let lease: serde_json::Value = serde_json::from_str(&lease).unwrap();
     let id = format!("{:x}", lease["kvs"][0]["lease"].as_u64().unwrap());
     let left = cluster.etcd().ctl(&["lease", "timetolive", "-w", "json", &id]).unwrap();
@@ -115,7 +115,7 @@ fn an_agent_that_was_gone_for_long_finds_its_lease_and_who_came_and_left_meanwhi
     assert!(left["ttl"].as_i64().unwrap() > 23 * 3600, "{left}");
     // Meanwhile one leaves and one comes.
     cluster.nodes[2].stop_agent().unwrap();
-    cluster.etcd().ctl(&["del", &key(&cluster.nodes[2])]).unwrap();
+    cluster.etcd().ctl(&["del", &lease_key(&cluster.nodes[2]).unwrap()]).unwrap();
     let newcomer = cluster.add_node().unwrap();
     newcomer.start_agent(&[]).unwrap();
     newcomer.make_bridge().unwrap();

@@ -13,7 +13,6 @@ mod storms;
 
 use std::time::Duration;
 
-use ipnet::IpNet;
 use loden_tests::{
     container::Container,
     counters::{Counters, Share},
@@ -53,17 +52,4 @@ fn wait_ready(node: &Node, limit: u64) {
         (node.status().ok()?["ready"] == true).then_some(())
     })
     .unwrap_or_else(|error| panic!("{error:#}: {:#?}\n{}", node.status(), node.log()));
-}
-
-/// The key under which a node's lease is. What has no IPv4 subnet has all of IPv4's zeros in it.
-fn key(node: &Node) -> String {
-    let env = node.subnet_env().unwrap();
-    let v4 = env.subnet4.map_or_else(|| "0.0.0.0-0".to_owned(), |v4| segment(v4.trunc()));
-    let v6 = env.subnet6.map_or_else(String::new, |v6| format!("&{}", segment(v6.trunc())));
-    format!("{}/subnets/{v4}{v6}", loden_tests::cluster::PREFIX)
-}
-
-fn segment(subnet: impl Into<IpNet>) -> String {
-    let subnet = subnet.into();
-    format!("{}-{}", subnet.network(), subnet.prefix_len())
 }

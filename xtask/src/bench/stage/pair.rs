@@ -11,7 +11,7 @@ use loden_tests::{
     cluster::PREFIX,
     container::Container,
     counters::Share,
-    flannel::FlannelNode,
+    flannel::{FlannelNode, Half},
     netns::{Netns, join},
     nic,
     node::{BRIDGE, Node},
@@ -135,11 +135,14 @@ impl Pair {
 
     fn flannel(mode: Mode, wires: [Netns; 2], family: Family, management: &mut Management) -> Result<Self> {
         let [first, second] = wires;
-        let node = |netns, n| FlannelNode::create(netns, host(UNDERLAY, n), own(n), &management.etcd);
+        let node = |netns, n| {
+            let half = Half::new(host(UNDERLAY, n).into(), own(n).into());
+            FlannelNode::create(netns, vec![half], &management.etcd)
+        };
         let mut nodes = [node(first, 1)?, node(second, 2)?];
         let [first, second] = &nodes;
-        first.add_peer(second.subnet(), second.address(), second.mac(), false)?;
-        second.add_peer(first.subnet(), first.address(), first.mac(), false)?;
+        first.add_peer(second.halves(), false)?;
+        second.add_peer(first.halves(), false)?;
         let mut pods = Vec::new();
         for (node, n) in nodes.iter_mut().zip(1..) {
             let mut own_pods = (0..PODS).map(|_| node.run_container()).collect::<Result<Vec<_>>>()?;
