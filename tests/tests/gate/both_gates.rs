@@ -1,18 +1,19 @@
 //! What holds under both gates is tested under both.
 
 /// Makes a test for each gate and family of a function that is generic over the family and takes the gate:
-/// `NAME::strict::v4` and so on; or for IPv4 alone.
+/// `NAME::strict::v4` and so on; or of one that takes the
+/// gate alone, and sees to both families itself.
 macro_rules! under_both_gates {
-    (IPv4: $($name:ident),+ $(,)?) => {
+    (dual: $($name:ident),+ $(,)?) => {
         $(mod $name {
             #[test]
             fn strict() {
-                super::$name::<loden_tests::packet::Ipv4>(crate::STRICT);
+                super::$name(crate::STRICT);
             }
 
             #[test]
             fn open() {
-                super::$name::<loden_tests::packet::Ipv4>(crate::OPEN);
+                super::$name(crate::OPEN);
             }
         })+
     };

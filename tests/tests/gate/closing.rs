@@ -10,7 +10,6 @@ use std::{
 use loden_tests::{
     each_family,
     family::Family,
-    packet::Ipv4,
     policy::stateful,
     service::{Tool, at},
     traffic::socket::{self, ask, open, pour, say, wants_end},
@@ -22,13 +21,13 @@ use crate::{STRICT, assert_direct_is_fast, cluster};
 const PORT: u16 = 8080;
 
 each_family!(
+    connections_live_and_end_behind_a_stateful_iptables_firewall,
     connections_live_and_end_behind_a_stateful_nft_firewall,
     forgetting_the_connections_behind_a_fast_flow_does_not_stop_it,
 );
 
-#[test]
-fn connections_live_and_end_behind_a_stateful_iptables_firewall() {
-    connections_live_and_end::<Ipv4>(Tool::Iptables);
+fn connections_live_and_end_behind_a_stateful_iptables_firewall<F: Family>() {
+    connections_live_and_end::<F>(Tool::Iptables);
 }
 
 fn connections_live_and_end_behind_a_stateful_nft_firewall<F: Family>() {

@@ -7,16 +7,18 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData};
-use loden_ebpf::abi::{ABI_VERSION, FLOWS_MAX, Flow, FlowKey, map};
+use loden_ebpf::abi::{ABI_VERSION, FLOWS_MAX, Flow, FlowKey, Octets, map};
 use loden_tests::{
     cluster::Cluster,
     family::Family,
     node::Node,
+    packet::{Ipv4, Ipv6},
     process::wait_for,
     service::{self, Front, Tool, at},
     traffic::{
         Host,
         socket::{self, ask, open, pour, say},
+        wait_for_answer,
     },
 };
 
@@ -24,7 +26,11 @@ use crate::{OPEN, STRICT, both_gates::under_both_gates, cluster, fast};
 
 const PORT: u16 = 8080;
 
-under_both_gates!(IPv4: translated_flows_live_on_when_the_gate_has_forgotten_them, flows_translated_before_the_programs_came_are_left_to_the_host, a_new_pod_may_begin_with_a_service);
+under_both_gates!(dual: translated_flows_live_on_when_the_gate_has_forgotten_them);
+under_both_gates!(
+    flows_translated_before_the_programs_came_are_left_to_the_host,
+    a_new_pod_may_begin_with_a_service,
+);
 
 /// A connection and a pair of UDP sockets through a service.
 struct Through {
@@ -62,32 +68,71 @@ impl Through {
     }
 }
 
-fn translated_flows_live_on_when_the_gate_has_forgotten_them<F: Family>(gate: &str) {
-    let (cluster, containers) = cluster::<F>(1, &[gate]);
-    let (client, backend) = (F::host(&containers[0]), F::host(&containers[1]));
-    let before = fast(&cluster.nodes[0]);
-    let through = Through::open::<F>(&cluster, client, backend);
+fn translated_flows_live_on_when_the_gate_has_forgotten_them(gate: &str) {
+    // The nodes have both families.
+    let (cluster, containers) = cluster::<Ipv6>(1, &[gate]);
+    let (client, backend) = (&containers[0], &containers[1]);
+    wait_for_answer(client, backend).unwrap();
+    let node = &cluster.nodes[0];
+    for address in client.addresses() {
+        wait_for("the agent to know the container", Duration::from_secs(5), || node.gated(address)).unwrap();
+    }
+    let before = fast(node);
+    let v4 = Through::open::<Ipv4>(&cluster, Ipv4::host(client), Ipv4::host(backend));
+    let v6 = Through::open::<Ipv6>(&cluster, Ipv6::host(client), Ipv6::host(backend));
     // Longer than any qualification, and shorter than the host forgets a UDP flow.
     thread::sleep(Duration::from_secs(21));
-    through.talk("after a long pause");
-    for round in 0..3 {
-        flood(&cluster.nodes[0], round);
-        through.talk("after a flood of other flows");
+    for through in [&v4, &v6] {
+        through.talk("after a long pause");
     }
-    assert_eq!(fast(&cluster.nodes[0]) - before, 0, "packets of translated flows that skipped the host");
+    for round in 0..3 {
+        flood::<Ipv4>(node, round);
+        flood::<Ipv6>(node, round);
+        for through in [&v4, &v6] {
+            through.talk("after a flood of other flows");
+        }
+    }
+    assert_eq!(fast(node) - before, 0, "packets of translated flows that skipped the host");
     if gate == OPEN {
-        assert_eq!(cluster.nodes[0].gated(client.address), Some(true));
+        for address in client.addresses() {
+            assert_eq!(node.gated(address), Some(true), "{address}");
+        }
+    }
+}
+
+/// A family's table of flows.
+trait Flows: Family {
+    /// An address in it.
+    type Octets: Octets;
+
+    /// The `n`-th address of the network.
+    fn numbered(n: u32) -> Self::Octets;
+}
+
+impl Flows for Ipv4 {
+    type Octets = [u8; 4];
+
+    fn numbered(n: u32) -> [u8; 4] {
+        (0x0a05_0000 | n).to_be_bytes()
+    }
+}
+
+impl Flows for Ipv6 {
+    type Octets = [u8; 16];
+
+    fn numbered(n: u32) -> [u8; 16] {
+        (0xfc00 << 112 | u128::from(n)).to_be_bytes()
     }
 }
 
 /// Writes more flows into the table than it holds, as a pod does that talks to everybody.
-fn flood(node: &Node, round: u32) {
+fn flood<F: Flows>(node: &Node, round: u32) {
     let numbers = (1 + round * 2 * FLOWS_MAX as u32..).take(FLOWS_MAX * 3 / 2);
-    let address = |n: u32| (0x0a05_0000 | n).to_be_bytes();
-    let flow = |n: u32| FlowKey::of(17, (address(0xfe02), n as u16), (address(n >> 16), 53));
-    let pin = node.bpffs().join(format!("v{ABI_VERSION}")).join(map::FLOWS);
+    let flow = |n: u32| FlowKey::of(17, (F::numbered(0xfe02), n as u16), (F::numbered(n >> 16), 53));
+    let name = format!("{}{}", F::MAPS, map::FLOWS);
+    let pin = node.bpffs().join(format!("v{ABI_VERSION}")).join(name);
     let flows = Map::LruHashMap(MapData::from_pin(&pin).unwrap());
-    let mut flows: HashMap<MapData, FlowKey, Flow> = flows.try_into().unwrap();
+    let mut flows: HashMap<MapData, FlowKey<F::Octets>, Flow> = flows.try_into().unwrap();
     for n in numbers {
         flows.insert(flow(n), Flow { outbound_seen: 1, ..Flow::default() }, 0).unwrap();
     }

@@ -8,9 +8,10 @@ use std::{
 use loden_tests::{
     container::Container,
     counters::Counters,
+    each_family,
+    family::Family,
     netns::Netns,
     node::Node,
-    packet::Ipv4,
     service::at,
     traffic::{
         hello, ping, socket,
@@ -20,6 +21,12 @@ use loden_tests::{
 };
 
 use crate::{OPEN, assert_direct_is_fast, cluster};
+
+each_family!(
+    ordinary_traffic_gates_nobody,
+    churn_of_containers_gates_nobody,
+    crashes_of_agents_under_traffic_gate_nobody,
+);
 
 /// No endpoint of these nodes is gated, and no packet looked translated.
 fn assert_nobody_is_gated(nodes: &[Node], after: &str) {
@@ -42,21 +49,20 @@ fn assert_nobody_is_gated(nodes: &[Node], after: &str) {
     }
 }
 
-#[test]
-fn ordinary_traffic_gates_nobody() {
-    let (cluster, containers) = cluster::<Ipv4>(1, &[OPEN]);
+fn ordinary_traffic_gates_nobody<F: Family>() {
+    let (cluster, containers) = cluster::<F>(1, &[OPEN]);
     let (a, b) = (&containers[0], &containers[1]);
     for kind in [Kind::TcpRr, Kind::TcpCrr, Kind::UdpRr] {
-        transactions::run(kind, a.host(), b.host(), Duration::from_millis(500)).unwrap();
+        transactions::run(kind, F::host(a), F::host(b), Duration::from_millis(500)).unwrap();
         assert_nobody_is_gated(&cluster.nodes, &format!("{kind:?}"));
     }
-    assert_direct_is_fast::<Ipv4>(&cluster.nodes, a, b);
-    ping(a.netns(), b.address(), 20).unwrap();
+    assert_direct_is_fast::<F>(&cluster.nodes, a, b);
+    ping(a.netns(), F::of(b), 20).unwrap();
     assert_nobody_is_gated(&cluster.nodes, "ping");
     for (from, to) in [(a, b), (b, a)] {
         let (sender, receiver) =
-            (socket::udp(from.host(), 0).unwrap(), socket::udp(to.host(), 5300).unwrap());
-        sender.connect(at(to.address(), 5300)).unwrap();
+            (socket::udp(F::host(from), 0).unwrap(), socket::udp(F::host(to), 5300).unwrap());
+        sender.connect(at(F::of(to), 5300)).unwrap();
         let datagram = vec![0x5a; 8192];
         for round in 0..200 {
             sender.send(&datagram).unwrap();
@@ -65,25 +71,25 @@ fn ordinary_traffic_gates_nobody() {
         }
         assert_nobody_is_gated(&cluster.nodes, "fragmented UDP");
         let shell = |netns: &Netns, line: String| netns.exec(&line);
-        shell(from.netns(), format!("ping -q -c 20 -i 0.02 -s 4000 {}", to.address())).unwrap();
+        shell(from.netns(), format!("ping -q -c 20 -i 0.02 -s 4000 {}", F::of(to))).unwrap();
         assert_nobody_is_gated(&cluster.nodes, "fragmented pings");
-        let too_big =
-            shell(from.netns(), format!("ping -q -c 3 -i 0.02 -W 1 -M do -s 1440 {}", to.address()));
-        assert!(too_big.is_err(), "1468 bytes do not fit 1450");
+        let too_big = shell(from.netns(), format!("ping -q -c 3 -i 0.02 -W 1 -M do -s 1440 {}", F::of(to)));
+        assert!(too_big.is_err(), "1440 bytes and headers do not fit");
         assert_nobody_is_gated(&cluster.nodes, "oversize pings");
-        // One option, four bytes: a record of one hop.
-        shell(from.netns(), format!("ping -q -c 5 -i 0.02 -R {}", to.address())).unwrap();
-        assert_nobody_is_gated(&cluster.nodes, "IP options");
-        shell(from.netns(), format!("ping -q -c 3 -i 0.02 -W 1 -t 1 {}", to.address())).unwrap_err();
-        assert_nobody_is_gated(&cluster.nodes, "a TTL of 1");
+        if F::IS_IPV4 {
+            // One option, four bytes: a record of one hop. IPv6 has no such thing.
+            shell(from.netns(), format!("ping -q -c 5 -i 0.02 -R {}", F::of(to))).unwrap();
+            assert_nobody_is_gated(&cluster.nodes, "IP options");
+        }
+        shell(from.netns(), format!("ping -q -c 3 -i 0.02 -W 1 -t 1 {}", F::of(to))).unwrap_err();
+        assert_nobody_is_gated(&cluster.nodes, "a TTL or hop limit of 1");
     }
 }
 
-#[test]
-fn churn_of_containers_gates_nobody() {
-    let (mut cluster, containers) = cluster::<Ipv4>(1, &[OPEN]);
+fn churn_of_containers_gates_nobody<F: Family>() {
+    let (mut cluster, containers) = cluster::<F>(1, &[OPEN]);
     let (a, b) = (&containers[0], &containers[1]);
-    let (from, to) = (a.host(), b.host());
+    let (from, to) = (F::host(a), F::host(b));
     thread::scope(|scope| {
         let until = Until::Time(Duration::from_secs(12));
         let running = scope.spawn(move || stream::run(from, to, None, until).unwrap());
@@ -96,11 +102,13 @@ fn churn_of_containers_gates_nobody() {
             // New ones at new and at old addresses; the bridge's MAC changes with its ports.
             let new: Vec<Container> =
                 (0..2).map(|n| cluster.nodes[n].run_container(10 + round % 3).unwrap()).collect();
-            hello(new[0].host(), new[1].host(), None).unwrap_or_else(|e| panic!("round {round}: {e:#}"));
-            hello(new[1].host(), to, None).unwrap_or_else(|e| panic!("round {round}: {e:#}"));
-            hello(from, new[1].host(), None).unwrap_or_else(|e| panic!("round {round}: {e:#}"));
-            hello(to, new[0].host(), None).unwrap_or_else(|e| panic!("round {round}: {e:#}"));
-            transactions::run(Kind::UdpRr, new[1].host(), new[0].host(), Duration::from_millis(50)).unwrap();
+            hello(F::host(&new[0]), F::host(&new[1]), None)
+                .unwrap_or_else(|e| panic!("round {round}: {e:#}"));
+            hello(F::host(&new[1]), to, None).unwrap_or_else(|e| panic!("round {round}: {e:#}"));
+            hello(from, F::host(&new[1]), None).unwrap_or_else(|e| panic!("round {round}: {e:#}"));
+            hello(to, F::host(&new[0]), None).unwrap_or_else(|e| panic!("round {round}: {e:#}"));
+            transactions::run(Kind::UdpRr, F::host(&new[1]), F::host(&new[0]), Duration::from_millis(50))
+                .unwrap();
             assert_nobody_is_gated(&cluster.nodes, &format!("{round} rounds of churn"));
             round += 1;
         }
@@ -110,11 +118,10 @@ fn churn_of_containers_gates_nobody() {
     assert_nobody_is_gated(&cluster.nodes, "churn");
 }
 
-#[test]
-fn crashes_of_agents_under_traffic_gate_nobody() {
-    let (mut cluster, containers) = cluster::<Ipv4>(1, &[OPEN]);
+fn crashes_of_agents_under_traffic_gate_nobody<F: Family>() {
+    let (mut cluster, containers) = cluster::<F>(1, &[OPEN]);
     let (a, b) = (&containers[0], &containers[1]);
-    let (from, to) = (a.host(), b.host());
+    let (from, to) = (F::host(a), F::host(b));
     thread::scope(|scope| {
         let until = Until::Time(Duration::from_secs(10));
         let running = scope.spawn(move || stream::run(from, to, None, until).unwrap());
@@ -135,5 +142,5 @@ fn crashes_of_agents_under_traffic_gate_nobody() {
         running.join().unwrap();
     });
     assert_nobody_is_gated(&cluster.nodes, "crashes");
-    assert_direct_is_fast::<Ipv4>(&cluster.nodes, a, b);
+    assert_direct_is_fast::<F>(&cluster.nodes, a, b);
 }
