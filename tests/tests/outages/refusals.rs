@@ -4,6 +4,7 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -45,7 +46,11 @@ fn remount(path: &Path, how: &str) {
     run("mount", &["-o", &format!("remount,{how}"), &path.display().to_string()]).unwrap();
 }
 
-each_family!(where_nothing_can_be_pinned_the_kernel_alone_carries_the_packets);
+each_family!(
+    where_nothing_can_be_pinned_the_kernel_alone_carries_the_packets,
+    where_there_is_no_memory_for_the_maps_the_kernel_alone_carries_the_packets,
+    a_run_directory_that_becomes_read_only_stops_nothing,
+);
 
 fn where_nothing_can_be_pinned_the_kernel_alone_carries_the_packets<F: Family>() {
     let mut cluster = Cluster::create(&F::alone()).unwrap();
@@ -110,7 +115,9 @@ impl MemoryLimit {
         } else {
             (root.to_owned(), "memory.max")
         };
-        let group = parent.join(format!("loden-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let group = parent.join(format!("loden-{}-{number}", std::process::id()));
         fs::create_dir(&group).expect("a memory cgroup is needed");
         let limit = Self(group);
         fs::write(limit.0.join(file), bytes.to_string()).expect("the cgroup must have the memory controller");
@@ -129,13 +136,16 @@ impl Drop for MemoryLimit {
     }
 }
 
-#[test]
-fn where_there_is_no_memory_for_the_maps_the_kernel_alone_carries_the_packets() {
+fn where_there_is_no_memory_for_the_maps_the_kernel_alone_carries_the_packets<F: Family>() {
     // 2^20 slots of 32 bytes are 32 MiB, and the flows need some 16 more.
     let limit = MemoryLimit::new(36 << 20);
     let (_directory, wrapper) = wrapped(&format!("echo $$ > {}/cgroup.procs; exec", limit.0.display()));
-    let config = r#"{"Network":"10.0.0.0/8","SubnetLen":28,"Backend":{"Type":"vxlan"}}"#.to_owned();
-    let mut cluster = Cluster::create(&Plan { nodes: 2, config, ..Plan::default() }).unwrap();
+    let config = if F::IS_IPV4 {
+        r#"{"Network":"10.0.0.0/8","SubnetLen":28,"Backend":{"Type":"vxlan"}}"#
+    } else {
+        r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/44","Backend":{"Type":"vxlan"}}"#
+    };
+    let mut cluster = Cluster::create(&Plan { config: config.to_owned(), ..F::alone() }).unwrap();
     cluster.nodes[0].set_binary(wrapper);
     for node in &mut cluster.nodes {
         node.start_agent(&[]).unwrap();
@@ -145,6 +155,7 @@ fn where_there_is_no_memory_for_the_maps_the_kernel_alone_carries_the_packets() 
     assert_on_the_kernel_alone(&cluster.nodes[0], "Cannot allocate memory");
     assert_eq!(cluster.nodes[1].status().unwrap()["datapath"], "ebpf", "the other has memory");
     let containers = cluster.run_containers(1).unwrap();
+    wait_for_answer(&containers[0], &containers[1]).unwrap();
     assert_reach(&containers[0], &containers[1]);
     drop(cluster);
 }
@@ -185,9 +196,8 @@ fn a_run_directory_that_cannot_be_written_is_named_and_nothing_is_begun() {
     drop(run);
 }
 
-#[test]
-fn a_run_directory_that_becomes_read_only_stops_nothing() {
-    let mut cluster = Cluster::create(&Plan { nodes: 2, ..Plan::default() }).unwrap();
+fn a_run_directory_that_becomes_read_only_stops_nothing<F: Family>() {
+    let mut cluster = Cluster::create(&F::alone()).unwrap();
     for node in &mut cluster.nodes {
         node.start_agent(&[]).unwrap();
         node.make_bridge().unwrap();
@@ -196,9 +206,10 @@ fn a_run_directory_that_becomes_read_only_stops_nothing() {
     let run = ReadOnly::make(cluster.nodes[0].run_directory());
     let containers = cluster.run_containers(1).unwrap();
     let node = &cluster.nodes[0];
-    node.netns().ip("route flush dev flannel.1").unwrap();
+    node.netns().ip(&format!("{} route flush dev {} proto 76", F::FLAG, F::DEVICE)).unwrap();
     cluster.wait_for_routes().unwrap();
     wait_ready(node, 5);
+    wait_for_answer(&containers[0], &containers[1]).unwrap();
     assert_fast(&cluster.nodes, &containers[0], &containers[1]);
     cluster.nodes[0].stop_agent().unwrap();
     drop((containers, run));
