@@ -86,9 +86,14 @@ fn start_prometheus(node: &Node, directory: &Path) -> Process {
     Process::start(&mut command).unwrap()
 }
 
-#[test]
-fn prometheus_reads_every_metric_and_every_panel_has_its_data() {
-    let (cluster, containers) = served();
+each_family!(
+    prometheus_reads_every_metric_and_every_panel_has_its_data,
+    the_table_of_metrics_is_the_whole_truth,
+    a_node_without_programs_has_the_same_metrics_but_for_the_packets,
+);
+
+fn prometheus_reads_every_metric_and_every_panel_has_its_data<F: Family>() {
+    let (cluster, containers) = served_in::<F>();
     let node = &cluster.nodes[0];
     let directory = tempfile::tempdir().unwrap();
     let _prometheus = start_prometheus(node, directory.path());
@@ -103,7 +108,7 @@ fn prometheus_reads_every_metric_and_every_panel_has_its_data() {
         .unwrap_or_else(|error| panic!("{error:#}: {}", log()));
     // Traffic over several scrapes; the last packets must be scraped before the queries.
     let last_seconds = Until::Time(Duration::from_secs(4));
-    stream::run(containers[0].host(), containers[1].host(), None, last_seconds).unwrap();
+    stream::run(F::host(&containers[0]), F::host(&containers[1]), None, last_seconds).unwrap();
     let (_, head, text) = get(node, PORT, "/metrics", "localhost");
     assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
     let scraped = query(node, "max_over_time(scrape_samples_scraped[10s])");
@@ -120,6 +125,20 @@ fn prometheus_reads_every_metric_and_every_panel_has_its_data() {
         // Nobody attacks here, so nothing is dropped.
         assert!(!found.is_empty() || panel == "Dropped", "{panel}: {expression} has no data");
     }
+    // And the alerts have what they judge by.
+    let rules = fs::read_to_string(monitoring().join("alerts.yaml")).unwrap();
+    for name in asked(&rules) {
+        assert!(
+            !query(node, &format!("count({name})")).is_empty(),
+            "the rules ask for {name}, which has no data"
+        );
+    }
+    let full = format!(
+        r#"loden_map_entries{{map=~"(V6_)?FLOWS"}} / loden_map_max_entries{{map="{}FLOWS"}}"#,
+        F::MAPS
+    );
+    assert!(rules.contains(r#"loden_map_entries{map=~"(V6_)?FLOWS"}"#), "{rules}");
+    assert_eq!(query(node, &full).len(), 1, "{full}");
     let share = query(node, r#"sum(loden_peer_packets_total{path="fast"}) / sum(loden_peer_packets_total)"#);
     let share: f64 = share[0]["value"][1].as_str().unwrap().parse().unwrap();
     assert!(share > 0.98, "{share}");
@@ -142,8 +161,6 @@ fn the_alert_rules_are_right_and_ask_for_what_there_is() {
         told.unwrap_or_else(|error| panic!("{arguments:?}: {error:#}"));
     }
 }
-
-each_family!(the_table_of_metrics_is_the_whole_truth);
 
 fn the_table_of_metrics_is_the_whole_truth<F: Family>() {
     let (cluster, _containers) = served_in::<F>();
@@ -184,15 +201,10 @@ fn metrics_come_beside_the_health_endpoints_or_apart_from_them() {
     );
 }
 
-#[test]
-fn a_node_without_programs_has_the_same_metrics_but_for_the_packets() {
-    let mut cluster = Cluster::start(
-        &Plan { nodes: 2, ..Plan::default() },
-        &["--datapath=kernel", "--metrics-addr=127.0.0.1:9101"],
-    )
-    .unwrap();
-    let containers = cluster.run_containers(1).unwrap();
-    ping(containers[0].netns(), containers[1].address(), 20).unwrap();
+fn a_node_without_programs_has_the_same_metrics_but_for_the_packets<F: Family>() {
+    let args = ["--datapath=kernel", "--metrics-addr=127.0.0.1:9101"];
+    let (cluster, containers) = Cluster::start_with_containers(&F::alone(), &args).unwrap();
+    ping(containers[0].netns(), F::of(&containers[1]), 20).unwrap();
     let (status, _, text) = get(&cluster.nodes[0], PORT, "/metrics", "x");
     assert_eq!(status, 200);
     assert!(

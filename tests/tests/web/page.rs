@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use loden_tests::{
+    each_family,
+    family::Family,
     netns,
     node::Node,
     traffic::stream::{self, Until},
 };
 
-use crate::{http::get, served};
+use crate::{http::get, served, served_in};
 
 const PORT: u16 = 9102;
 
@@ -34,12 +36,13 @@ fn attribute<'a>(dom: &'a str, element: &str, name: &str) -> &'a str {
     value.unwrap_or_else(|| panic!("no {name} in {tag}")).split('"').next().unwrap()
 }
 
-#[test]
-fn the_map_shows_nodes_links_rates_and_shares_in_a_browser() {
-    let (cluster, containers) = served();
-    let subnet = |i: usize| cluster.nodes[i].subnet_env().unwrap().subnet().trunc().to_string();
+each_family!(the_map_shows_nodes_links_rates_and_shares_in_a_browser);
+
+fn the_map_shows_nodes_links_rates_and_shares_in_a_browser<F: Family>() {
+    let (cluster, containers) = served_in::<F>();
+    let subnet = |i: usize| F::subnet(&cluster.nodes[i]).to_string();
     let dom = std::thread::scope(|scope| {
-        let (from, to) = (containers[0].host(), containers[1].host());
+        let (from, to) = (F::host(&containers[0]), F::host(&containers[1]));
         let traffic = scope.spawn(move || stream::run(from, to, None, Until::Time(Duration::from_secs(15))));
         let dom = dom(&cluster.nodes[0]);
         traffic.join().unwrap().unwrap();
@@ -57,7 +60,7 @@ fn the_map_shows_nodes_links_rates_and_shares_in_a_browser() {
     assert_eq!(attribute(&dom, &link(2), "data-bits"), "0", "nobody speaks to the third node");
     assert_eq!(dom.matches("class=\"link fast\" data-peer").count(), 1, "{dom}");
     assert_eq!(dom.matches("class=\"link idle\" data-peer").count(), 1);
-    for text in [subnet(1), subnet(2), containers[0].address().to_string()] {
+    for text in [subnet(1), subnet(2), F::of(&containers[0]).to_string()] {
         assert!(dom.contains(&format!("<th scope=\"row\">{text}</th>")), "{text} is in no table:\n{dom}");
     }
 }

@@ -16,16 +16,19 @@ use serde_json::Value;
 
 use crate::{served, served_in};
 
-each_family!(the_status_names_the_container_tells_who_was_seen_and_what_was_slow);
+each_family!(the_status_names_the_container_tells_who_was_seen_and_what_was_slow, the_live_view_shows_rates,);
 
 fn the_status_names_the_container_tells_who_was_seen_and_what_was_slow<F: Family>() {
     let (cluster, containers) = served_in::<F>();
     let node = &cluster.nodes[0];
     let seen = || {
-        node.status().unwrap()["peers"].as_array().unwrap().iter().any(|p| !p["last_seen_seconds"].is_null())
+        let status = node.status().unwrap();
+        let any =
+            |what: &str| status[what].as_array().unwrap().iter().any(|it| !it["last_seen_seconds"].is_null());
+        any("peers") && any("endpoints")
     };
     // Counters are looked at every five seconds, and what was there before the first look has no date.
-    wait_for("a peer that was seen", Duration::from_secs(20), || {
+    wait_for("a peer and a container that were seen", Duration::from_secs(20), || {
         loden_tests::traffic::ping(containers[0].netns(), F::of(&containers[1]), 1).unwrap();
         seen().then_some(())
     })
@@ -36,7 +39,7 @@ fn the_status_names_the_container_tells_who_was_seen_and_what_was_slow<F: Family
     assert_eq!(endpoint["interface"], "veth1");
     assert_eq!(endpoint["address"], F::of(&containers[0]).to_string());
     assert_eq!(status["endpoints"].as_array().unwrap().len(), 1, "{status:#}");
-    assert!(endpoint["slow"]["pass_pod_gate"].as_u64().unwrap() >= 1, "{endpoint}");
+    assert!(endpoint["slow"]["pass_pod_gate"].as_u64() >= Some(1), "{endpoint}");
     assert!(endpoint["last_seen_seconds"].as_f64().unwrap() < 20.0, "{endpoint}");
     assert_eq!(status["peers"][0]["direct"], false);
     let lease = &status["lease"];
@@ -76,20 +79,19 @@ fn etcd_that_is_gone_shows_as_lag() {
     assert!(node.loden(&["status"]).unwrap().contains("NOT followed for"));
 }
 
-#[test]
-fn the_live_view_shows_rates() {
-    let (cluster, containers) = served();
+fn the_live_view_shows_rates<F: Family>() {
+    let (cluster, containers) = served_in::<F>();
     let node = &cluster.nodes[0];
     let binary = loden_tests::node::binary().unwrap().display().to_string();
     let mut command = node.netns().command(&binary);
     command.args(["status", "--watch", "--run-dir"]).arg(node.run_directory()).stdout(Stdio::piped());
     let mut watch = command.spawn().unwrap();
     let lines = BufReader::new(watch.stdout.take().unwrap()).lines();
-    let traffic =
-        || stream::run(containers[0].host(), containers[1].host(), None, Until::Time(Duration::from_secs(6)));
+    let (from, to) = (F::host(&containers[0]), F::host(&containers[1]));
+    let traffic = || stream::run(from, to, None, Until::Time(Duration::from_secs(6)));
     let line = std::thread::scope(|scope| {
         let traffic = scope.spawn(traffic);
-        let peer = cluster.nodes[1].address().to_string();
+        let peer = F::of_node(&cluster, 1).to_string();
         let line =
             lines.map(Result::unwrap).find(|line| line.contains(&peer) && line.contains(" %")).unwrap();
         traffic.join().unwrap().unwrap();
