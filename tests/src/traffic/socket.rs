@@ -1,7 +1,7 @@
 //! Sockets that are made inside a namespace and used outside of it: both ends in one test, step by step.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     thread,
@@ -74,6 +74,20 @@ pub fn dial(client: &Netns, from: Option<SocketAddr>, to: impl Into<SocketAddr>)
     Ok(stream)
 }
 
+/// Does it again as long as it is told EINTR, as sockets with a timeout tell a process that was stopped and goes on.
+///
+/// # Errors
+///
+/// Whatever else it is told.
+pub fn uninterrupted<T>(mut act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match act() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 fn family(address: SocketAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
@@ -118,8 +132,8 @@ pub fn pour(from: &TcpStream, to: &TcpStream, bytes: u64) -> Result<()> {
         let mut buffer = vec![0; 256 * 1024];
         while left > 0 {
             let room = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let n =
-                to.read(&mut buffer[..room]).with_context(|| format!("{left} of {bytes} bytes missing"))?;
+            let n = uninterrupted(|| to.read(&mut buffer[..room]))
+                .with_context(|| format!("{left} of {bytes} bytes missing"))?;
             ensure!(n > 0, "the end came {left} of {bytes} bytes early");
             left -= n as u64;
         }
@@ -133,7 +147,7 @@ pub fn pour(from: &TcpStream, to: &TcpStream, bytes: u64) -> Result<()> {
 ///
 /// Where something else than the end arrives, or nothing within [`PATIENCE`].
 pub fn wants_end(mut stream: &TcpStream) -> Result<()> {
-    let n = stream.read(&mut [0; 16]).context("no FIN")?;
+    let n = uninterrupted(|| stream.read(&mut [0; 16])).context("no FIN")?;
     ensure!(n == 0, "{n} bytes instead of the end");
     Ok(())
 }
@@ -165,10 +179,11 @@ pub fn udp(host: Host<'_>, port: u16) -> Result<UdpSocket> {
 pub fn ask(client: &UdpSocket, server: &UdpSocket, message: &str) -> Result<SocketAddr> {
     client.send(message.as_bytes())?;
     let mut heard = [0; 256];
-    let (n, peer) = server.recv_from(&mut heard).with_context(|| format!("{message:?} did not arrive"))?;
+    let (n, peer) = uninterrupted(|| server.recv_from(&mut heard))
+        .with_context(|| format!("{message:?} did not arrive"))?;
     ensure!(&heard[..n] == message.as_bytes(), "{message:?} arrived as {:?}", &heard[..n]);
     server.send_to(&heard[..n], peer)?;
-    let n = client.recv(&mut heard).with_context(|| format!("no answer to {message:?}"))?;
+    let n = uninterrupted(|| client.recv(&mut heard)).with_context(|| format!("no answer to {message:?}"))?;
     ensure!(&heard[..n] == message.as_bytes(), "the answer to {message:?} is {:?}", &heard[..n]);
     Ok(peer)
 }

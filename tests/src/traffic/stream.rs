@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use super::{Host, Service, accept, connect, converse, destination, listen};
+use super::{Host, Service, accept, connect, converse, destination, listen, socket::uninterrupted};
 
 /// The pattern repeats after this many bytes: a prime, so that a lost, doubled or moved segment cannot line up.
 const PERIOD: usize = 65_521;
@@ -58,7 +58,7 @@ pub fn run(from: Host<'_>, to: Host<'_>, service: Option<Service>, until: Until)
         let (mut bytes, mut start) = (0_u64, None);
         let mut buffer = vec![0; CHUNK];
         loop {
-            let n = stream.read(&mut buffer)?;
+            let n = uninterrupted(|| stream.read(&mut buffer))?;
             if n == 0 {
                 break;
             }

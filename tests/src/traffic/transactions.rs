@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Host, PATIENCE, accept, connect, converse, listen};
+use super::{Host, PATIENCE, accept, connect, converse, listen, socket::uninterrupted};
 
 /// Transactions before the clock starts: neighbours are resolved and flows are known by then.
 const WARM_UP: u32 = 50;
@@ -74,7 +74,7 @@ fn tcp_rr(client: Host<'_>, server: Host<'_>, duration: Duration) -> Result<Rate
         tell(listener.local_addr()?.port());
         let (mut stream, _) = accept(&listener)?;
         let mut byte = [0];
-        while stream.read(&mut byte)? == 1 {
+        while uninterrupted(|| stream.read(&mut byte))? == 1 {
             stream.write_all(&byte)?;
         }
         Ok(())
@@ -97,7 +97,7 @@ fn tcp_crr(client: Host<'_>, server: Host<'_>, duration: Duration) -> Result<Rat
         loop {
             let (mut stream, _) = accept(&listener)?;
             let mut byte = [0];
-            if stream.read(&mut byte)? == 0 {
+            if uninterrupted(|| stream.read(&mut byte))? == 0 {
                 return Ok(());
             }
             stream.write_all(&byte)?;
@@ -128,7 +128,7 @@ fn udp_rr(client: Host<'_>, server: Host<'_>, duration: Duration) -> Result<Rate
         tell(socket.local_addr()?.port());
         loop {
             let mut byte = [0];
-            let (n, peer) = socket.recv_from(&mut byte).context("no request")?;
+            let (n, peer) = uninterrupted(|| socket.recv_from(&mut byte)).context("no request")?;
             if n == 0 {
                 return Ok(());
             }
@@ -140,7 +140,7 @@ fn udp_rr(client: Host<'_>, server: Host<'_>, duration: Duration) -> Result<Rate
         socket.connect((server.address, port))?;
         let rate = timed(duration, || {
             socket.send(b"x")?;
-            socket.recv(&mut [0]).context("no reply").map(drop)
+            uninterrupted(|| socket.recv(&mut [0])).context("no reply").map(drop)
         })?;
         socket.send(b"")?;
         Ok(rate)

@@ -14,6 +14,7 @@ use loden_tests::{
     process::wait_for,
     traffic::{
         Host, PATIENCE, converse, ping,
+        socket::uninterrupted,
         stream::{self, Until},
     },
 };
@@ -125,8 +126,7 @@ fn udp_bursts(from: Host<'_>, to: Host<'_>) -> Result<usize> {
         for burst in 0..BURSTS {
             let mut missing: Vec<usize> = (0..DATAGRAMS).collect();
             while !missing.is_empty() {
-                let (len, peer) = socket
-                    .recv_from(&mut buffer)
+                let (len, peer) = uninterrupted(|| socket.recv_from(&mut buffer))
                     .with_context(|| format!("of burst {burst} these are missing: {missing:?}"))?;
                 for piece in buffer[..len].chunks(DATAGRAM) {
                     let i = usize::from(u16::from_be_bytes([piece[2], piece[3]]));
@@ -149,7 +149,8 @@ fn udp_bursts(from: Host<'_>, to: Host<'_>) -> Result<usize> {
         socket.connect((to.address, port))?;
         for burst in 0..BURSTS {
             socket.send(&(0..DATAGRAMS).flat_map(|i| datagram(burst, i)).collect::<Vec<u8>>())?;
-            socket.recv(&mut [0; 8]).with_context(|| format!("no answer to burst {burst}"))?;
+            uninterrupted(|| socket.recv(&mut [0; 8]))
+                .with_context(|| format!("no answer to burst {burst}"))?;
         }
         Ok(())
     };

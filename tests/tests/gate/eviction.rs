@@ -17,7 +17,7 @@ use loden_tests::{
     service::{self, Front, Tool, at},
     traffic::{
         Host,
-        socket::{self, ask, open, pour, say},
+        socket::{self, ask, open, pour, say, uninterrupted},
         wait_for_answer,
     },
 };
@@ -63,7 +63,7 @@ impl Through {
         pour(&self.near, &self.far, 5_000_000).unwrap_or_else(|error| panic!("{when}: {error:#}"));
         pour(&self.far, &self.near, 5_000_000).unwrap_or_else(|error| panic!("{when}: {error:#}"));
         self.answerer.send_to(b"the server first", self.seen).unwrap();
-        self.asker.recv(&mut [0; 64]).unwrap_or_else(|error| panic!("{when}: {error:#}"));
+        uninterrupted(|| self.asker.recv(&mut [0; 64])).unwrap_or_else(|error| panic!("{when}: {error:#}"));
         ask(&self.asker, &self.answerer, when).unwrap_or_else(|error| panic!("{when}: {error:#}"));
     }
 }
@@ -175,13 +175,14 @@ fn a_new_pod_may_begin_with_a_service<F: Family>(gate: &str) {
         asker.connect(front).unwrap();
         // The backend is slow to answer: by then the agent knows the pod.
         asker.send(b"first").unwrap();
-        let (_, peer) = answerer.recv_from(&mut [0; 64]).unwrap();
+        let (_, peer) = uninterrupted(|| answerer.recv_from(&mut [0; 64])).unwrap();
         wait_for("the agent to know the pod", Duration::from_secs(5), || {
             cluster.nodes[0].gated(host.address)
         })
         .unwrap();
         answerer.send_to(b"late", peer).unwrap();
-        asker.recv(&mut [0; 64]).unwrap_or_else(|error| panic!("UDP, round {round}: {error}"));
+        uninterrupted(|| asker.recv(&mut [0; 64]))
+            .unwrap_or_else(|error| panic!("UDP, round {round}: {error}"));
         let (near, far) = open(host.netns, None, front, &listener).unwrap();
         say(&far, &near, "hello").unwrap_or_else(|error| panic!("TCP, round {round}: {error:#}"));
     }

@@ -59,7 +59,7 @@ fn has_a_stray<F: Family>(node: &Node, sender: &Container, pod: &Container) -> b
     for _ in 0..3 {
         socket.send_to(&[0; 1300], at(to.address, PORT)).unwrap();
     }
-    let arrived = (0..3).all(|_| receiver.recv(&mut [0; 1500]).is_ok());
+    let arrived = (0..3).all(|_| socket::uninterrupted(|| receiver.recv(&mut [0; 1500])).is_ok());
     queue(&format!("del dev {BRIDGE} root"));
     arrived && translated() > before
 }
