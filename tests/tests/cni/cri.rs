@@ -78,7 +78,9 @@ impl Kubelet {
         );
         let room = Room::open(node.netns(), &directory, Some(&cri)).unwrap();
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let client = runtime.block_on(Client::connect(room.containerd())).unwrap();
+        // Its socket is there a moment before it listens.
+        let connect = || runtime.block_on(Client::connect(room.containerd())).ok();
+        let client = wait_for("containerd to listen", Duration::from_secs(10), connect).unwrap();
         let kubelet = Self { runtime, client, room, directory };
         kubelet.import_pause();
         wait_for("the network to be ready", Duration::from_secs(10), || {
