@@ -1,7 +1,8 @@
 //! What the agent wants this node to be, for commands that compare it with what is: `loden doctor`, `loden explain`.
 //!
 //! A running agent answers with it at its control socket. It also writes it to `<run-dir>/facts.json`, soon after a
-//! change (the more peers the later), on each tick and when it ends, so that a node can be looked at whose agent is gone. There is no secret in it.
+//! change (the more peers the later), on each tick and when it ends, so that a node can be looked at whose agent is gone.
+//! There is no secret in it.
 
 use std::{
     collections::BTreeSet,

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     Changes, DataplaneError, Mapped, PeerPath,
-    tables::{Tables, at, gone_is_fine, is_same_node, peer},
+    tables::{Tables, at, gone_is_fine},
 };
-use loden_ebpf::abi::Peer;
 
 impl<F: Mapped> Tables<F> {
     /// Removes these subnets' slots, which no other peer has a part in. Returns how many went.
@@ -18,8 +17,7 @@ impl<F: Mapped> Tables<F> {
         let mut gone = 0;
         for slot in subnets.flat_map(|subnet| self.slots_of(subnet)).collect::<Vec<_>>() {
             if self.peers_held.contains_key(&slot) {
-                self.peers.set(slot, Peer::default(), 0).map_err(at(F::NAMES.peers))?;
-                self.peers_held.remove(&slot);
+                self.clear_peer(slot)?;
                 gone += 1;
             }
         }
@@ -51,18 +49,9 @@ impl<F: Mapped> Tables<F> {
             self.set_vtep(*vtep, *subnets)?;
         }
         let mut changes = Changes::default();
+        let mut free = None;
         for path in paths {
-            let slots = self.slots_of(path.subnet);
-            let mut peer = peer(path);
-            let held = self.peers_held.get(&slots.start).filter(|held| is_same_node(held, &peer));
-            peer.traffic = match held.map_or(0, |held| held.traffic) {
-                0 if slots.is_empty() => 0,
-                0 => {
-                    let mut free = self.free_peer_slots();
-                    self.new_peer_slot(&mut free)?
-                }
-                slot => slot,
-            };
+            let (slots, peer) = self.counted_peer(path, &mut free)?;
             for slot in slots {
                 self.set_peer(slot, peer, &mut changes)?;
             }

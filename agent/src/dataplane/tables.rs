@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::{
     Changes, Counters, Dataplane, DataplaneError, FamilySettings, Mapped, PeerPath, Settings, Way,
-    batch::Batches,
+    batch::Batches, traffic::Free,
 };
 
 /// One family's maps, and what they hold.
@@ -101,8 +101,7 @@ impl<F: Mapped> Tables<F> {
         let wanted: BTreeSet<u32> = paths.iter().flat_map(|path| self.slots_of(path.subnet)).collect();
         let gone: Vec<u32> = self.peers_held.keys().filter(|slot| !wanted.contains(slot)).copied().collect();
         for slot in &gone {
-            self.peers.set(*slot, Peer::default(), 0).map_err(at(F::NAMES.peers))?;
-            self.peers_held.remove(slot);
+            self.clear_peer(*slot)?;
         }
         Ok(gone.len())
     }
@@ -115,17 +114,10 @@ impl<F: Mapped> Tables<F> {
     pub fn set_peers(&mut self, paths: &[PeerPath<F>]) -> Result<Changes, DataplaneError> {
         let mut wanted = BTreeMap::new();
         let mut vteps: BTreeMap<F::AddressKey, u32> = BTreeMap::new();
-        let mut free = self.free_peer_slots();
+        let mut free = None;
         for path in paths {
             *vteps.entry(F::key(path.vtep)).or_default() += 1;
-            let mut peer = peer(path);
-            let slots = self.slots_of(path.subnet);
-            let held = self.peers_held.get(&slots.start).filter(|held| is_same_node(held, &peer));
-            peer.traffic = match held.map_or(0, |held| held.traffic) {
-                0 if slots.is_empty() => 0,
-                0 => self.new_peer_slot(&mut free)?,
-                slot => slot,
-            };
+            let (slots, peer) = self.counted_peer(path, &mut free)?;
             wanted.extend(slots.map(|slot| (slot, peer)));
         }
         // A VTEP may send before its subnets are known to be its own, never after.
@@ -134,8 +126,7 @@ impl<F: Mapped> Tables<F> {
         let gone: Vec<u32> =
             self.peers_held.keys().filter(|slot| !wanted.contains_key(slot)).copied().collect();
         for slot in gone {
-            self.peers.set(slot, Peer::default(), 0).map_err(at(F::NAMES.peers))?;
-            self.peers_held.remove(&slot);
+            self.clear_peer(slot)?;
             changes.removed += 1;
         }
         for (slot, peer) in wanted {
@@ -143,6 +134,29 @@ impl<F: Mapped> Tables<F> {
         }
         self.set_vteps(&vteps, true)?;
         Ok(changes)
+    }
+
+    /// A peer's slots and what belongs there, counted where the same node was before; `free` is found when first needed.
+    pub(super) fn counted_peer(
+        &mut self,
+        path: &PeerPath<F>,
+        free: &mut Option<Free>,
+    ) -> Result<(Range<u32>, Peer<F::Octets>), DataplaneError> {
+        let (slots, mut peer) = (self.slots_of(path.subnet), peer(path));
+        let held = self.peers_held.get(&slots.start).filter(|held| is_same_node(held, &peer));
+        peer.traffic = match held.map_or(0, |held| held.traffic) {
+            0 if slots.is_empty() => 0,
+            0 => self.new_peer_slot(free.get_or_insert_with(|| self.free_peer_slots()))?,
+            slot => slot,
+        };
+        Ok((slots, peer))
+    }
+
+    /// Empties a slot.
+    pub(super) fn clear_peer(&mut self, slot: u32) -> Result<(), DataplaneError> {
+        self.peers.set(slot, Peer::default(), 0).map_err(at(F::NAMES.peers))?;
+        self.peers_held.remove(&slot);
+        Ok(())
     }
 
     /// Writes a slot where it holds something else.
@@ -416,7 +430,7 @@ fn ungated<A>(endpoint: Endpoint<A>) -> Endpoint<A> {
     Endpoint { gated: 0, ..endpoint }
 }
 
-pub(super) fn peer<F: Mapped>(path: &PeerPath<F>) -> Peer<F::Octets> {
+fn peer<F: Mapped>(path: &PeerPath<F>) -> Peer<F::Octets> {
     let mut peer = Peer {
         vtep: F::octets(path.vtep),
         vtep_mac: path.vtep_mac,
@@ -439,7 +453,7 @@ pub(super) fn peer<F: Mapped>(path: &PeerPath<F>) -> Peer<F::Octets> {
 }
 
 /// Whether the same node has the same subnet as before, so that its counters go on.
-pub(super) fn is_same_node<A: PartialEq>(held: &Peer<A>, peer: &Peer<A>) -> bool {
+fn is_same_node<A: PartialEq>(held: &Peer<A>, peer: &Peer<A>) -> bool {
     (&held.subnet, held.prefix_len, &held.vtep) == (&peer.subnet, peer.prefix_len, &peer.vtep)
 }
 

@@ -216,7 +216,7 @@ fn hear(socket: &UdpSocket, silent: &AtomicBool) -> Result<Vec<u32>> {
     let mut times: Vec<u32> = Vec::new();
     let mut datagram = [0; DATAGRAM];
     loop {
-        match socket.recv(&mut datagram) {
+        match socket::uninterrupted(|| socket.recv(&mut datagram)) {
             Ok(n) => {
                 ensure!(n == DATAGRAM, "a datagram of {n} bytes");
                 let number: [u8; 8] = datagram[..8].try_into()?;
@@ -224,7 +224,6 @@ fn hear(socket: &UdpSocket, silent: &AtomicBool) -> Result<Vec<u32>> {
                 times.resize(times.len().max(number + 1), 0);
                 times[number] += 1;
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 if silent.load(Ordering::Acquire) {
                     return Ok(times);
