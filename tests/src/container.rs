@@ -82,8 +82,6 @@ impl Container {
             netns.name()
         ))?;
         node.ip(&format!("link set {veth} master {bridge} up"))?;
-        // Its link-local address is its own alone, as the others are, and of use without a second's wait.
-        netns.exec("sysctl -qw net.ipv6.conf.eth0.accept_dad=0")?;
         netns.ip("link set eth0 up")?;
         let mut container =
             Self { netns, address: None, address6: None, port: Some((node.path(), veth.to_owned())) };

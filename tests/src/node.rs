@@ -405,8 +405,6 @@ impl Node {
         if let Some(subnet) = env.subnet6 {
             self.netns.ip(&format!("-6 address add {subnet} dev {BRIDGE} nodad"))?;
         }
-        // Nobody else is there to have its link-local address; looking for one takes a second or two.
-        self.netns.exec(&format!("sysctl -qw net.ipv6.conf.{BRIDGE}.accept_dad=0"))?;
         self.netns.ip(&format!("link set {BRIDGE} up"))?;
         Ok(())
     }

@@ -7,7 +7,6 @@ use loden_tests::{
     each_family, each_plan,
     family::Family,
     node::Node,
-    process::wait_for,
     traffic::stream::{self, Until},
 };
 
@@ -15,11 +14,6 @@ use crate::{assert_all_reach_all, wait_for_all_to_answer};
 
 /// Everything on a node that an agent could have changed, without counters and times.
 fn state(node: &Node) -> BTreeSet<String> {
-    // The kernel itself adds routes once it knows that a link-local address is nobody else's.
-    wait_for("addresses to be known to be our own", Duration::from_secs(20), || {
-        node.netns().ip("-6 address show tentative").unwrap().trim().is_empty().then_some(())
-    })
-    .unwrap();
     let commands = [
         "ip -brief link show",
         "ip -4 -brief address show",

@@ -18,7 +18,7 @@ use loden_tests::{
 };
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
-use crate::stage::{PATIENCE, Stage, mac_of, settle};
+use crate::stage::{PATIENCE, Stage, mac_of};
 
 each_family!(vxlan_by_other_interfaces_for_other_addresses_and_from_pods_delivers_nothing);
 
@@ -101,8 +101,6 @@ impl<F: Family> Doors<F> {
         for interface in ["eth1", "tun0"] {
             victim.exec(&format!("sysctl -qw net.ipv4.conf.{interface}.rp_filter=0")).unwrap();
         }
-        settle(victim);
-        settle(&intruder);
         let uplink = Capture::open(&intruder, "eth0").unwrap();
         Self { intruder, uplink, tun, second, stranger }
     }

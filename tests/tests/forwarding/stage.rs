@@ -207,9 +207,3 @@ pub(crate) fn mac_of(netns: &Netns, interface: &str) -> Mac {
     let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
     bytes.try_into().unwrap()
 }
-
-/// Waits until every IPv6 address here is known to be nobody else's: before that nobody asks for a neighbour.
-pub(crate) fn settle(netns: &Netns) {
-    let settled = || netns.ip("-6 address show tentative").unwrap().trim().is_empty().then_some(());
-    wait_for("addresses to be known to be our own", FIRST_ANSWER, settled).unwrap();
-}

@@ -17,7 +17,7 @@ use loden_tests::{
     traffic::stream::{self, Until},
 };
 
-use crate::stage::{PATIENCE, Stage, settle};
+use crate::stage::{PATIENCE, Stage};
 
 each_family!(
     the_fast_path_follows_a_route_to_another_router_within_a_second,
@@ -40,7 +40,6 @@ impl<F: Family> Router<F> {
         let netns = Netns::create("router").unwrap();
         stage.cluster.underlay().plug(&netns, host).unwrap();
         F::make_router(&netns);
-        settle(&netns);
         let socket = Capture::open(&netns, "eth0").unwrap();
         Self { netns, address: F::on_underlay(stage.cluster.underlay(), host), socket }
     }
@@ -161,8 +160,6 @@ fn another_uplink<F: Family>(stage: &Stage<F>, n: u8) -> Capture {
             node.exec(&format!("sysctl -qw net.ipv4.conf.{interface}.rp_filter=2")).unwrap();
         }
     }
-    settle(a);
-    settle(b);
     Capture::open(b, &name).unwrap()
 }
 

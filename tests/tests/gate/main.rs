@@ -29,7 +29,7 @@ use loden_tests::{
     counters::{Counters, Share},
     family::Family,
     netns::Netns,
-    node::{BRIDGE, Node},
+    node::Node,
     process::wait_for,
     traffic::{
         ping,
@@ -58,24 +58,8 @@ fn cluster_of<F: Family>(plan: &Plan, each: u32, args: &[&str]) -> (Cluster, Vec
     let containers = cluster.run_containers(each).unwrap();
     let per_node = each as usize;
     let (first, rest) = containers.split_at(per_node);
-    if !F::IS_IPV4 {
-        // A node asks for neighbours from its link-local address, which a new bridge may use after a second or two. What
-        // waits for that in the node comes out when the agent knows the pods, but came in before: as if translated.
-        for node in &cluster.nodes {
-            wait_for("the bridge's own address", Duration::from_secs(20), || {
-                let tentative = node.netns().ip(&format!("-6 address show dev {BRIDGE} tentative")).ok()?;
-                tentative.trim().is_empty().then_some(())
-            })
-            .unwrap();
-        }
-    }
     for (a, b) in rest.iter().map(|b| (&first[0], b)).chain(first.iter().map(|a| (a, &rest[0]))) {
-        let reach = || ping(a.netns(), F::host(b).address, 1);
-        if F::IS_IPV4 {
-            reach().unwrap();
-        } else {
-            wait_for("the first answer", Duration::from_secs(20), || reach().ok()).unwrap();
-        }
+        ping(a.netns(), F::host(b).address, 1).unwrap();
     }
     for (node, own) in cluster.nodes.iter().zip(containers.chunks(per_node)) {
         for container in own {
