@@ -3,7 +3,6 @@
 //! The nodes of a mode are joined by a veth pair and nothing else. etcd and the agents speak over a network of their
 //! own, which the measured packets never touch.
 
-mod flannel6;
 mod pair;
 mod rules;
 mod tunnel;

@@ -37,8 +37,8 @@ impl Twin for Ipv4 {
         }
     }
 
-    /// ARP from or about the gateways, and what bridges tell each other of listeners to IPv6 groups; that to the group
-    /// to which nobody belongs is a case's own.
+    /// ARP from or about the gateways, and what kernels tell bridges of listeners to groups, in IGMP (RFC 3376: to
+    /// 224.0.0.22) and to the groups of IPv6; that to the group to which nobody belongs is a case's own.
     fn is_noise(stage: &Stage, frame: &[u8]) -> bool {
         let of_gateway = |node| {
             let gateway = stage.address(node, 1).octets();
@@ -46,7 +46,8 @@ impl Twin for Ipv4 {
                 && frame.len() >= 42
                 && (frame[28..32] == gateway || frame[38..42] == gateway)
         };
-        let of_listeners = frame[..2] == [0x33, 0x33] && !is_ipv4(frame);
+        let of_listeners =
+            frame[..6] == [0x01, 0x00, 0x5e, 0, 0, 22] || (frame[..2] == [0x33, 0x33] && !is_ipv4(frame));
         of_listeners || of_gateway(0) || of_gateway(1)
     }
 
