@@ -66,6 +66,11 @@ impl Goal {
         is_meant.then(|| section.ratio(self.work, self.mode, self.to, 0))?
     }
 
+    /// Of a goal beside bare hosts: the same beside hosts with the rules that the mode's own nodes have.
+    pub(super) fn beside_rules(&self, section: &Section) -> Option<Median> {
+        (self.to == Mode::Host).then(|| Self { to: Mode::HostRules, ..*self }.measured(section))?
+    }
+
     /// What is compared.
     pub(super) fn title(&self) -> String {
         let name = self.work.metrics()[0].name;

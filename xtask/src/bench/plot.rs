@@ -22,7 +22,8 @@ const GROUPS: [(Work, &str); 4] = [
     (Work::TcpStream, "TCP stream"),
 ];
 /// The modes, each in a colour of its own that differs in lightness too (after Okabe and Ito).
-const BARS: [(Mode, &str, RGBColor); 6] = [
+const BARS: [(Mode, &str, RGBColor); 7] = [
+    (Mode::HostRules, "host with the same rules", RGBColor(51, 51, 51)),
     (Mode::Direct, "direct: no encapsulation", RGBColor(153, 153, 153)),
     (Mode::Open, "Loden, open gate", RGBColor(0, 114, 178)),
     (Mode::Strict, "Loden, strict gate", RGBColor(86, 180, 233)),

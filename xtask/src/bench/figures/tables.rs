@@ -68,8 +68,8 @@ fn rates(section: &Section, machine: &str) -> String {
         let metric = work.metrics()[0];
         let _ = write!(
             text,
-            "\n| {} | {} | CPU, µs/{} | to host | to direct | to flannel | resent |\n\
-             | --- | ---: | ---: | --- | --- | --- | ---: |\n",
+            "\n| {} | {} | CPU, µs/{} | to host | to host-rules | to direct | to flannel | resent |\n\
+             | --- | ---: | ---: | --- | --- | --- | --- | ---: |\n",
             metric.name,
             metric.unit,
             work.unit()
@@ -78,11 +78,9 @@ fn rates(section: &Section, machine: &str) -> String {
             let value = number(section.value(work, mode, 0).value);
             let cpu = section.cpu_micros(work, mode);
             let ratio = |to| section.ratio(work, mode, to, 0).map_or_else(String::new, interval);
-            let [host, direct, flannel] = [Mode::Host, Mode::Direct, Mode::Flannel].map(ratio);
+            let ratios = [Mode::Host, Mode::HostRules, Mode::Direct, Mode::Flannel].map(ratio).join(" | ");
             let resent = section.resent(work, mode);
-            let name = mode.name();
-            let _ =
-                writeln!(text, "| {name} | {value} | {cpu:.2} | {host} | {direct} | {flannel} | {resent} |");
+            let _ = writeln!(text, "| {} | {value} | {cpu:.2} | {ratios} | {resent} |", mode.name());
         }
     }
     text.push_str(&times(section));
@@ -91,7 +89,7 @@ fn rates(section: &Section, machine: &str) -> String {
 
 /// What a transaction takes, in words.
 fn times(section: &Section) -> String {
-    let modes = [Mode::Host, Mode::Direct, Mode::Open, Mode::Strict, Mode::Flannel];
+    let modes = [Mode::Host, Mode::HostRules, Mode::Direct, Mode::Open, Mode::Strict, Mode::Flannel];
     let micros = |mode: Mode| {
         let rate = section.value(Work::TcpRr, mode, 0).value;
         (rate > 0.0).then(|| format!("{:.1} µs {}", 1e6 / rate, mode.name()))
@@ -113,36 +111,43 @@ fn goals(sections: &[Section]) -> String {
         reached += usize::from(is_reached);
         let _ = writeln!(
             rows,
-            "| {} | {:.2} | {} | {} |",
+            "| {} | {:.2} | {} | {} | {} |",
             goal.title(),
             goal.least,
             interval(median),
             if is_reached { "reached" } else { "**missed**" },
+            goal.beside_rules(section).map_or_else(String::new, interval),
         );
     }
     if all == 0 {
         return rows;
     }
-    format!("{reached} of {all} are reached:\n\n| | least | measured | |\n| --- | ---: | --- | --- |\n{rows}")
+    format!(
+        "{reached} of {all} are reached:\n\n\
+         | | least | measured | | to host-rules |\n| --- | ---: | --- | --- | --- |\n{rows}"
+    )
 }
 
 fn summary(section: &Section) -> String {
     let mut rows = String::new();
     for work in SHORT {
-        let ratios = [(Mode::Open, Mode::Flannel), (Mode::Strict, Mode::Flannel), (Mode::Open, Mode::Host)]
-            .map(|(mode, to)| section.ratio(work, mode, to, 0));
-        if let [Some(open), Some(strict), Some(host)] = ratios {
-            let name = work.metrics()[0].name;
-            let _ =
-                writeln!(rows, "| {name} | {:.2} | {:.2} | {:.2} |", open.value, strict.value, host.value);
+        let ratios = [
+            (Mode::Open, Mode::Flannel),
+            (Mode::Strict, Mode::Flannel),
+            (Mode::Open, Mode::HostRules),
+            (Mode::Open, Mode::Host),
+        ];
+        let ratio = |(mode, to)| Some(format!("{:.2}", section.ratio(work, mode, to, 0)?.value));
+        if let Some(ratios) = ratios.into_iter().map(ratio).collect::<Option<Vec<_>>>() {
+            let _ = writeln!(rows, "| {} | {} |", work.metrics()[0].name, ratios.join(" | "));
         }
     }
     if rows.is_empty() {
         return rows;
     }
     format!(
-        "| | open, to flannel | strict, to flannel | open, to the host's own sockets |\n\
-         | --- | ---: | ---: | ---: |\n{rows}"
+        "| | open, to flannel | strict, to flannel | open, to the host's own sockets | the same without any rule |\n\
+         | --- | ---: | ---: | ---: | ---: |\n{rows}"
     )
 }
 
