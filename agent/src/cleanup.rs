@@ -7,7 +7,10 @@ use crate::{
     config::Config,
     dataplane, facts,
     firewall::Firewall,
-    kernel::{Kernel, sysctl},
+    kernel::{
+        Kernel,
+        sysctl::{self, SysctlError},
+    },
     run,
     state::State,
     subnet_file,
@@ -35,7 +38,8 @@ pub async fn run(config: &Config, keep_kernel: bool) -> Result<Vec<String>> {
     }
     if keep_kernel {
         errors.extend(hand_back(config, &state).await?);
-        return Ok(errors);
+        // What is flannel's from now on is nothing that a later cleanup may take.
+        return forgotten(config, errors);
     }
     let devices = state.device.iter().chain(&state.device_v6).map(String::as_str);
     let removed = Kernel::connect()?.remove_overlay(devices, &state.networks).await;
@@ -48,10 +52,15 @@ pub async fn run(config: &Config, keep_kernel: bool) -> Result<Vec<String>> {
     for (name, before) in &state.sysctls {
         match sysctl::set(name, before) {
             Ok(()) => println!("{name} put back to {before}"),
+            // Its interface or its module has gone, and the value with it.
+            Err(SysctlError::Absent { .. }) => {}
             Err(error) => errors.push(error.to_string()),
         }
     }
-    for path in [&config.subnet_file, &config.run_dir.join("control.sock"), &facts::path(&config.run_dir)] {
+    let (socket, facts) = (config.run_dir.join("control.sock"), facts::path(&config.run_dir));
+    // Where no agent of ours has left anything, the file is another's.
+    let subnet_file = (state != State::default()).then_some(&config.subnet_file);
+    for path in [&socket, &facts].into_iter().chain(subnet_file) {
         match std::fs::remove_file(path) {
             Ok(()) => println!("{} removed", path.display()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -64,6 +73,11 @@ pub async fn run(config: &Config, keep_kernel: bool) -> Result<Vec<String>> {
             config.wireguard_key_file.display()
         );
     }
+    forgotten(config, errors)
+}
+
+/// Nothing is left to undo, unless something could not be done.
+fn forgotten(config: &Config, errors: Vec<String>) -> Result<Vec<String>> {
     if errors.is_empty() {
         State::remove(&config.run_dir)?;
     }
