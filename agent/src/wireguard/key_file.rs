@@ -49,7 +49,8 @@ pub fn load_or_create(path: &Path) -> Result<SecretKey, KeyFileError> {
             if mode & 0o077 != 0 {
                 tracing::warn!("{} can be read by others than its owner: chmod 0400 it", path.display());
             }
-            Ok(key)
+            // The kernel tells it so: otherwise each look at the device would find another key in it.
+            Ok(key.clamped())
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = SecretKey::generate().map_err(at)?;
@@ -74,6 +75,8 @@ fn write(path: &Path, key: &SecretKey) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+
     use super::*;
 
     #[test]
@@ -89,6 +92,16 @@ mod tests {
         let other = directory.path().join("wgkey");
         fs::write(&other, format!("{text}\n")).unwrap();
         assert_eq!(load_or_create(&other).unwrap(), key);
+    }
+
+    #[test]
+    fn a_key_of_any_bits_is_the_one_that_the_kernel_tells() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wgkey");
+        fs::write(&path, STANDARD.encode([0xff; 32])).unwrap();
+        let mut clamped = [0xff; 32];
+        (clamped[0], clamped[31]) = (0xf8, 0x7f);
+        assert_eq!(load_or_create(&path).unwrap().expose(), clamped);
     }
 
     #[test]

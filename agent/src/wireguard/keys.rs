@@ -63,10 +63,17 @@ impl SecretKey {
     pub fn generate() -> std::io::Result<Self> {
         let mut key = [0; 32];
         OsRng.try_fill_bytes(&mut key).map_err(std::io::Error::other)?;
-        // As every Curve25519 private key is made (RFC 7748, section 5); the kernel does the same.
+        Ok(Self(key).clamped())
+    }
+
+    /// As every Curve25519 private key is used (RFC 7748, section 5), and as the kernel keeps and tells it: the same key, of
+    /// whatever bits it was made.
+    #[must_use]
+    pub(super) fn clamped(self) -> Self {
+        let mut key = self.0;
         key[0] &= 248;
         key[31] = key[31] & 127 | 64;
-        Ok(Self(key))
+        Self(key)
     }
 
     /// Reads base64; `None` for what is no key. All zeros are none either: to the kernel they mean "no key".
