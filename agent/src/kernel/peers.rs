@@ -191,7 +191,7 @@ impl Kernel {
         Ok(own.len())
     }
 
-    /// Whether the device is one of an overlay, up, with exactly the address that it should have of the network:
+    /// Whether the device is one of an overlay, up, with exactly the address that it should have of these networks:
     /// the cheap question before [`Self::set_overlay_address`].
     ///
     /// # Errors
@@ -201,16 +201,16 @@ impl Kernel {
         &self,
         device: u32,
         subnet: F::Net,
-        network: F::Net,
+        networks: &BTreeSet<IpNet>,
     ) -> Result<bool> {
         let Some(link) = self.link_by_index(device).await? else { return Ok(false) };
         let addresses = self.addresses_of::<F>().await?;
-        let mut of_network =
-            addresses.iter().filter(|it| it.ifindex == device && F::contains(network, it.address));
-        let only =
-            of_network.next().is_some_and(|it| it.address == F::base(subnet) && it.prefix_len == F::BITS);
+        let is_of_networks =
+            |address: F::Addr| networks.iter().any(|network| network.contains(&address.into()));
+        let mut theirs = addresses.iter().filter(|it| it.ifindex == device && is_of_networks(it.address));
+        let only = theirs.next().is_some_and(|it| it.address == F::base(subnet) && it.prefix_len == F::BITS);
         let of_overlay = matches!(link.kind, LinkKind::Vxlan(_)) || is_wireguard(&link);
-        Ok(of_overlay && link.up && only && of_network.next().is_none())
+        Ok(of_overlay && link.up && only && theirs.next().is_none())
     }
 }
 

@@ -6,8 +6,9 @@
 
 mod attributes;
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
+use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::packet_route::{RouteNetlinkMessage, link::InfoVxlan};
 
@@ -192,8 +193,9 @@ impl Kernel {
         self.change_link(|| format!("setting learning of link {index} to {learning}"), message).await
     }
 
-    /// Gives the device the base of the own subnet as a /32 (IPv6: /128), takes any other address of the network from it,
-    /// and sets it up. The new address comes first: a device that loses its last address loses its routes.
+    /// Gives the device the base of the own subnet as a /32 (IPv6: /128), takes any other address of these networks from
+    /// it, and sets it up. The new address comes first: a device that loses its last address loses its routes. The
+    /// networks are all that the node has been in: of several addresses the host talks to pods from the oldest.
     ///
     /// # Errors
     ///
@@ -202,7 +204,7 @@ impl Kernel {
         &self,
         device: u32,
         subnet: F::Net,
-        network: F::Net,
+        networks: &BTreeSet<IpNet>,
     ) -> Result<()> {
         let base = F::base(subnet);
         let there = self.addresses_of::<F>().await?;
@@ -212,7 +214,7 @@ impl Kernel {
         }
         for it in there() {
             let right = it.address == base && it.prefix_len == F::BITS;
-            if !right && F::contains(network, it.address) {
+            if !right && networks.iter().any(|network| network.contains(&it.address.into())) {
                 self.delete_address::<F>(device, it.address, it.prefix_len).await?;
             }
         }

@@ -242,20 +242,21 @@ impl Reconciler {
 
     /// The VXLAN device and its address, where the backend has one.
     pub(super) async fn device<F: Side>(&mut self) -> Result<bool> {
-        let Some(Half { pool, subnet, overlay: Some(overlay), .. }) = F::half_mut(&mut self.node) else {
+        let Some(Half { subnet, overlay: Some(overlay), .. }) = F::half_mut(&mut self.node) else {
             return Ok(false);
         };
         let spec = VxlanSpec { mac: Some(overlay.device.mac), ..overlay.spec.clone() };
         let device = self.kernel.ensure_vxlan(&spec).await?;
         let new_mac = device.mac != overlay.device.mac;
         let mut changed = !device.adopted || !device.corrected.is_empty();
-        let (index, subnet, network) = (device.index, *subnet, pool.network);
+        let (index, subnet) = (device.index, *subnet);
         overlay.device = device;
         if new_mac {
             self.publish();
         }
-        changed |= !self.kernel.has_overlay_address::<F>(index, subnet, network).await?;
-        self.kernel.set_overlay_address::<F>(index, subnet, network).await?;
+        let networks = &self.state.networks;
+        changed |= !self.kernel.has_overlay_address::<F>(index, subnet, networks).await?;
+        self.kernel.set_overlay_address::<F>(index, subnet, networks).await?;
         Ok(changed)
     }
 

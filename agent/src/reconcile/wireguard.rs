@@ -313,10 +313,10 @@ impl Reconciler {
         };
         let index = tunnel.device.index;
         let Some(half) = F::half(&self.node) else { return Ok(false) };
-        let (subnet, network) = (half.subnet, half.pool.network);
-        let right = self.kernel.has_overlay_address::<F>(index, subnet, network).await?;
+        let (subnet, networks) = (half.subnet, &self.state.networks);
+        let right = self.kernel.has_overlay_address::<F>(index, subnet, networks).await?;
         if !right {
-            let set = self.kernel.set_overlay_address::<F>(index, subnet, network).await;
+            let set = self.kernel.set_overlay_address::<F>(index, subnet, networks).await;
             set.map_err(|error| taken_port(error, tunnel))?;
         }
         if let Some(half) = F::half_mut(&mut self.node) {

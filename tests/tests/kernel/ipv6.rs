@@ -34,9 +34,9 @@ fn set_up(host: &Netns, (public, own): (&str, &str)) -> VxlanDevice {
     let spec = spec(host, public);
     inside(host, async |kernel| {
         let device = kernel.ensure_vxlan(&spec).await.unwrap();
-        let (own, network) = (own.parse().unwrap(), NETWORK.parse().unwrap());
-        kernel.set_overlay_address::<V6>(device.index, own, network).await.unwrap();
-        assert!(kernel.has_overlay_address::<V6>(device.index, own, network).await.unwrap());
+        let (own, networks) = (own.parse().unwrap(), [NETWORK.parse().unwrap()].into());
+        kernel.set_overlay_address::<V6>(device.index, own, &networks).await.unwrap();
+        assert!(kernel.has_overlay_address::<V6>(device.index, own, &networks).await.unwrap());
         device
     })
 }

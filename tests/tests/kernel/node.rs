@@ -85,8 +85,8 @@ pub(crate) async fn reconcile<F: Family>(kernel: &Kernel, desired: &Desired<F>) 
 /// Device and address of a host, made by the agent's code.
 pub(crate) async fn set_up(kernel: &Kernel, spec: &VxlanSpec, own: &str) -> VxlanDevice {
     let device = kernel.ensure_vxlan(spec).await.unwrap();
-    let (own, network) = (own.parse().unwrap(), NETWORK.parse().unwrap());
-    kernel.set_overlay_address::<V4>(device.index, own, network).await.unwrap();
+    let (own, networks) = (own.parse().unwrap(), [NETWORK.parse().unwrap()].into());
+    kernel.set_overlay_address::<V4>(device.index, own, &networks).await.unwrap();
     device
 }
 

@@ -245,8 +245,8 @@ fn whatever_is_flushed_or_changed_comes_back() {
         let right = shown(&a);
         for damage in DAMAGE.iter().chain(&["ip link set flannel.1 down", "ip -4 addr flush dev flannel.1"]) {
             a.exec(damage).unwrap();
-            let (own, network) = ("10.5.1.0/24".parse().unwrap(), node::NETWORK.parse().unwrap());
-            kernel.set_overlay_address::<V4>(device, own, network).await.unwrap();
+            let (own, networks) = ("10.5.1.0/24".parse().unwrap(), [node::NETWORK.parse().unwrap()].into());
+            kernel.set_overlay_address::<V4>(device, own, &networks).await.unwrap();
             node::reconcile(&kernel, &desired).await;
             assert_eq!(shown(&a), right, "after {damage}");
         }

@@ -185,18 +185,20 @@ fn the_overlay_address_is_the_only_one_of_the_network_and_foreign_ones_stay() {
     let (a, _b) = node::pair();
     let spec = node::spec(&a, "192.168.77.11");
     a.ip(BY_HAND).unwrap();
-    for address in ["10.5.9.0/32", "10.5.1.0/24", "172.31.0.1/32"] {
+    // 10.4.0.0/16 is what the network was before.
+    for address in ["10.4.3.0/32", "10.5.9.0/32", "10.5.1.0/24", "172.31.0.1/32"] {
         a.ip(&format!("addr add {address} dev flannel.1")).unwrap();
     }
     a.ip("link set flannel.1 up").unwrap();
     a.ip("route add 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink").unwrap();
-    let (own, network) = ("10.5.1.0/24".parse().unwrap(), node::NETWORK.parse().unwrap());
+    let own = "10.5.1.0/24".parse().unwrap();
+    let networks = [node::NETWORK, "10.4.0.0/16"].map(|network| network.parse().unwrap()).into();
 
     inside(&a, async |kernel| {
         let device = kernel.ensure_vxlan(&spec).await.unwrap().index;
-        assert!(!kernel.has_overlay_address::<V4>(device, own, network).await.unwrap());
-        kernel.set_overlay_address::<V4>(device, own, network).await.unwrap();
-        assert!(kernel.has_overlay_address::<V4>(device, own, network).await.unwrap());
+        assert!(!kernel.has_overlay_address::<V4>(device, own, &networks).await.unwrap());
+        kernel.set_overlay_address::<V4>(device, own, &networks).await.unwrap();
+        assert!(kernel.has_overlay_address::<V4>(device, own, &networks).await.unwrap());
     });
 
     let shown = json(&a, "ip -j -4 addr show dev flannel.1");
@@ -214,14 +216,14 @@ fn the_overlay_address_is_the_only_one_of_the_network_and_foreign_ones_stay() {
 fn a_flushed_address_and_a_link_that_is_down_are_put_right() {
     let (a, _b) = node::pair();
     let spec = node::spec(&a, "192.168.77.11");
-    let (own, network) = ("10.5.1.0/24".parse().unwrap(), node::NETWORK.parse().unwrap());
+    let (own, networks) = ("10.5.1.0/24".parse().unwrap(), [node::NETWORK.parse().unwrap()].into());
     inside(&a, async |kernel| {
         let device = node::set_up(&kernel, &spec, "10.5.1.0/24").await.index;
         for damage in ["addr flush dev flannel.1", "link set flannel.1 down"] {
             a.ip(damage).unwrap();
-            assert!(!kernel.has_overlay_address::<V4>(device, own, network).await.unwrap(), "{damage}");
-            kernel.set_overlay_address::<V4>(device, own, network).await.unwrap();
-            assert!(kernel.has_overlay_address::<V4>(device, own, network).await.unwrap(), "{damage}");
+            assert!(!kernel.has_overlay_address::<V4>(device, own, &networks).await.unwrap(), "{damage}");
+            kernel.set_overlay_address::<V4>(device, own, &networks).await.unwrap();
+            assert!(kernel.has_overlay_address::<V4>(device, own, &networks).await.unwrap(), "{damage}");
         }
     });
 }
