@@ -109,7 +109,7 @@ pub fn during_all<'a, T>(
 }
 
 /// Ends the load when `work` does, in whichever way.
-struct Stopper<'a>(&'a AtomicBool);
+pub(super) struct Stopper<'a>(pub(super) &'a AtomicBool);
 
 impl Drop for Stopper<'_> {
     fn drop(&mut self) {

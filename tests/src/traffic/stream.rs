@@ -3,17 +3,27 @@
 use std::{
     io::{Read as _, Write as _},
     net::IpAddr,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use super::{Host, Service, accept, connect, converse, destination, listen, socket::uninterrupted};
+use super::{
+    Host, PATIENCE, Service, accept, connect, converse, destination, listen, load::Stopper,
+    socket::uninterrupted,
+};
 
 /// The pattern repeats after this many bytes: a prime, so that a lost, doubled or moved segment cannot line up.
 const PERIOD: usize = 65_521;
 /// Bytes given to the kernel at once.
 const CHUNK: usize = 64 * 1024;
+/// What a transfer beside some work sends before that begins, and again after it has ended, bytes.
+const MARGIN: u64 = 4_000_000;
 
 /// What a transfer came to.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +60,58 @@ pub enum Until {
 ///
 /// Where a byte differs or is missing, or nothing arrives for five seconds.
 pub fn run(from: Host<'_>, to: Host<'_>, service: Option<Service>, until: Until) -> Result<Stream> {
+    let mut start = None;
+    transfer(from, to, service, move |bytes| match until {
+        Until::Bytes(all) => usize::try_from(all - bytes).map_or(CHUNK, |rest| rest.min(CHUNK)),
+        Until::Time(limit) if start.get_or_insert_with(Instant::now).elapsed() >= limit => 0,
+        Until::Time(_) => CHUNK,
+    })
+}
+
+/// The same while `work` runs: megabytes have arrived when it begins, and as many more are sent after it has ended.
+///
+/// # Errors
+///
+/// As [`run`].
+///
+/// # Panics
+///
+/// Where `work` or an end panics.
+pub fn during<T>(from: Host<'_>, to: Host<'_>, work: impl FnOnce() -> T) -> Result<(T, Stream)> {
+    let done = AtomicBool::new(false);
+    let (begin, begun) = mpsc::channel();
+    thread::scope(|scope| {
+        let done = &done;
+        let running = scope.spawn(move || {
+            let mut end = None;
+            transfer(from, to, None, move |bytes| {
+                // What is sent has arrived but for what sockets and links hold, far less than the margin.
+                if bytes > MARGIN {
+                    // Whom it tells has long heard it.
+                    let _ = begin.send(());
+                }
+                if end.is_none() && done.load(Ordering::Acquire) {
+                    end = Some(bytes + MARGIN);
+                }
+                if end.is_some_and(|end| bytes >= end) { 0 } else { CHUNK }
+            })
+        });
+        let stopper = Stopper(done);
+        // Where it does not begin, it has ended, and says why.
+        let result = begun.recv_timeout(*PATIENCE * 2).is_ok().then(work);
+        drop(stopper);
+        let stream = running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok((result.context("the stream did not begin in time")?, stream))
+    })
+}
+
+/// Sends as many bytes as `next` says, which is told how many went before, until it says none.
+fn transfer(
+    from: Host<'_>,
+    to: Host<'_>,
+    service: Option<Service>,
+    mut next: impl FnMut(u64) -> usize + Send,
+) -> Result<Stream> {
     let pattern = pattern();
     let receive = |tell: &dyn Fn(u16)| {
         let listener = listen(to.address, service)?;
@@ -72,13 +134,9 @@ pub fn run(from: Host<'_>, to: Host<'_>, service: Option<Service>, until: Until)
     };
     let send = |port: u16| {
         let mut stream = connect(destination(to, port, service))?;
-        let (start, mut bytes) = (Instant::now(), 0_u64);
+        let mut bytes = 0_u64;
         loop {
-            let n = match until {
-                Until::Bytes(all) => usize::try_from(all - bytes).map_or(CHUNK, |rest| rest.min(CHUNK)),
-                Until::Time(limit) if start.elapsed() >= limit => 0,
-                Until::Time(_) => CHUNK,
-            };
+            let n = next(bytes).min(CHUNK);
             if n == 0 {
                 return Ok(bytes);
             }

@@ -1,6 +1,6 @@
 //! Containers come and go, agents too.
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use loden_tests::{
@@ -93,13 +93,7 @@ fn assert_stream_survives<F: Family>(disturb: impl FnOnce(&mut Cluster)) {
     let (a, b) = (&containers[0], &containers[1]);
     ping(a.netns(), F::of(b), 20).unwrap();
     let before: Vec<_> = cluster.nodes.iter().map(|node| node.subnet_env().unwrap()).collect();
-    let stream = thread::scope(|scope| {
-        let four_seconds = Until::Time(Duration::from_secs(4));
-        let running = scope.spawn(move || stream::run(F::host(a), F::host(b), None, four_seconds));
-        thread::sleep(Duration::from_secs(1));
-        disturb(&mut cluster);
-        running.join().unwrap().unwrap()
-    });
+    let ((), stream) = stream::during(F::host(a), F::host(b), || disturb(&mut cluster)).unwrap();
     assert_eq!(stream.source, F::of(a).into());
     let after: Vec<_> = cluster.nodes.iter().map(|node| node.subnet_env().unwrap()).collect();
     assert_eq!(before, after, "every node keeps its subnet");

@@ -1,13 +1,13 @@
 //! Nodes that join late, agents that leave, and what is left then.
 
-use std::{collections::BTreeSet, thread, time::Duration};
+use std::collections::BTreeSet;
 
 use loden_tests::{
     cluster::{Cluster, Plan},
     each_family, each_plan,
     family::Family,
     node::Node,
-    traffic::stream::{self, Until},
+    traffic::stream,
 };
 
 use crate::{assert_all_reach_all, wait_for_all_to_answer};
@@ -98,14 +98,11 @@ fn cleanup_that_keeps_the_kernel_leaves_a_flannel_node_and_its_connections<F: Fa
         node.docker_firewall().unwrap();
     }
     let (a, b) = (&containers[0], &containers[1]);
-    let stream = thread::scope(|scope| {
-        let three_seconds = Until::Time(Duration::from_secs(3));
-        let running = scope.spawn(move || stream::run(F::host(a), F::host(b), None, three_seconds));
-        thread::sleep(Duration::from_secs(1));
+    let work = || {
         cluster.nodes[0].stop_agent().unwrap();
         clean_up(&cluster.nodes[0], &["--keep-kernel"]);
-        running.join().unwrap().unwrap()
-    });
+    };
+    let ((), stream) = stream::during(F::host(a), F::host(b), work).unwrap();
     assert_eq!(stream.source, F::of(a).into());
     assert_all_reach_all(&containers);
     let node = cluster.nodes[0].netns();

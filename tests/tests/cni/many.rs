@@ -1,6 +1,12 @@
 //! Many at once, twice, and half done.
 
-use std::{collections::BTreeSet, process::Stdio, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    os::unix::process::ExitStatusExt as _,
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 
 use loden_tests::{
     cni::Pod,
@@ -70,10 +76,10 @@ fn add_twice_is_add_once_and_del_twice_is_del_once() {
 /// Killed at whatever point: the next ADD succeeds all the same, and DEL leaves nothing.
 #[test]
 fn an_add_that_is_killed_half_way_is_undone() {
+    const POINTS: u32 = 12;
     let (cluster, runtimes) = routed_cluster(1, &[]);
     let runtime = &runtimes[0];
-    for millis in [0, 2, 4, 6, 8, 10, 12, 15, 20, 25, 30, 40] {
-        let netns = Netns::create("p-killed").unwrap();
+    let add = |netns: &Netns| -> Child {
         let conf = runtime.first().to_string();
         let mut child = cluster.nodes[0]
             .netns()
@@ -89,18 +95,31 @@ fn an_add_that_is_killed_half_way_is_undone() {
             .spawn()
             .unwrap();
         std::io::Write::write_all(&mut child.stdin.take().unwrap(), conf.as_bytes()).unwrap();
-        thread::sleep(Duration::from_millis(millis));
+        child
+    };
+    // How long one takes here that is left alone.
+    let netns = Netns::create("p-measured").unwrap();
+    let start = Instant::now();
+    assert!(add(&netns).wait().unwrap().success());
+    let whole = start.elapsed();
+    runtime.del("killed", Some(&netns), &serde_json::Value::Null).unwrap();
+    let mut killed = 0;
+    for point in 0..POINTS {
+        let after = whole * point / POINTS;
+        let netns = Netns::create("p-killed").unwrap();
+        let mut child = add(&netns);
+        thread::sleep(after);
         child.kill().unwrap();
-        child.wait().unwrap();
-        let result =
-            runtime.add_to("killed", &netns).unwrap_or_else(|error| panic!("{millis} ms: {error:#}"));
+        killed += u32::from(child.wait().unwrap().signal().is_some());
+        let result = runtime.add_to("killed", &netns).unwrap_or_else(|error| panic!("{after:?}: {error:#}"));
         let address: std::net::Ipv4Addr =
             result["ips"][0]["address"].as_str().unwrap().trim_end_matches("/32").parse().unwrap();
         ping(cluster.nodes[0].netns(), address, 1).unwrap();
-        assert_eq!(runtime.given_out().len(), 1, "{millis} ms");
+        assert_eq!(runtime.given_out().len(), 1, "{after:?}");
         runtime.del("killed", Some(&netns), &result).unwrap();
-        assert_eq!(runtime.given_out().len(), 0, "{millis} ms");
+        assert_eq!(runtime.given_out().len(), 0, "{after:?}");
     }
+    assert!(killed > POINTS / 3, "only {killed} of {POINTS} had not ended by themselves, of {whole:?} each");
     assert_nothing_is_left(&cluster.nodes[0], runtime);
 }
 

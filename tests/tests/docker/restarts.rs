@@ -1,13 +1,10 @@
 //! Containers, agents and engines end and start again.
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 use loden_tests::{
     process::wait_for,
-    traffic::{
-        hello, ping,
-        stream::{self, Until},
-    },
+    traffic::{hello, ping, stream},
 };
 
 use crate::{Fleet, assert_fast, by_subnet_env, wait_for_endpoints, words};
@@ -35,17 +32,14 @@ fn an_agent_restarts_while_containers_run_come_and_go() {
     let [a, b] = fleet.pair();
     let gone = fleet.engines[0].run("").unwrap();
     ping(gone.netns(), b.address(), 5).unwrap();
-    let came = thread::scope(|scope| {
-        let running =
-            scope.spawn(|| stream::run(a.host(), b.host(), None, Until::Time(Duration::from_secs(4))));
-        thread::sleep(Duration::from_millis(500));
+    let work = || {
         fleet.cluster.nodes[0].kill_agent();
         let came = fleet.engines[0].run("").unwrap();
         fleet.engines[0].docker(&format!("rm --force {}", gone.id())).unwrap();
         fleet.cluster.nodes[0].start_agent(&[]).unwrap();
-        running.join().unwrap().unwrap();
         came
-    });
+    };
+    let (came, _) = stream::during(a.host(), b.host(), work).unwrap();
     ping(came.netns(), b.address(), 20).unwrap();
     for container in [&a, &came] {
         assert_fast(&fleet.cluster.nodes, container, &b);
@@ -81,17 +75,13 @@ fn containers_that_outlive_their_dockerd_stay_on_the_fast_path() {
     let mut fleet = Fleet::without_engines(&[]);
     fleet.start_engines(|node| [by_subnet_env(node).to_vec(), vec!["--live-restore".into()]].concat());
     let [a, b] = fleet.pair();
-    let running = thread::scope(|scope| {
-        let running =
-            scope.spawn(|| stream::run(a.host(), b.host(), None, Until::Time(Duration::from_secs(4))));
-        thread::sleep(Duration::from_millis(500));
+    let work = || {
         fleet.engines[0].kill_daemon().unwrap();
         let options =
             [by_subnet_env(&fleet.cluster.nodes[0]).to_vec(), vec!["--live-restore".into()]].concat();
         fleet.engines[0].start_daemon(&words(&options)).unwrap();
-        running.join().unwrap()
-    });
-    running.unwrap();
+    };
+    stream::during(a.host(), b.host(), work).unwrap();
     assert_fast(&fleet.cluster.nodes, &a, &b);
     wait_for_endpoints(&fleet.cluster.nodes[0], &[a.address()]);
 }
