@@ -1,7 +1,7 @@
 //! Runs cargo for the workspace and reads what it says about the artifacts.
 //!
-//! The dev profile everywhere: the programs are compiled optimised in either profile (by the agent's build
-//! script), and one profile means that the demo and the tests share every dependency.
+//! The dev profile, but where the agent's own cost is measured or it is shipped: the programs are compiled optimised in
+//! either profile (by the agent's build script), and one profile means that the demo and the tests share every dependency.
 
 use std::{
     env,
@@ -105,4 +105,26 @@ impl Agent {
             .context("cargo did not name the directory of the programs")?;
         Ok(Self { binary: PathBuf::from(binary), programs: Path::new(out).join("loden-programs") })
     }
+}
+
+/// What makes a program of a package one that needs neither libraries nor a loader where it runs.
+pub(crate) const STATICALLY: [&str; 3] = ["--", "-C", "target-feature=+crt-static"];
+
+/// Builds the CNI plugin as it is shipped, and returns where it is: linked statically, since it is installed on hosts that
+/// have an older glibc than this one, or none. Nothing that it calls asks glibc for what that loads when it runs (names of
+/// hosts or users). The flag is for the program's own crate alone, so nothing besides is compiled anew.
+///
+/// # Errors
+///
+/// Where the build fails, for one without `libc.a`, which Debian's compiler brings and others have in a package of its own.
+pub(crate) fn cni(profile: &[&str]) -> Result<PathBuf> {
+    let program = ["rustc", "--package", "loden-agent", "--bin", "loden-cni"];
+    let messages = messages(&[&program[..], profile, &STATICALLY].concat())
+        .context("a static loden-cni takes libc.a (Debian: libc6-dev; Fedora: glibc-static)")?;
+    let built = messages.iter().filter(|message| message["target"]["name"] == "loden-cni");
+    built
+        .filter_map(|message| message["executable"].as_str())
+        .map(PathBuf::from)
+        .next_back()
+        .context("cargo did not name loden-cni")
 }

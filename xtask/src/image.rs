@@ -11,7 +11,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::Args;
 use loden_tests::netns;
 use serde_json::Value;
@@ -19,15 +19,12 @@ use serde_json::Value;
 use self::rootfs::Rootfs;
 use crate::{build, progress::Step, setup};
 
-/// The image's programs of ours; the second is there where the agent's package builds it.
-const PROGRAMS: [&str; 2] = ["loden", "loden-cni"];
-
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Name of the image
     #[arg(long, default_value = concat!("loden:", env!("CARGO_PKG_VERSION")))]
     tag: String,
-    /// Take the programs from this directory instead of building them for release
+    /// Take `loden` and a static `loden-cni` from this directory instead of building them for release
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
     /// Where the context for the build goes
@@ -44,10 +41,8 @@ pub(crate) struct Options {
 ///
 /// Where a program does not build or a file is missing, and where Docker refuses.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let programs = match &options.programs {
-        Some(directory) => {
-            PROGRAMS.map(|name| directory.join(name)).into_iter().filter(|path| path.is_file()).collect()
-        }
+    let (agent, plugin) = match &options.programs {
+        Some(directory) => (directory.join("loden"), directory.join("loden-cni")),
         None => release()?,
     };
     let step = Step::start("collecting the image's files");
@@ -55,10 +50,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     fs::create_dir_all(context).with_context(|| context.display().to_string())?;
     let archive = context.join("rootfs.tar");
     let mut rootfs = Rootfs::create()?;
-    for program in &programs {
-        rootfs.add_program(program)?;
-    }
-    ensure!(rootfs.has("usr/bin/loden"), "there is no program loden among {programs:?}");
+    rootfs.add_program(&agent)?;
+    rootfs.add_static_program(&plugin)?;
     rootfs.add_tools()?;
     rootfs.add_certificates()?;
     rootfs.pack(&archive)?;
@@ -71,13 +64,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     build_image(&options.tag, context)
 }
 
-/// Builds the agent's package for release and names its programs.
-fn release() -> Result<Vec<PathBuf>> {
+/// Builds agent and CNI plugin for release.
+fn release() -> Result<(PathBuf, PathBuf)> {
     setup::run()?;
-    let messages = build::messages(&["build", "--release", "--package", "loden-agent"])?;
-    let executables = messages.iter().filter_map(|message| message["executable"].as_str()).map(PathBuf::from);
-    let is_ours = |path: &PathBuf| PROGRAMS.iter().any(|name| path.ends_with(name));
-    Ok(executables.filter(is_ours).collect())
+    Ok((build::Agent::build_release()?.binary, build::cni(&["--release"])?))
 }
 
 fn engine_answers() -> bool {

@@ -97,6 +97,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // Everything at once: package by package, cargo would build shared dependencies once for each set of features.
     let messages = build::messages(&["build", "--workspace", "--all-targets"])?;
     let agent = build::Agent::among(&messages)?;
+    // Beside the agent, in the place of what was built there just now: the tests run what is shipped.
+    build::cni(&[])?;
     let mut suites = suites(&messages);
     suites.retain(|suite| chosen(suite.ring));
     suites.sort_by_key(|suite| (suite.ring as u8, suite.name.clone()));

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -13,6 +14,11 @@ use loden_tests::{
     node::binary,
     process::wait_for,
     traffic::ping,
+};
+use object::{
+    Endianness,
+    elf::{FileHeader64, PT_INTERP},
+    read::elf::{FileHeader as _, ProgramHeader as _},
 };
 
 use crate::assert_fast;
@@ -29,10 +35,12 @@ fn the_image_starts_takes_a_lease_and_carries_packets() {
     let node = &cluster.nodes[0];
     let directory = cluster.directory().display().to_string();
     let agent = node.agent_arguments().join(" ");
-    let run = format!(
-        "run --detach --name agent --pull never {RIGHTS} --network host --volume {directory}:{directory} {TAG} agent {agent} {}",
-        args.join(" ")
-    );
+    let lock = cluster.directory().join("xtables.lock").display().to_string();
+    fs::File::create(&lock).unwrap();
+    let rights =
+        format!("{RIGHTS} --network host --volume {directory}:{directory} --volume {lock}:/run/xtables.lock");
+    let run =
+        format!("run --detach --name agent --pull never {rights} {TAG} agent {agent} {}", args.join(" "));
     engine.docker(&run).unwrap();
     wait_for("the agent in the container to be ready", Duration::from_secs(20), || {
         (node.status().ok()?["ready"] == true).then_some(())
@@ -67,6 +75,14 @@ fn the_image_starts_takes_a_lease_and_carries_packets() {
     assert!(help.contains("docker-opts"), "{help}");
 }
 
+/// Whether a program asks for a loader, and with it for the libraries of its host.
+fn asks_for_a_loader(program: &Path) -> bool {
+    let bytes = fs::read(program).unwrap();
+    let header = FileHeader64::<Endianness>::parse(&*bytes).unwrap();
+    let endian = header.endian().unwrap();
+    header.program_headers(endian, &*bytes).unwrap().iter().any(|it| it.p_type(endian) == PT_INTERP)
+}
+
 /// What the DaemonSet's init container does.
 fn installs_the_cni_plugin(cluster: &Cluster, engine: &Engine) {
     let [bin, conf] = ["cni-bin", "net.d"].map(|name| cluster.directory().join(name));
@@ -77,7 +93,9 @@ fn installs_the_cni_plugin(cluster: &Cluster, engine: &Engine) {
         format!("--volume {}:/opt/cni/bin --volume {}:/etc/cni/net.d", bin.display(), conf.display());
     let run = format!("run --rm --pull never --network none {volumes} --entrypoint loden-cni {TAG} install");
     engine.docker(&run).unwrap();
-    let installed = bin.join("loden-cni").display().to_string();
+    let installed = bin.join("loden-cni");
+    assert!(asks_for_a_loader(&binary().unwrap()), "the agent, which stays in its image");
+    assert!(!asks_for_a_loader(&installed), "the plugin, which runs with what the host has");
     let version = output(Command::new(installed).env("CNI_COMMAND", "VERSION").stdin(Stdio::null())).unwrap();
     assert!(version.contains("supportedVersions"), "{version}");
     assert!(conf.join("10-loden.conflist").is_file());
@@ -86,7 +104,8 @@ fn installs_the_cni_plugin(cluster: &Cluster, engine: &Engine) {
 /// What the agent needs, as Docker 20.10 can say it: it knows neither `CAP_BPF` nor `CAP_PERFMON`. `--privileged` would
 /// do as well, but only for a dockerd that has every capability itself.
 const RIGHTS: &str = "--cap-drop ALL --cap-add NET_ADMIN --cap-add NET_RAW --cap-add SYS_ADMIN \
-                      --security-opt systempaths=unconfined --security-opt seccomp=unconfined";
+                      --security-opt systempaths=unconfined --security-opt seccomp=unconfined \
+                      --security-opt apparmor=unconfined";
 
 /// Builds it as `cargo xtask image` does, of the programs that are tested here; returns what that says.
 fn build(cluster: &Cluster, engine: &Engine) -> String {

@@ -7,9 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use loden_tests::netns::run;
 use tempfile::TempDir;
+
+use crate::build::STATICALLY;
 
 /// What the agent runs, with the names under which each is one program.
 const TOOLS: [(&str, &[&str]); 3] = [
@@ -61,10 +63,6 @@ impl Rootfs {
         Ok(rootfs)
     }
 
-    pub(super) fn has(&self, path: &str) -> bool {
-        self.path(path).exists()
-    }
-
     fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
         let inside = inside.as_ref();
         self.directory.path().join(inside.strip_prefix("/").unwrap_or(inside))
@@ -72,11 +70,28 @@ impl Rootfs {
 
     /// A program of ours, without its symbols, and what it loads.
     pub(super) fn add_program(&mut self, program: &Path) -> Result<()> {
+        self.add_stripped(program)?;
+        self.add_libraries(program)
+    }
+
+    /// A program of ours that hosts get of the image, whatever libraries they have.
+    pub(super) fn add_static_program(&mut self, program: &Path) -> Result<()> {
+        let libraries = libraries(&run("ldd", &[&program.display().to_string()])?);
+        ensure!(
+            libraries.is_empty(),
+            "{} is linked dynamically, and hosts have another glibc or none: cargo rustc --package loden-agent --bin \
+             loden-cni {}",
+            program.display(),
+            STATICALLY.join(" ")
+        );
+        self.add_stripped(program)
+    }
+
+    fn add_stripped(&self, program: &Path) -> Result<()> {
         let name = program.file_name().context("a program has a name")?;
         let target = self.path("usr/bin").join(name);
         let paths = [program.display().to_string(), target.display().to_string()];
-        run("strip", &["-o", &paths[1], &paths[0]])?;
-        self.add_libraries(program)
+        run("strip", &["-o", &paths[1], &paths[0]]).map(drop)
     }
 
     /// The tools that the agent runs, with iptables' extensions.
