@@ -1,4 +1,4 @@
-//! The image: built without network by a real engine, and what is in it is a whole node.
+//! The image: built without network by a real engine; what is in it is a whole node, and takes it off again.
 
 use std::{
     fs,
@@ -13,13 +13,14 @@ use loden_tests::{
     netns::output,
     node::binary,
     process::wait_for,
-    traffic::ping,
+    traffic::{ping, stream},
 };
 use object::{
     Endianness,
     elf::{FileHeader64, PT_INTERP},
     read::elf::{FileHeader as _, ProgramHeader as _},
 };
+use serde_json::Value;
 
 use crate::assert_fast;
 
@@ -71,8 +72,47 @@ fn the_image_starts_takes_a_lease_and_carries_packets() {
     .unwrap();
     assert_fast(&cluster.nodes, a, b);
     installs_the_cni_plugin(&cluster, &engine);
+
+    engine.docker("rm --force agent").unwrap();
+    let ((), _) = stream::during(a.host(), b.host(), || hands_back(&cluster, &engine, &rights)).unwrap();
+    ping(b.netns(), a.address(), 20).unwrap();
     let help = engine.docker(&format!("run --rm --pull never --network none {TAG} --help")).unwrap();
     assert!(help.contains("docker-opts"), "{help}");
+}
+
+/// What `deploy/kube/loden-cleanup.yml` does on a node, by its own command lines.
+fn hands_back(cluster: &Cluster, engine: &Engine, rights: &str) {
+    let node = &cluster.nodes[0];
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kube/loden-cleanup.yml");
+    let text = fs::read_to_string(path).unwrap();
+    let pods: Value = serde_saphyr::from_str(text.split("\n---").nth(1).unwrap()).unwrap();
+    let pods = &pods["spec"]["template"]["spec"];
+    let words = |container: &Value| -> (String, String) {
+        let words = ["command", "args"].into_iter().filter_map(|list| container[list].as_array());
+        let words: Vec<&str> = words.flatten().map(|word| word.as_str().unwrap()).collect();
+        (words[0].to_owned(), words[1..].join(" "))
+    };
+    let (program, args) = words(&pods["initContainers"][0]);
+    let paths = node.agent_arguments().join(" ");
+    let said = engine
+        .docker(&format!("run --rm --pull never {rights} --entrypoint {program} {TAG} {args} {paths}"))
+        .unwrap();
+    assert_eq!(node.bpffs().read_dir().map_or(0, Iterator::count), 0, "{said}");
+    let rules =
+        node.netns().exec("iptables -S FORWARD").unwrap() + &node.netns().exec("nft list tables").unwrap();
+    assert!(rules.contains("FLANNEL-FWD") && !rules.to_lowercase().contains("loden"), "{rules}\n{said}");
+
+    // What the pod does then, until it is deleted.
+    let (program, args) = words(&pods["containers"][0]);
+    let rights = "--cap-drop ALL --cap-add NET_ADMIN --network host";
+    engine
+        .docker(&format!(
+            "run --detach --name done --pull never {rights} --entrypoint {program} {TAG} {args}"
+        ))
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(engine.inspect("done").unwrap()["State"]["Running"], true, "{:?}", engine.docker("logs done"));
+    engine.docker("rm --force done").unwrap();
 }
 
 /// Whether a program asks for a loader, and with it for the libraries of its host.

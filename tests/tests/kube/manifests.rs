@@ -109,19 +109,84 @@ fn comparable(documents: Vec<Value>) -> BTreeMap<String, Value> {
     objects
 }
 
+/// Takes the checksum of the configuration out of the pods' template, which plain manifests have not.
+fn take_checksum(rendered: &mut [Value]) -> String {
+    let daemon_set = rendered.iter_mut().find(|document| document["kind"] == "DaemonSet").unwrap();
+    let metadata = daemon_set["spec"]["template"]["metadata"].as_object_mut().unwrap();
+    let annotations = metadata.remove("annotations").unwrap();
+    let checksum = annotations["checksum/config"].as_str().unwrap().to_owned();
+    assert_eq!(annotations, json!({ "checksum/config": checksum }));
+    checksum
+}
+
 #[test]
 fn the_plain_manifests_are_what_the_chart_makes() {
     for (file, values) in
         [("kube/loden.yml", json!({})), ("kube/loden-etcd.yml", json!({ "leases": "etcd" }))]
     {
-        assert_eq!(comparable(documents(&read(file))), comparable(render(&values)), "{file}");
+        let mut rendered = render(&values);
+        take_checksum(&mut rendered);
+        assert_eq!(comparable(documents(&read(file))), comparable(rendered), "{file}");
     }
+}
+
+#[test]
+fn the_checksum_by_which_pods_are_rolled_out_anew_is_that_of_the_configuration() {
+    let checksum = |values: Value| take_checksum(&mut render(&values));
+    let before = checksum(json!({}));
+    assert_eq!(before.len(), 64, "{before}");
+    assert_eq!(checksum(json!({ "gate": "open", "netConf": { "Network": "10.244.0.0/16" } })), before);
+    for changed in [
+        json!({ "netConf": { "Network": "10.245.0.0/16" } }),
+        json!({ "cni": { "conf": { "name": "cbr1" } } }),
+        json!({ "leases": "etcd", "cni": { "conf": { "name": "cbr1" } } }),
+    ] {
+        assert_ne!(checksum(changed.clone()), before, "{changed}");
+    }
+}
+
+/// What undoes Loden on a node finds what Loden's pods have left there, on the same nodes.
+#[test]
+fn the_cleanup_has_the_agents_image_places_and_nodes_and_keeps_the_kernel() {
+    let pods = |file: &str| {
+        let documents = documents(&read(file));
+        of_kind(&documents, "DaemonSet").unwrap()["spec"]["template"]["spec"].clone()
+    };
+    let (loden, cleanup) = (pods("kube/loden.yml"), pods("kube/loden-cleanup.yml"));
+    for same in ["hostNetwork", "nodeSelector", "tolerations", "priorityClassName", "imagePullSecrets"] {
+        assert_eq!(cleanup[same], loden[same], "{same}");
+    }
+    let (agent, container) = (&loden["containers"][0], &cleanup["initContainers"][0]);
+    for same in ["image", "imagePullPolicy", "securityContext"] {
+        assert_eq!(container[same], agent[same], "{same}");
+    }
+    assert_eq!(cleanup["containers"][0]["image"], agent["image"]);
+    let on_the_node = |list: &Value| -> Vec<Value> {
+        let is_ours =
+            |one: &&Value| !["config", "cni-bin", "cni-conf"].contains(&one["name"].as_str().unwrap());
+        list.as_array().unwrap().iter().filter(is_ours).cloned().collect()
+    };
+    let mounts = on_the_node(&agent["volumeMounts"]);
+    assert_eq!(mounts.len(), 4, "{mounts:?}");
+    assert_eq!(container["volumeMounts"], json!(mounts));
+    assert_eq!(cleanup["volumes"], json!(on_the_node(&loden["volumes"])));
+    let parsed = cli::parse(words(container), &|_| None).unwrap_or_else(|exit| panic!("{}", exit.text));
+    let Command::Cleanup(args) = parsed else { panic!("{parsed:?}") };
+    assert!(args.keep_kernel);
+    Config::from_args(args.agent).unwrap();
+}
+
+/// The command line of a container.
+fn words(container: &Value) -> Vec<std::ffi::OsString> {
+    let words = ["command", "args"].into_iter().flat_map(|list| container[list].as_array().unwrap());
+    words.map(|word| word.as_str().unwrap().into()).collect()
 }
 
 #[test]
 fn every_variant_fits_the_schemas_of_old_and_new_kubernetes() {
     let directory = tempfile::tempdir().unwrap();
-    let mut files = vec![deploy("kube/loden.yml"), deploy("kube/loden-etcd.yml")];
+    let mut files =
+        ["loden.yml", "loden-etcd.yml", "loden-cleanup.yml"].map(|name| deploy("kube").join(name)).to_vec();
     for (name, values) in variants() {
         let file = directory.path().join(format!("{name}.yml"));
         let text: Vec<String> = render(&values).iter().map(ToString::to_string).collect();
@@ -173,9 +238,8 @@ fn the_agent_takes_every_flag_and_the_network_config() {
         let rendered = render(&values);
         let daemon_set = of_kind(&rendered, "DaemonSet").unwrap();
         let agent = &daemon_set["spec"]["template"]["spec"]["containers"][0];
-        let words = ["command", "args"].into_iter().flat_map(|list| agent[list].as_array().unwrap());
-        let words: Vec<std::ffi::OsString> = words.map(|word| word.as_str().unwrap().into()).collect();
-        let parsed = cli::parse(words, &|_| None).unwrap_or_else(|exit| panic!("{name}: {}", exit.text));
+        let parsed =
+            cli::parse(words(agent), &|_| None).unwrap_or_else(|exit| panic!("{name}: {}", exit.text));
         let Command::Agent(args) = parsed else { panic!("{name}: no agent") };
         let config = Config::from_args(args).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(config.warnings, Vec::<String>::new(), "{name}");
