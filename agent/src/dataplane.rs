@@ -18,6 +18,7 @@ mod load;
 mod mapped;
 mod packet_log;
 mod pinned;
+mod pinned_link;
 mod pins;
 mod reading;
 mod report;

@@ -10,7 +10,7 @@ use aya::programs::{
 };
 use loden_ebpf::abi::program;
 
-use super::{Dataplane, DataplaneError, Settings, clsact, inspect, pins::Pins};
+use super::{Dataplane, DataplaneError, Settings, clsact, pinned_link, pins::Pins};
 
 /// Side of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -225,14 +225,12 @@ impl Dataplane {
 
     fn is_there(&mut self, hook: Hook) -> bool {
         match self.hooks.get(&hook) {
-            Some(Attached::Xdp) => self.pins.link(&hook).exists(),
-            // A pin outlives the interface, whose index may be another one's by now.
-            Some(Attached::Tcx) => {
-                let found = |name: String| self.pins.attached(hook, &name);
-                self.pins.link(&hook).exists()
-                    && clsact::interface(hook.ifindex)
-                        .is_ok_and(|name| found(name) != inspect::Attached::Missing)
-            }
+            // A pin outlives the interface, whose index may be another one's by now, and a program that is detached.
+            Some(Attached::Tcx | Attached::Xdp) => match pinned_link::interface_of(&self.pins.link(&hook)) {
+                Ok(interface) => interface == Some(hook.ifindex),
+                // What the kernel does not tell counts as there: attaching anew would not mend it.
+                Err(error) => error.kind() != io::ErrorKind::NotFound,
+            },
             // The filter is asked for by putting the program into it, which is there: that changes nothing.
             Some(Attached::Clsact) => self.refresh_filter(hook).is_ok(),
             Some(Attached::Absent) => true,

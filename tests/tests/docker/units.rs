@@ -4,11 +4,14 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions};
 use loden_tests::{
     cluster::{Cluster, Plan},
-    node::binary,
+    node::{Node, binary},
+    process::wait_for,
     remains,
     traffic::ping,
 };
@@ -72,6 +75,41 @@ fn the_agent_needs_no_more_than_its_unit_leaves_it() {
         node.stop_agent().unwrap();
         node.loden(&["cleanup"]).unwrap();
     }
+}
+
+/// Somebody detaches a program where another one stays, of which this agent may learn no more than an id.
+#[test]
+fn with_what_its_unit_leaves_it_the_agent_notices_that_a_program_of_its_own_is_gone() {
+    let directory = remains::directory("caps").unwrap();
+    let binary = Some(confined(directory.path(), &read("loden.service")));
+    let cluster =
+        Cluster::start(&Plan { nodes: 1, binary, ..Plan::default() }, &["--datapath=ebpf"]).unwrap();
+    let node = &cluster.nodes[0];
+    let at_uplink = || -> Vec<String> {
+        let found = node.netns().run(|| SchedClassifier::query_tcx("eth0", TcAttachType::Ingress)).unwrap();
+        found.1.iter().map(|program| program.name_as_str().unwrap().to_owned()).collect()
+    };
+    let _anothers = attach_anothers(node);
+    assert_eq!(at_uplink(), ["from_wire", "to_pod"]);
+    let pin = node.bpffs().join("v1/links").read_dir().unwrap().map(|pin| pin.unwrap().path());
+    let pin = pin.into_iter().find(|pin| pin.display().to_string().contains("/from_wire-")).unwrap();
+    node.netns().exec(&format!("bpftool link detach pinned {}", pin.display())).unwrap();
+    assert_eq!(at_uplink(), ["to_pod"]);
+    wait_for("the program to be back", Duration::from_secs(40), || {
+        (at_uplink() == ["from_wire", "to_pod"]).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {:?}\n{}", at_uplink(), node.log()));
+}
+
+/// Attaches a program to the uplink that is not the agent's to keep there, behind what is there. It is one of those that
+/// wait for pods, and lets pass what no pod sends.
+fn attach_anothers(node: &Node) -> SchedClassifier {
+    let programs = node.bpffs().join("v1/programs");
+    let of_subnet = programs.read_dir().unwrap().next().unwrap().unwrap().path();
+    let mut program = SchedClassifier::from_pin(of_subnet.join("to_pod")).unwrap();
+    let last = TcAttachOptions::TcxOrder(LinkOrder::last());
+    node.netns().run(|| program.attach_with_options("eth0", TcAttachType::Ingress, last)).unwrap();
+    program
 }
 
 /// A stand-in for the binary that runs it with the capabilities of the unit and no others, with `NoNewPrivileges=`,
