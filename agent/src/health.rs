@@ -1,13 +1,12 @@
 //! `/healthz` and `/readyz`: whether the agent runs, and whether this node carries packets.
 //!
-//! `/healthz` answers as long as the process does, so that a liveness probe restarts what hangs and not what waits for
-//! etcd. `/readyz` is 200 when every condition holds, else 503 with a line for each that does not. Conditions are set by
-//! those who know them, through a shared [`Readiness`].
+//! `/healthz` is 200 unless the loop that keeps the node as it should be hangs, so that a liveness probe restarts what
+//! hangs and not what waits for etcd. `/readyz` is 200 when every condition holds, else 503 with a line for each that does
+//! not. Conditions are set by those who know them, through a shared [`Readiness`].
 
 mod listener;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::service::Heartbeat;
 use listener::GuardedListener;
 
 /// How long requests under way may take to end once the agent stops.
@@ -62,6 +62,13 @@ impl Readiness {
         missing(&self.0.borrow())
     }
 
+    /// Tells of every change, and of how it is now.
+    pub(crate) fn changes(&self) -> watch::Receiver<Conditions> {
+        let mut changes = self.0.subscribe();
+        changes.mark_changed();
+        changes
+    }
+
     /// Waits until every condition holds.
     pub async fn wait(&self) {
         // The sender is `self`'s own, so the channel cannot close meanwhile.
@@ -73,34 +80,10 @@ fn missing(conditions: &Conditions) -> Vec<(&'static str, String)> {
     conditions.iter().filter_map(|(name, state)| Some((*name, state.as_ref().err()?.clone()))).collect()
 }
 
-/// Serves both endpoints on `address` until `stop`.
-///
-/// # Errors
-///
-/// If the address cannot be listened on.
-pub async fn run(address: SocketAddr, readiness: Readiness, stop: CancellationToken) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot serve /healthz on {address} (--healthz-ip, --healthz-port)"))?;
-    serve(listener, readiness, stop).await
-}
-
-/// Serves both endpoints on a socket that listens already, until `stop`.
-///
-/// # Errors
-///
-/// If the socket fails.
-pub async fn serve(
-    listener: TcpListener,
-    readiness: Readiness,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    serve_routes(listener, routes(readiness), stop).await
-}
-
 /// The routes `/healthz` and `/readyz`.
-pub fn routes(readiness: Readiness) -> Router {
-    Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(readiness)
+pub fn routes(readiness: Readiness, heartbeat: Heartbeat) -> Router {
+    let healthz = get(healthz).with_state(heartbeat);
+    Router::new().route("/healthz", healthz).route("/readyz", get(readyz).with_state(readiness))
 }
 
 /// Serves routes on a socket that listens already, until `stop`: to few clients at a time, and to none for long.
@@ -133,8 +116,14 @@ async fn serve_guarded(
 }
 
 #[allow(clippy::unused_async, reason = "axum's handlers are async")]
-async fn healthz() -> &'static str {
-    "loden is running\n"
+async fn healthz(State(heartbeat): State<Heartbeat>) -> (StatusCode, String) {
+    match heartbeat.age() {
+        Some(age) if !heartbeat.is_alive() => {
+            let answer = format!("loden hangs: its loop came by {} s ago\n", age.as_secs());
+            (StatusCode::SERVICE_UNAVAILABLE, answer)
+        }
+        _ => (StatusCode::OK, "loden is running\n".into()),
+    }
 }
 
 #[allow(clippy::unused_async, reason = "axum's handlers are async")]

@@ -10,7 +10,6 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     path::Path,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -42,8 +41,6 @@ use crate::{
     web,
 };
 
-/// The loop comes by at least every 30 s; after this long without it, it hangs.
-const STUCK: Duration = Duration::from_secs(120);
 /// What must hold before the node is ready.
 pub(crate) const CONDITIONS: [&str; 3] = [LEASE, PEERS, DATAPATH];
 /// This node holds a lease.
@@ -66,12 +63,11 @@ pub async fn run(config: Config) -> Result<()> {
     let stop = stop_on_signals()?;
     let _lock = lock(&config.run_dir)?;
     let (control, asker) = control::listen(&config.run_dir)?;
-    let readiness = Readiness::new(&CONDITIONS);
-    for (address, flags, routes) in pages(&config, &readiness, &asker) {
+    let (readiness, heartbeat) = (Readiness::new(&CONDITIONS), Heartbeat::default());
+    for (address, flags, routes) in pages(&config, &readiness, &heartbeat, &asker) {
         serve(address, flags, routes, stop.clone()).await?;
     }
     let manager = ServiceManager::find(&|name| std::env::var(name).ok(), std::process::id());
-    let heartbeat = Heartbeat::default();
     tokio::spawn(report(manager, readiness.clone(), heartbeat.clone(), stop.clone()));
     // The start may be left at any point: the next one finds what it made.
     let reconciler = tokio::select! {
@@ -173,33 +169,57 @@ fn stop_on_signals() -> Result<CancellationToken> {
     Ok(stop)
 }
 
-/// Tells the service manager what it wants to know. Until the loop runs there is nothing to be stuck in: every
-/// wait of the start has a limit of its own or is for the network config.
+/// Tells the service manager what it wants to know: that the agent is ready, what is missing, and whether its loop is
+/// alive.
 async fn report(
     manager: ServiceManager,
     readiness: Readiness,
     heartbeat: Heartbeat,
     stop: CancellationToken,
 ) {
-    let alive = || !readiness.missing().is_empty() || heartbeat.age() < STUCK;
     let ready = async {
         readiness.wait().await;
         manager.ready();
     };
-    tokio::join!(stop.run_until_cancelled(ready), manager.feed_watchdog(alive, stop.clone()));
+    let missing = async {
+        let mut changes = readiness.changes();
+        while changes.changed().await.is_ok() {
+            manager.status(&status_line(&readiness.missing()));
+        }
+    };
+    tokio::join!(
+        stop.run_until_cancelled(ready),
+        stop.run_until_cancelled(missing),
+        manager.feed_watchdog(|| heartbeat.is_alive(), stop.clone()),
+    );
     stop.cancelled().await;
     manager.stopping();
 }
 
+/// What `systemctl status` shows.
+fn status_line(missing: &[(&'static str, String)]) -> String {
+    if missing.is_empty() {
+        return "ready".to_owned();
+    }
+    let each: Vec<String> = missing.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+    format!("not ready: {}", each.join("; "))
+}
+
 /// What is served where. Metrics come with the health endpoints, and may share their address.
-fn pages(config: &Config, readiness: &Readiness, asker: &Asker) -> Vec<(SocketAddr, &'static str, Router)> {
+fn pages(
+    config: &Config,
+    readiness: &Readiness,
+    heartbeat: &Heartbeat,
+    asker: &Asker,
+) -> Vec<(SocketAddr, &'static str, Router)> {
     let mut pages = Vec::new();
+    let health = || health::routes(readiness.clone(), heartbeat.clone());
     let metrics = || metrics::routes(asker.clone(), config.metrics_max_each);
     if let Some(address) = config.metrics_addr {
-        pages.push((address, "--metrics-addr", health::routes(readiness.clone()).merge(metrics())));
+        pages.push((address, "--metrics-addr", health().merge(metrics())));
     }
     if let Some(address) = config.healthz.filter(|address| config.metrics_addr != Some(*address)) {
-        pages.push((address, "--healthz-ip, --healthz-port", health::routes(readiness.clone())));
+        pages.push((address, "--healthz-ip, --healthz-port", health()));
     }
     if let Some(address) = config.web_addr {
         pages.push((address, "--web-addr", web::routes(asker.clone())));
@@ -337,3 +357,6 @@ async fn prefixes<F: Family>(
 ) -> Result<Prefixes<F>> {
     if wanted { host::prefixes(kernel, links, device.unwrap_or(0)).await } else { Ok(Prefixes::default()) }
 }
+
+#[cfg(test)]
+mod tests;

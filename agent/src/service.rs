@@ -12,30 +12,49 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// A sign of life that one part of the agent gives and another watches. Clones share it.
+/// The loop comes by at least every 30 s; after this long without it, it hangs.
+const STUCK: Duration = Duration::from_secs(120);
+
+/// A sign of life that one part of the agent gives and others watch. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
     start: Instant,
+    /// After how long without a sign nobody is alive there.
+    limit: Duration,
+    /// When the last sign was given, in milliseconds since the start and at least 1; 0 before the first.
     last: Arc<AtomicU64>,
 }
 
 impl Default for Heartbeat {
     fn default() -> Self {
-        Self { start: Instant::now(), last: Arc::default() }
+        Self::with_limit(STUCK)
     }
 }
 
 impl Heartbeat {
+    /// One without a sign yet, that is given up after this long without another.
+    pub(crate) fn with_limit(limit: Duration) -> Self {
+        Self { start: Instant::now(), limit, last: Arc::default() }
+    }
+
     /// Gives the sign.
     pub fn beat(&self) {
         // Milliseconds of u64 last longer than any agent.
-        self.last.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.last.store((self.start.elapsed().as_millis() as u64).max(1), Ordering::Relaxed);
     }
 
-    /// How long ago the last sign was.
+    /// Whether there was a sign lately, or none was ever given: before the first there is nothing to be stuck in, since
+    /// every wait of the agent's start has a limit of its own or is for others.
     #[must_use]
-    pub fn age(&self) -> Duration {
-        self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
+    pub fn is_alive(&self) -> bool {
+        self.age().is_none_or(|age| age < self.limit)
+    }
+
+    /// How long ago the last sign was, if there was one.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        let last = self.last.load(Ordering::Relaxed);
+        (last > 0).then(|| self.start.elapsed().saturating_sub(Duration::from_millis(last)))
     }
 }
 

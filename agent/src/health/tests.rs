@@ -1,4 +1,5 @@
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -14,10 +15,15 @@ struct Server {
 }
 
 async fn served(readiness: Readiness) -> Server {
+    served_with(readiness, Heartbeat::default()).await
+}
+
+async fn served_with(readiness: Readiness, heartbeat: Heartbeat) -> Server {
+    let routes = routes(readiness, heartbeat);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    Server { address, stop: stop.clone(), task: tokio::spawn(serve(listener, readiness, stop)) }
+    Server { address, stop: stop.clone(), task: tokio::spawn(serve_routes(listener, routes, stop)) }
 }
 
 /// Status and body of an answer to `method path`.
@@ -40,6 +46,26 @@ async fn healthz_answers_whether_ready_or_not() {
     let server = served(Readiness::new(&["lease"])).await;
     assert_eq!(ask(server.address, "GET", "/healthz").await, (200, "loden is running\n".into()));
     assert_eq!(ask(server.address, "HEAD", "/healthz").await, (200, String::new()));
+}
+
+#[tokio::test]
+async fn healthz_refuses_once_the_loop_hangs_and_not_before_it_runs() {
+    let limit = Duration::from_millis(400);
+    let (readiness, heartbeat) = (Readiness::new(&["lease"]), Heartbeat::with_limit(limit));
+    let server = served_with(readiness.clone(), heartbeat.clone()).await;
+    let healthz = || ask(server.address, "GET", "/healthz");
+    tokio::time::sleep(limit * 2).await;
+    assert_eq!(healthz().await, (200, "loden is running\n".into()), "it starts still");
+    heartbeat.beat();
+    assert_eq!(healthz().await.0, 200);
+    tokio::time::sleep(limit * 2).await;
+    // Whether the node is ready has no part in it.
+    let (status, text) = healthz().await;
+    assert!(status == 503 && text.starts_with("loden hangs: its loop came by "), "{status} {text}");
+    readiness.set("lease", Ok(()));
+    assert_eq!(healthz().await.0, 503);
+    heartbeat.beat();
+    assert_eq!(healthz().await.0, 200);
 }
 
 #[tokio::test]
@@ -107,7 +133,8 @@ async fn silent_clients_are_cut_off_and_leave_room_for_others() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let guarded = GuardedListener::with_limits(listener, 2, LIFETIME);
-    tokio::spawn(serve_guarded(guarded, routes(Readiness::new(&[])), CancellationToken::new()));
+    let routes = routes(Readiness::new(&[]), Heartbeat::default());
+    tokio::spawn(serve_guarded(guarded, routes, CancellationToken::new()));
     let before = Instant::now();
     let mut silent = Vec::new();
     for _ in 0..2 {
@@ -118,12 +145,4 @@ async fn silent_clients_are_cut_off_and_leave_room_for_others() {
     for mut stream in silent {
         within(5, stream.read_to_end(&mut Vec::new())).await.unwrap();
     }
-}
-
-#[tokio::test]
-async fn an_address_that_cannot_be_had_is_named() {
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = taken.local_addr().unwrap();
-    let error = run(address, Readiness::new(&[]), CancellationToken::new()).await.unwrap_err();
-    assert!(error.to_string().contains(&format!("{address} (--healthz-ip, --healthz-port)")), "{error}");
 }
