@@ -99,10 +99,11 @@ impl Document {
         let lease = &status.lease;
         out.gauge("loden_lease_held", "Whether this node holds a subnet", None, one(lease.state == "held"))?;
         let at = |seconds: Option<f64>| seconds.map(|seconds| (Labels::new(), status.timestamp + seconds));
-        let help = "When the lease runs out unless it is renewed; missing for a reservation";
+        let help = "When the lease runs out unless it is renewed; missing for a reservation and with the Kubernetes API";
         out.gauge("loden_lease_expiry_timestamp", help, Some(Unit::Seconds), at(lease.expires_seconds))?;
         let renewed = at(lease.renewed_seconds.map(|age| -age));
-        let help = "When etcd last confirmed the lease; missing for a reservation";
+        let help =
+            "When etcd last confirmed the lease; missing for a reservation and with the Kubernetes API";
         out.gauge("loden_lease_renewed_timestamp", help, Some(Unit::Seconds), renewed)?;
         let help = "Peers whose lease this node cannot follow";
         out.gauge("loden_refused_peers", help, None, value(status.refused.len() as f64))?;
@@ -219,10 +220,15 @@ impl Document {
         let help =
             "How old what is known of the leases may be: the time since the watch broke, 0 while it is up";
         out.gauge("loden_etcd_lag", help, Some(Unit::Seconds), value(etcd.lag_seconds))?;
-        let help = "Revision of etcd's newest news";
+        let help = "Revision of the newest news of etcd, or of the Kubernetes API in its place";
         out.gauge("loden_etcd_revision", help, None, value(etcd.revision as f64))?;
-        out.counter("loden_etcd_requests", "Requests to etcd", None, value(etcd.requests as f64))?;
-        let help = "Requests to etcd that no endpoint answered or that were refused";
+        out.counter(
+            "loden_etcd_requests",
+            "Requests to etcd or the Kubernetes API",
+            None,
+            value(etcd.requests as f64),
+        )?;
+        let help = "Requests to etcd or the Kubernetes API that no endpoint answered or that were refused";
         out.counter("loden_etcd_errors", help, None, value(etcd.errors as f64))?;
         let help = "How often the watch of the leases broke";
         out.counter("loden_etcd_broken_watches", help, None, value(etcd.broken_watches as f64))?;
