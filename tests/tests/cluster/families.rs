@@ -1,7 +1,10 @@
 //! Two families, one of which changes: nothing of the other does, and it loses no packet.
 
 use std::{
+    io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
@@ -49,7 +52,7 @@ impl Echoes {
     fn count(self) -> (u32, u32) {
         let id = self.0.id().to_string();
         // Some go on when all is done, and the last one must have had the time to come back; ping counts on SIGINT.
-        std::thread::sleep(Duration::from_millis(800));
+        thread::sleep(Duration::from_millis(800));
         assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
         let output = String::from_utf8(self.0.wait_with_output().unwrap().stdout).unwrap();
         let line = output
@@ -158,21 +161,42 @@ fn what_changes_of_a_peer_in_one_family_touches_nothing_of_the_other() {
     })
     .unwrap();
 
-    // Whatever the kernel is told of the other family's device is seen here.
+    // Whatever the kernel is told of the other family's device is seen here. That it is seen, a route shows which is
+    // nobody's: it is told of before the work and after it.
     let watch = |family: &str, work: &dyn Fn()| {
+        let (device, control) = match family {
+            "-4" => ("flannel.1", "203.0.113.0/24"),
+            _ => ("flannel-v6.1", "2001:db8:77::/64"),
+        };
         let mut command = node.netns().command("ip");
         command.args([family, "monitor", "route", "neigh"]).stdout(Stdio::piped());
         let mut monitor = command.spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(200));
+        let (tell, told) = mpsc::channel();
+        let output = BufReader::new(monitor.stdout.take().unwrap());
+        let reader =
+            thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        let mut lines: Vec<String> = Vec::new();
+        let mut hear_control = || {
+            wait_for("the monitor to tell of the control", LIMIT, || {
+                for verb in ["add", "del"] {
+                    node.netns().ip(&format!("{family} route {verb} {control} dev {device}")).unwrap();
+                }
+                thread::sleep(Duration::from_millis(100));
+                let before = lines.len();
+                lines.extend(told.try_iter());
+                lines[before..].iter().any(|line| line.contains(control)).then_some(())
+            })
+            .unwrap();
+        };
+        hear_control();
         work();
-        std::thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_millis(500));
+        hear_control();
         monitor.kill().unwrap();
-        let told = String::from_utf8(monitor.wait_with_output().unwrap().stdout).unwrap();
-        let device = if family == "-4" { "flannel.1" } else { "flannel-v6.1" };
-        told.lines()
-            .filter(|line| line.contains(&format!("dev {device} ")))
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
+        monitor.wait().unwrap();
+        let _ = reader.join().unwrap();
+        let of_device = |line: &String| line.contains(&format!("dev {device} ")) && !line.contains(control);
+        lines.into_iter().chain(told.try_iter()).filter(of_device).collect::<Vec<_>>()
     };
     let before = v4();
     let told = watch("-4", &|| {
