@@ -25,12 +25,6 @@ pub struct EtcdConfig {
 }
 
 impl EtcdConfig {
-    /// Whether any endpoint is spoken to over TLS.
-    #[must_use]
-    pub fn uses_tls(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"))
-    }
-
     pub(super) fn from_args(args: EtcdArgs, warnings: &mut Vec<String>) -> Result<Self, ConfigError> {
         let EtcdArgs {
             etcd_endpoints,

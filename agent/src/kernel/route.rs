@@ -1,6 +1,6 @@
 //! Routes, and the question by which route a destination is reached.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
@@ -151,15 +151,6 @@ impl Kernel {
     /// # Errors
     ///
     /// As the kernel says: `ENETUNREACH` without a route, `EHOSTUNREACH` and others where one forbids.
-    pub async fn route_get(&self, dst: Ipv4Addr) -> Result<RouteTo> {
-        self.route_to(dst).await
-    }
-
-    /// As [`Self::route_get`], for either family.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::route_get`].
     pub async fn route_to<F: Family>(&self, dst: F::Addr) -> Result<RouteTo<F>> {
         self.route_from(None, dst).await
     }
@@ -169,7 +160,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// As [`Self::route_get`].
+    /// As [`Self::route_to`].
     pub async fn route_from<F: Family>(&self, source: Option<F::Addr>, dst: F::Addr) -> Result<RouteTo<F>> {
         let what = format!("looking for the route to {dst}");
         // The plain answer is the one path chosen; the route itself tells whether there was a choice.

@@ -2,7 +2,10 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use loden_agent::kernel::{AddressScope, FdbOf, LinkKind, NeighbourState, RouteKind, mac_text};
+use loden_agent::{
+    family::V4,
+    kernel::{AddressScope, FdbOf, LinkKind, NeighbourState, RouteKind, mac_text},
+};
 use loden_tests::netns::Netns;
 
 use crate::{inside, json, node};
@@ -108,7 +111,7 @@ fn the_way_to_a_destination_is_told() {
     a.ip("route add 10.24.0.0/16 nexthop via 192.168.77.12 nexthop via 192.168.77.13").unwrap();
     a.ip("route add unreachable 10.25.0.0/16").unwrap();
     inside(&a, async |kernel| {
-        let to = async |text: &str| kernel.route_get(text.parse().unwrap()).await;
+        let to = async |text: &str| kernel.route_to::<V4>(text.parse().unwrap()).await;
         let way = to("192.168.77.12").await.unwrap();
         assert_eq!((way.ifindex, way.gateway, way.source), (eth0, None, Ipv4Addr::new(192, 168, 77, 11)));
         assert!(!way.multipath && !way.local);
@@ -175,7 +178,7 @@ fn one_connection_serves_many_at_once_and_those_who_give_up() {
             let (routes, links, way) = tokio::join!(
                 kernel.routes(),
                 kernel.links(),
-                kernel.route_get(Ipv4Addr::new(192, 168, 77, 12)),
+                kernel.route_to::<V4>(Ipv4Addr::new(192, 168, 77, 12)),
             );
             (routes.unwrap().len(), links.unwrap().len(), way.unwrap().gateway)
         }));

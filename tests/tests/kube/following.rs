@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::{
     server::{Cut, Fault},
-    source::{Source, cluster_of, lost, mac, network, options, peers, subnet, vtep},
+    source::{Source, cluster_of, lost, mac, options, peers, subnet, vtep},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -175,5 +175,4 @@ async fn a_thousand_nodes_are_listed_and_a_hundred_join_at_once() {
     }
     source.until("all are peers", |cluster| cluster.peers.len() == 1100).await;
     assert_eq!(server.store().listings(), 1);
-    let _ = network();
 }
