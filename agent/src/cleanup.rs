@@ -41,7 +41,7 @@ pub async fn run(config: &Config, keep_kernel: bool) -> Result<Vec<String>> {
         // What is flannel's from now on is nothing that a later cleanup may take.
         return forgotten(config, errors);
     }
-    let devices = state.device.iter().chain(&state.device_v6).map(String::as_str);
+    let devices = state.device.iter().chain(&state.device_v6).chain(&state.stale_devices).map(String::as_str);
     let removed = Kernel::connect()?.remove_overlay(devices, &state.networks).await;
     for done in removed.done {
         println!("{done}");

@@ -9,8 +9,10 @@ use crate::{
     family::{Family, V4, V6},
     kernel::{
         Address, AddressScope, Kernel, Link, LinkKind, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, Route, TABLE_MAIN,
+        is_wireguard,
     },
     uplink::{self, Candidate, CandidateAddress, Families, Uplink, Ways},
+    wireguard,
 };
 
 /// Chooses the uplink from what the kernel has now.
@@ -80,12 +82,13 @@ fn default_route<F: Family>(routes: &[Route<F>]) -> Option<u32> {
         .ifindex
 }
 
-/// Prefixes of this host, without the overlay's own.
+/// Prefixes of this host, without those of overlay devices, whichever network config these were made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Prefixes<F: Family = V4> {
     /// Addresses and routes that no subnet may overlap.
     pub(crate) others: Vec<F::Net>,
-    /// Those of bridges: the own subnet's bridge is among them.
+    /// Those of bridges, and of single pods (as the CNI plugin `ptp` wires them): the own subnet's bridge and pods are
+    /// among them.
     pub(crate) bridges: Vec<F::Net>,
     /// Addresses on whatever interface.
     pub(crate) addresses: Vec<F::Addr>,
@@ -109,11 +112,15 @@ impl<F: Family> Prefixes<F> {
     }
 }
 
-/// Reads the prefixes of this host, which has these links. `device`: the overlay's, 0 for none.
-pub(crate) async fn prefixes<F: Family>(kernel: &Kernel, links: &[Link], device: u32) -> Result<Prefixes<F>> {
-    let is_bridge =
-        |index: u32| links.iter().any(|link: &Link| link.index == index && link.kind == LinkKind::Bridge);
-    let is_overlay = |index: u32| device != 0 && device == index;
+/// Reads the prefixes of this host, which has these links.
+pub(crate) async fn prefixes<F: Family>(kernel: &Kernel, links: &[Link]) -> Result<Prefixes<F>> {
+    let link = |index: u32| links.iter().find(|link| link.index == index);
+    let is_overlay = |index: u32| link(index).is_some_and(is_overlay_device);
+    let is_of_pods = |index: u32, prefix: F::Net| match link(index).map(|link| &link.kind) {
+        Some(LinkKind::Bridge) => true,
+        Some(LinkKind::Veth) => F::prefix_len(prefix) == F::BITS,
+        _ => false,
+    };
     let addresses = kernel.addresses_of::<F>().await?;
     let of_addresses =
         addresses.iter().filter_map(|a| Some((a.ifindex, F::trunc(F::net(a.address, a.prefix_len)?))));
@@ -125,7 +132,7 @@ pub(crate) async fn prefixes<F: Family>(kernel: &Kernel, links: &[Link], device:
     let own = addresses.iter().filter(|a| !is_overlay(a.ifindex)).map(|a| a.address).collect();
     let mut prefixes = Prefixes::<F> { addresses: own, ..Prefixes::default() };
     for (index, prefix) in of_addresses.chain(of_routes).filter(|(index, _)| !is_overlay(*index)) {
-        let list = if is_bridge(index) { &mut prefixes.bridges } else { &mut prefixes.others };
+        let list = if is_of_pods(index, prefix) { &mut prefixes.bridges } else { &mut prefixes.others };
         if !list.contains(&prefix) {
             list.push(prefix);
         }
@@ -135,9 +142,50 @@ pub(crate) async fn prefixes<F: Family>(kernel: &Kernel, links: &[Link], device:
     Ok(prefixes)
 }
 
+/// Whether a link is a device of an overlay, by its kind and a name as flannel gives them. The one of an earlier network
+/// config (another VNI, another backend) has addresses and routes of the own subnet until it is removed.
+fn is_overlay_device(link: &Link) -> bool {
+    let vni = |prefix| link.name.strip_prefix(prefix).is_some_and(|vni: &str| vni.parse::<u32>().is_ok());
+    match link.kind {
+        LinkKind::Vxlan(_) => vni("flannel.") || vni("flannel-v6."),
+        _ => is_wireguard(link) && [wireguard::DEVICE, wireguard::DEVICE_V6].contains(&link.name.as_str()),
+    }
+}
+
 /// Local, broadcast and multicast entries repeat what the addresses say.
 fn is_special<F: Family>(route: &Route<F>) -> bool {
     const LOCAL_TABLE: u32 = 255;
     let base: IpAddr = F::base(route.dst).into();
     route.table == LOCAL_TABLE || base.is_multicast()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::VxlanAttrs;
+
+    #[test]
+    fn overlay_devices_are_told_by_kind_and_name() {
+        let link = |name: &str, kind: LinkKind| Link { name: name.to_owned(), kind, ..Link::default() };
+        let vxlan = || LinkKind::Vxlan(VxlanAttrs::default());
+        let wireguard = || LinkKind::Other("wireguard".to_owned());
+        for link in [
+            link("flannel.1", vxlan()),
+            link("flannel-v6.16777215", vxlan()),
+            link("flannel-wg", wireguard()),
+            link("flannel-wg-v6", wireguard()),
+        ] {
+            assert!(is_overlay_device(&link), "{link:?}");
+        }
+        for link in [
+            link("flannel.one", vxlan()),
+            link("vxlan.calico", vxlan()),
+            link("flannel.1", LinkKind::Bridge),
+            link("flannel.1", wireguard()),
+            link("wg0", wireguard()),
+            link("flannel-wg", LinkKind::Physical),
+        ] {
+            assert!(!is_overlay_device(&link), "{link:?}");
+        }
+    }
 }

@@ -200,12 +200,11 @@ impl Reconciler {
             state.vtep_macs.insert(name.clone(), overlay.device.mac);
             name
         };
-        let (device, device_v6) = (node.overlay().map(&mut note), node.overlay_v6().map(&mut note));
-        state.device = device.or(state.device);
-        state.device_v6 = device_v6.or(state.device_v6);
-        if let Some(wireguard) = &node.wireguard {
-            (state.device, state.device_v6) = wireguard.device_names();
-        }
+        let (device, device_v6) = match &node.wireguard {
+            Some(wireguard) => wireguard.device_names(),
+            None => (node.overlay().map(&mut note), node.overlay_v6().map(&mut note)),
+        };
+        state.note_devices(device, device_v6);
         state.networks.extend(node.v4.as_ref().map(|v4| IpNet::from(v4.pool.network)));
         state.networks.extend(node.v6.as_ref().map(|v6| IpNet::from(v6.pool.network)));
         state.write(&node.config.run_dir)?;

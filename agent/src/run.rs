@@ -112,11 +112,9 @@ async fn start(
     let tunnel = wireguard.as_ref().and_then(Wireguard::device::<V4>);
     let tunnel_v6 = wireguard.as_ref().and_then(Wireguard::device::<V6>);
 
-    let index = |overlay: Option<&Overlay>| overlay.map(|overlay| overlay.device.index);
-    let (device, device_v6) = (index(overlay.as_ref()).or(tunnel), index(overlay_v6.as_ref()).or(tunnel_v6));
     let links = kernel.links().await?;
-    let prefixes_v4 = prefixes::<V4>(&kernel, &links, network.v4.is_some(), device).await?;
-    let prefixes_v6 = prefixes::<V6>(&kernel, &links, network.v6.is_some(), device_v6).await?;
+    let prefixes_v4 = prefixes::<V4>(&kernel, &links, network.v4.is_some()).await?;
+    let prefixes_v6 = prefixes::<V6>(&kernel, &links, network.v6.is_some()).await?;
     let attrs = attrs(&network.backend, &uplink, overlay.as_ref(), overlay_v6.as_ref());
     let claim = Claim {
         attrs: match &wireguard {
@@ -349,13 +347,8 @@ pub(crate) fn attrs(
 }
 
 /// This host's own prefixes of a family, where the network has it.
-async fn prefixes<F: Family>(
-    kernel: &Kernel,
-    links: &[Link],
-    wanted: bool,
-    device: Option<u32>,
-) -> Result<Prefixes<F>> {
-    if wanted { host::prefixes(kernel, links, device.unwrap_or(0)).await } else { Ok(Prefixes::default()) }
+async fn prefixes<F: Family>(kernel: &Kernel, links: &[Link], wanted: bool) -> Result<Prefixes<F>> {
+    if wanted { host::prefixes(kernel, links).await } else { Ok(Prefixes::default()) }
 }
 
 #[cfg(test)]

@@ -16,11 +16,14 @@ use tempfile::NamedTempFile;
 /// What there is to undo, and to keep.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// Name of the VXLAN device.
+    /// Name of the VXLAN or WireGuard device.
     pub device: Option<String>,
-    /// Name of the VXLAN device with an IPv6 underlay.
+    /// Name of the VXLAN device with an IPv6 underlay, or of IPv6's WireGuard device.
     #[serde(default)]
     pub device_v6: Option<String>,
+    /// Names of overlay devices that were made for an earlier network config and are still to be removed.
+    #[serde(default)]
+    pub stale_devices: BTreeSet<String>,
     /// The networks into which routes were made: others' routes may carry Loden's protocol number too.
     #[serde(default)]
     pub networks: BTreeSet<IpNet>,
@@ -78,6 +81,16 @@ impl State {
         }
     }
 
+    /// Notes which devices the agent has now. Those that it had before and has no longer are stale.
+    pub fn note_devices(&mut self, device: Option<String>, device_v6: Option<String>) {
+        self.stale_devices.extend(self.device.take());
+        self.stale_devices.extend(self.device_v6.take());
+        for device in device.iter().chain(&device_v6) {
+            self.stale_devices.remove(device);
+        }
+        (self.device, self.device_v6) = (device, device_v6);
+    }
+
     /// Notes what a sysctl was, if it was not noted before.
     pub fn note_sysctl(&mut self, name: &str, before: &str) {
         self.sysctls.entry(name.to_owned()).or_insert_with(|| before.to_owned());
@@ -106,6 +119,21 @@ mod tests {
         assert_eq!(read.sysctls["net.ipv4.ip_forward"], "0");
         State::remove(directory.path()).unwrap();
         State::remove(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_device_that_the_agent_has_no_longer_is_stale_until_it_has_it_again() {
+        let name = |name: &str| Some(name.to_owned());
+        let mut state = State::default();
+        let mut stale_after = |device, device_v6| {
+            state.note_devices(device, device_v6);
+            state.stale_devices.iter().cloned().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(stale_after(name("flannel.1"), name("flannel-v6.1")), "");
+        assert_eq!(stale_after(name("flannel.1"), name("flannel-v6.1")), "");
+        assert_eq!(stale_after(name("flannel.2"), None), "flannel-v6.1 flannel.1");
+        assert_eq!(stale_after(name("flannel.1"), None), "flannel-v6.1 flannel.2");
+        assert_eq!(stale_after(None, None), "flannel-v6.1 flannel.1 flannel.2");
     }
 
     #[test]

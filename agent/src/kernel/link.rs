@@ -21,7 +21,7 @@ pub(crate) fn interface_name(index: u32) -> Option<String> {
 }
 
 /// A network device.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     /// The interface index.
     pub index: u32,
@@ -57,7 +57,7 @@ pub struct Link {
 }
 
 /// The sort of a network device.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum LinkKind {
     /// One end of a virtual Ethernet pair.
     Veth,
@@ -68,6 +68,7 @@ pub enum LinkKind {
     /// Another virtual device, by the kernel's name for its kind.
     Other(String),
     /// A device without a kind: hardware, and `lo`.
+    #[default]
     Physical,
 }
 
@@ -221,20 +222,13 @@ pub(super) fn parse(message: &LinkMessage) -> Option<Link> {
     let LinkHeader { index, flags, .. } = message.header;
     let mut link = Link {
         index,
-        name: String::new(),
-        mac: None,
-        mtu: 0,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         running: flags.contains(LinkFlags::Running),
-        master: None,
-        peer: None,
-        peer_in_other_netns: None,
-        kind: LinkKind::Physical,
         loopback: flags.contains(LinkFlags::Loopback),
         point_to_point: flags.contains(LinkFlags::Pointopoint),
         no_arp: flags.contains(LinkFlags::Noarp),
-        alias: None,
+        ..Link::default()
     };
     for attribute in &message.attributes {
         match attribute {

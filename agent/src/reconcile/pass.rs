@@ -37,6 +37,10 @@ impl Reconciler {
         if work >= Work::Peers {
             changed |= self.all_peers(&cluster, work).await;
         }
+        if work >= Work::Peers && cluster.is_listed() {
+            // Last, so that the peers' routes lead elsewhere before.
+            changed |= self.substep(Work::Everything, "withdrawal", Self::withdraw_devices).await;
+        }
         changed |= self.step(Work::Containers, "containers", Self::containers).await;
         self.tally.ran(start.elapsed(), !self.failures.is_empty());
         self.repairs += u64::from(changed);
@@ -225,11 +229,11 @@ impl Reconciler {
     async fn tell_of_prefixes(&mut self) -> Result<()> {
         let links = self.kernel.links().await?;
         let v4 = match &self.node.v4 {
-            Some(v4) => host::prefixes(&self.kernel, &links, v4.device()).await?,
+            Some(_) => host::prefixes(&self.kernel, &links).await?,
             None => host::Prefixes::default(),
         };
         let v6 = match &self.node.v6 {
-            Some(v6) => host::prefixes(&self.kernel, &links, v6.device()).await?,
+            Some(_) => host::prefixes(&self.kernel, &links).await?,
             None => host::Prefixes::default(),
         };
         if v4 != self.v4.prefixes || v6 != self.v6.prefixes {

@@ -37,8 +37,8 @@ pub struct Claim {
     /// Routes and addresses of this host that are not the overlay's own; no subnet that overlaps one inside the
     /// network is taken. The default route and prefixes as wide as the network do not count.
     pub occupied: Vec<Ipv4Net>,
-    /// Prefixes of this host's container bridges. The subnet that this node had before is what its bridge was made
-    /// for; any other subnet keeps away from them too.
+    /// Prefixes of this host's container bridges and single pods. The subnet that this node had before is what its
+    /// bridge and pods were made for; any other subnet keeps away from them too.
     pub bridges: Vec<Ipv4Net>,
     /// The same of IPv6, for a network that has it.
     pub v6: ClaimV6,
@@ -273,11 +273,13 @@ impl<F: Family> Wants<'_, F> {
             .ok_or_else(|| out_of_subnets(&self.pool, &prefixes, records))
     }
 
-    /// Why just this subnet, which the node may have had before, is of no use to it. Its own bridge is no reason.
+    /// Why just this subnet, which the node may have had before, is of no use to it. Its own bridge and pods are no
+    /// reason.
     fn misfit(&self, subnet: F::Net) -> Option<String> {
         let Self { pool, occupied, bridges, .. } = self;
-        let is_its_bridge = |prefix: &F::Net| F::trunc(*prefix) == subnet && !occupied.contains(prefix);
-        let bridges = bridges.iter().filter(|prefix| !is_its_bridge(prefix));
+        let is_a_pod = |prefix: &F::Net| F::prefix_len(*prefix) == F::BITS && F::covers(subnet, *prefix);
+        let is_its = |prefix: &F::Net| F::trunc(*prefix) == subnet || is_a_pod(prefix);
+        let bridges = bridges.iter().filter(|prefix| !is_its(prefix) || occupied.contains(prefix));
         let prefixes: Vec<_> = occupied.iter().chain(bridges).copied().collect();
         match subnet::conflict::<F>(pool.network, subnet, &prefixes) {
             Some(prefix) => Some(format!("this host has an address or a route in {prefix}")),

@@ -8,6 +8,7 @@
 )]
 
 mod attachment;
+mod backend;
 mod churn;
 mod direct;
 mod dual;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::join_all;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use loden_agent::{
     family::{Family as _, V4},
     network::NetworkConfig,
@@ -124,6 +124,21 @@ async fn the_previous_subnet_is_taken_where_it_is_free_and_allowed() {
         );
         other.keeper.release().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_node_keeps_its_subnet_though_its_pods_have_addresses_and_routes_of_their_own() {
+    let etcd = etcd_with(r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#);
+    let dual = || Claim { attrs: attrs(1).with_v6("fd77::1".parse().unwrap(), None), ..claim(1) };
+    let had = Node::join(&connect(&etcd).await, dual()).await.unwrap().lease.key;
+    let (v4, v6) = (had.subnet.unwrap(), had.subnet_v6.unwrap());
+    // Its bridge, and what the CNI plugin ptp makes for each pod.
+    let pod = |n| Ipv4Net::new(v4.hosts().nth(n).unwrap(), 32).unwrap();
+    let pod_v6 = |n| Ipv6Net::new(v6.hosts().nth(n).unwrap(), 128).unwrap();
+    let mut again = Claim { bridges: vec![v4, pod(0), pod(7)], ..dual() };
+    again.v6.bridges = vec![v6, pod_v6(0), pod_v6(7)];
+    let node = Node::join(&connect(&etcd).await, again).await.unwrap();
+    assert_eq!(node.lease.key, had);
 }
 
 #[tokio::test]
