@@ -19,6 +19,7 @@ mod stats;
 mod store;
 
 use std::{
+    collections::BTreeSet,
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -120,6 +121,8 @@ pub struct Registry {
     connection: Arc<Connection>,
     prefix: Arc<str>,
     told: Arc<Mutex<Told>>,
+    /// Ids of the etcd leases that were granted to this process and have not ended as far as it knows.
+    granted: Arc<Mutex<BTreeSet<i64>>>,
     stats: Arc<Stats>,
 }
 
@@ -133,7 +136,8 @@ impl Registry {
     pub async fn connect(options: EtcdOptions) -> Result<Self, RegistryError> {
         let prefix = prefix(&options.prefix)?.into();
         let connection = Arc::new(Connection::new(options).await?);
-        Ok(Self { stats: Arc::clone(&connection.stats), connection, prefix, told: Arc::default() })
+        let stats = Arc::clone(&connection.stats);
+        Ok(Self { connection, prefix, told: Arc::default(), granted: Arc::default(), stats })
     }
 
     /// Reads the network config.

@@ -12,6 +12,8 @@ pub(super) enum Standing {
     Ours,
     /// It is ours, but its value is not what it should be: write it again.
     Rewrite,
+    /// A write of ours, by this etcd lease, has succeeded after all: its answer was lost.
+    Unanswered(i64),
     /// An operator has made it a reservation (a plain `etcdctl put`): keep it, without a TTL.
     Reserved,
     /// It has gone: it ran out while we were cut off, or somebody deleted it.
@@ -22,8 +24,14 @@ pub(super) enum Standing {
     OtherNode(Option<IpAddr>),
 }
 
-/// Judges the record at our lease's key; `alive` says that our etcd lease has not run out, as far as known.
-pub(super) fn standing(own: &Lease, record: Option<&Record>, alive: bool) -> Standing {
+/// Judges the record at our lease's key; `alive` says that our etcd lease has not run out, as far as known, and `granted`
+/// which others this process was granted.
+pub(super) fn standing(
+    own: &Lease,
+    record: Option<&Record>,
+    alive: bool,
+    granted: impl Fn(i64) -> bool,
+) -> Standing {
     let Some(record) = record else { return Standing::Gone };
     let here = record.is_of(&own.attrs);
     let same_value = record.attrs.as_ref() == Ok(&own.attrs);
@@ -40,6 +48,8 @@ pub(super) fn standing(own: &Lease, record: Option<&Record>, alive: bool) -> Sta
         };
     }
     match (&record.attrs, record.etcd_lease) {
+        // As above: nobody else writes with that.
+        (_, Some(id)) if granted(id) => Standing::Unanswered(id),
         (Ok(_), None) if here => Standing::Reserved,
         // Older than our own write to this very key: a restore has undone that.
         (Ok(_), Some(_)) if here && record.mod_revision < own.mod_revision => Standing::Rewrite,
@@ -89,6 +99,11 @@ mod tests {
             (&undone, record(Ok(attrs(1, 1)), Some(8)), true, Standing::Rewrite),
             (&undone, record(Ok(attrs(1, 2)), Some(8)), false, Standing::Rewrite),
             (&undone, record(Ok(attrs(2, 2)), Some(8)), true, other),
+            (&own, record(Ok(attrs(1, 1)), Some(5)), true, Standing::Unanswered(5)),
+            (&own, record(Ok(attrs(1, 2)), Some(5)), false, Standing::Unanswered(5)),
+            (&own, record(garbage(), Some(5)), true, Standing::Unanswered(5)),
+            (&undone, record(Ok(attrs(1, 1)), Some(5)), true, Standing::Unanswered(5)),
+            (&reservation, record(Ok(attrs(1, 1)), Some(5)), true, Standing::Unanswered(5)),
             (&own, record(Ok(attrs(2, 2)), Some(8)), true, other),
             (&own, record(Ok(attrs(2, 2)), None), true, other),
             (&reservation, record(Ok(attrs(1, 1)), None), true, Standing::Ours),
@@ -97,8 +112,9 @@ mod tests {
             (&reservation, record(Ok(attrs(1, 1)), Some(8)), true, Standing::OtherAgent),
             (&moved, record(Ok(attrs(1, 1)), None), true, Standing::Rewrite),
         ] {
-            assert_eq!(standing(own, Some(&record), alive), says, "{own:?} {record:?} {alive}");
+            let found = standing(own, Some(&record), alive, |id| id == 5);
+            assert_eq!(found, says, "{own:?} {record:?} {alive}");
         }
-        assert_eq!(standing(&own, None, true), Standing::Gone);
+        assert_eq!(standing(&own, None, true, |_| true), Standing::Gone);
     }
 }

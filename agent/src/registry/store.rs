@@ -78,13 +78,25 @@ impl Registry {
             .call(what, |mut client| async move { client.lease_grant(seconds, None).await })
             .await?;
         let seconds = u64::try_from(grant.ttl()).unwrap_or(ttl.as_secs());
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner).insert(grant.id());
         Ok((grant.id(), Duration::from_secs(seconds)))
+    }
+
+    /// Whether an etcd lease was granted to this process. What lives by it is our own, though the answer to the write may
+    /// have been lost.
+    pub(super) fn has_granted(&self, id: i64) -> bool {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+
+    fn has_ended(&self, id: i64) {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
     /// Gives an etcd lease its whole TTL again; `false`: it has run out.
     pub(super) async fn keep_alive(&self, id: i64) -> Result<bool, RegistryError> {
         let what = "keep the lease alive";
-        self.connection
+        let alive = self
+            .connection
             .call(what, |mut client| async move {
                 // One request on a stream of its own: hours lie between two, and a stream that has silently died
                 // in between would cost the time that the margin is for.
@@ -94,7 +106,11 @@ impl Registry {
                     Err(error) => Err(error),
                 }
             })
-            .await
+            .await?;
+        if !alive {
+            self.has_ended(id);
+        }
+        Ok(alive)
     }
 
     /// Ends an etcd lease, if it has not ended already; with it go the keys that live by it.
@@ -107,7 +123,9 @@ impl Registry {
                     ended => ended.map(drop),
                 }
             })
-            .await
+            .await?;
+        self.has_ended(id);
+        Ok(())
     }
 
     /// Ends an etcd lease that no key lives by any more. One that still has keys is left to run out: they are not

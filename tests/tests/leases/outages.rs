@@ -189,6 +189,37 @@ async fn a_subnet_that_another_node_took_while_cut_off_is_left_to_it() {
 }
 
 #[tokio::test]
+async fn a_claim_whose_answer_is_lost_is_our_own_when_it_shows() {
+    let etcd = etcd_with(CONFIG);
+    let way = Way::to(&etcd).await;
+    let registry = Registry::connect(options(std::slice::from_ref(&way.endpoint))).await.unwrap();
+    let node = Node::join(&registry, claim(1)).await.unwrap();
+    node.until("it follows etcd", |cluster| cluster.connected).await;
+    way.mute_after(&attrs(1).to_json());
+    etcd.ctl(&["del", &key(node.lease.subnet())]).unwrap();
+    eventually("the record is back", || {
+        etcd.ctl(&["get", &key(node.lease.subnet())]).unwrap().contains(&attrs(1).to_json())
+    })
+    .await;
+    way.cut();
+    node.until("it has no answer", |cluster| !cluster.connected && held(cluster).is_none()).await;
+    way.mend();
+    let cluster =
+        node.until("it has its lease", |cluster| cluster.connected && held(cluster).is_some()).await;
+    let lease = held(&cluster).unwrap();
+    assert_eq!(lease.subnet(), node.lease.subnet());
+    assert_ne!(lease.etcd_lease, node.lease.etcd_lease, "that of the lost answer");
+    eventually("one etcd lease is left", || etcd.ctl(&["lease", "list"]).unwrap().contains("found 1 leases"))
+        .await;
+    // Also the next write is compared with what is there.
+    node.set_attrs(vxlan(1, 99));
+    eventually("the record has the news", || {
+        etcd.ctl(&["get", &key(node.lease.subnet())]).unwrap().contains(&vxlan(1, 99).to_json())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_frozen_etcd_is_noticed_and_its_thaw_too() {
     let etcd = etcd_with(CONFIG);
     let (_way, node) = short_lived(&etcd).await;

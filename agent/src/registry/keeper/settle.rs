@@ -27,7 +27,8 @@ impl Task {
     pub(super) async fn settle(&mut self) -> Result<(), RegistryError> {
         for _ in 0..MAX_TURNS {
             let record = self.records.get(self.own.key).cloned();
-            match (standing(&self.own, record.as_ref(), self.alive), record) {
+            let granted = |id| self.registry.has_granted(id);
+            match (standing(&self.own, record.as_ref(), self.alive, granted), record) {
                 (Standing::Ours, Some(record)) => {
                     self.own.mod_revision = record.mod_revision;
                     self.hold(self.own.clone());
@@ -40,6 +41,20 @@ impl Task {
                     );
                     let etcd_lease = self.usable_etcd_lease(&record).await?;
                     self.write(&record, etcd_lease).await?;
+                }
+                (Standing::Unanswered(id), Some(record)) => {
+                    info!(
+                        subnet = self.own.key.subnets(),
+                        "an earlier write of ours has succeeded after all"
+                    );
+                    let old = self.own.etcd_lease.filter(|_| self.alive);
+                    self.own =
+                        Lease { etcd_lease: Some(id), mod_revision: record.mod_revision, ..self.own.clone() };
+                    // Some of its time has gone by already.
+                    (self.alive, self.renew_at, self.lost) = (true, Instant::now(), None);
+                    if let Some(id) = old {
+                        self.registry.revoke_unused(id).await;
+                    }
                 }
                 (Standing::Reserved, Some(record)) => {
                     info!(
