@@ -9,6 +9,7 @@ mod claim;
 mod cluster;
 mod connection;
 mod endpoint;
+mod grace;
 mod keeper;
 mod outage;
 mod peers;
@@ -30,6 +31,7 @@ use thiserror::Error;
 pub use self::{
     claim::{Claim, ClaimError, ClaimV6},
     cluster::{Cluster, ConfigState, Own},
+    grace::GRACE,
     keeper::Keeper,
     peers::{LeaseChange, Peers},
     stats::EtcdHealth,

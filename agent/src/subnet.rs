@@ -6,6 +6,8 @@
 
 mod guard;
 
+use std::marker::PhantomData;
+
 use rand::{Rng, seq::IndexedRandom as _};
 
 use crate::{family::Family, network::Pool};
@@ -45,7 +47,7 @@ pub fn pick<F: Family>(
 /// The free subnets, in order of their address.
 fn free<F: Family>(pool: &Pool<F>, taken: Vec<F::Net>) -> impl Iterator<Item = F::Net> {
     let (len, size) = (pool.subnet_len, pool.subnet_size());
-    let mut taken = merge::<F>(taken).into_iter().peekable();
+    let mut taken = merge::<F>(taken.into_iter()).into_iter().peekable();
     // `None`: past the last address that there is.
     let mut next = Some(F::number(pool.subnet_min));
     let last = F::number(pool.subnet_max);
@@ -66,14 +68,37 @@ fn free<F: Family>(pool: &Pool<F>, taken: Vec<F::Net>) -> impl Iterator<Item = F
     })
 }
 
+/// All addresses of many prefixes.
+#[derive(Debug)]
+pub(crate) struct Ranges<F: Family> {
+    merged: Vec<(u128, u128)>,
+    family: PhantomData<F>,
+}
+
+impl<F: Family> Ranges<F> {
+    /// Those of these.
+    pub(crate) fn of(prefixes: impl Iterator<Item = F::Net>) -> Self {
+        Self { merged: merge::<F>(prefixes), family: PhantomData }
+    }
+
+    /// Whether one of them is in this prefix.
+    pub(crate) fn overlap(&self, prefix: F::Net) -> bool {
+        let (first, last) = range::<F>(prefix);
+        let at = self.merged.partition_point(|range| range.1 < first);
+        self.merged.get(at).is_some_and(|range| range.0 <= last)
+    }
+}
+
+/// First and last address.
+fn range<F: Family>(prefix: F::Net) -> (u128, u128) {
+    let first = F::number(F::base(prefix));
+    let host_bits = u32::from(F::BITS - F::prefix_len(prefix));
+    (first, first + u128::MAX.checked_shr(128 - host_bits).unwrap_or(0))
+}
+
 /// First and last addresses, in order, overlapping ones joined.
-fn merge<F: Family>(prefixes: Vec<F::Net>) -> Vec<(u128, u128)> {
-    let range = |prefix: F::Net| {
-        let first = F::number(F::base(prefix));
-        let host_bits = u32::from(F::BITS - F::prefix_len(prefix));
-        (first, first + u128::MAX.checked_shr(128 - host_bits).unwrap_or(0))
-    };
-    let mut ranges: Vec<_> = prefixes.into_iter().map(range).collect();
+fn merge<F: Family>(prefixes: impl Iterator<Item = F::Net>) -> Vec<(u128, u128)> {
+    let mut ranges: Vec<_> = prefixes.map(range::<F>).collect();
     ranges.sort_unstable();
     let mut merged: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
     for (first, last) in ranges {

@@ -20,6 +20,7 @@ use self::round::Ended;
 use super::{
     Claim, Cluster, ConfigState, EtcdHealth, Own, Registry, RegistryError,
     cluster::{Halves, PeerRules},
+    grace::Grace,
     outage::{Outage, Waits},
     peers::Peers,
     record::{Records, Told},
@@ -160,6 +161,8 @@ struct Task {
     published: Instant,
     told_of_peers: Told,
     selection: Selection,
+    /// Peers of before etcd was replaced.
+    grace: Option<Grace>,
 }
 
 impl Task {
@@ -204,6 +207,7 @@ impl Task {
             published: now,
             told_of_peers: Told::default(),
             selection: Selection::default(),
+            grace: None,
         };
         (task, cluster)
     }
@@ -286,7 +290,11 @@ impl Task {
                 networks_v6: networks(self.config.v6, self.new_config.as_ref().and_then(|config| config.v6)),
             },
         };
-        let peers = self.selection.update(&rules, &mut self.records, &mut self.told_of_peers);
+        let mut peers = self.selection.update(&rules, &mut self.records, &mut self.told_of_peers);
+        if let Some(grace) = &mut self.grace {
+            peers = grace.complete(peers, &rules, &self.records);
+        }
+        self.grace.take_if(|grace| grace.is_over());
         let own = match &self.lost {
             None => Own::Held(self.own.clone()),
             Some(reason) => Own::Lost { key: self.own.key, reason: reason.clone() },

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loden_agent::registry::{Claim, ConfigState, Registry, RegistryError};
+use loden_agent::registry::{Claim, ConfigState, GRACE, Registry, RegistryError};
 use loden_tests::etcd::{Etcd, Members};
 
 use crate::{node::*, way::Way};
@@ -77,6 +77,25 @@ async fn an_etcd_restored_empty_gets_our_lease_back() {
 }
 
 #[tokio::test]
+async fn a_peer_that_a_new_etcd_does_not_have_stays_for_a_while_and_no_longer() {
+    let mut etcd = etcd_with(CONFIG);
+    let (one, two) = (Node::start(&etcd, 1).await, Node::start(&etcd, 2).await);
+    let three = Node::start(&etcd, 3).await;
+    one.until("one sees both", |cluster| peers_are(cluster, &[2, 3])).await;
+    drop(three);
+    etcd.restart_empty().unwrap();
+    let start = Instant::now();
+    one.until("it follows the new one", |cluster| cluster.connected).await;
+    while start.elapsed() < GRACE - Duration::from_secs(5) {
+        assert!(peers_are(&one.now(), &[2, 3]), "{:#?}", one.now());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(one.now().connected);
+    one.within(GRACE, "who has not come back is no peer", |cluster| peers_are(cluster, &[2])).await;
+    two.within(GRACE, "so it is for two", |cluster| peers_are(cluster, &[1])).await;
+}
+
+#[tokio::test]
 async fn an_etcd_restored_from_a_backup_gets_our_lease_back() {
     let mut etcd = etcd_with(CONFIG);
     let gone = net("10.5.240.0/24");
@@ -104,7 +123,8 @@ async fn an_etcd_restored_from_a_backup_gets_our_lease_back() {
     std::fs::remove_dir_all(etcd.data()).unwrap();
     copy(backup.path(), etcd.data());
     etcd.restart().unwrap();
-    one.until("one sees two, which came after the backup, and no ghost", |cluster| {
+    let limit = GRACE + Duration::from_secs(20);
+    one.within(limit, "one sees two, which came after the backup, and no ghost", |cluster| {
         cluster.connected
             && held(cluster).is_some_and(|lease| lease.subnet() == one.lease.subnet())
             && peers_are(cluster, &[2, 13, 14])

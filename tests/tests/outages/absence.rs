@@ -4,18 +4,23 @@ use std::{net::IpAddr, thread, time::Duration};
 
 use ipnet::IpNet;
 use loden_tests::{
-    cluster::{Cluster, Plan, lease_key},
+    cluster::{Cluster, PREFIX, Plan, lease_key},
     each_family,
     family::Family,
     node::Node,
     process::wait_for,
     traffic::{hello, load, ping, wait_for_answer},
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{SHORT_TTL, assert_fast, assert_reach, wait_ready};
 
 each_family!(
     etcd_gone_for_many_missed_keepalives_changes_nothing_on_the_nodes,
+    an_etcd_that_comes_back_empty_costs_no_packet,
     an_agent_that_was_gone_for_long_finds_its_lease_and_who_came_and_left_meanwhile,
     a_peer_whose_lease_expires_is_forgotten_and_comes_back_with_its_subnet,
     a_partition_heals_whether_shorter_or_longer_than_the_leases,
@@ -94,6 +99,37 @@ fn etcd_gone_for_many_missed_keepalives_changes_nothing_on_the_nodes<F: Family>(
     }
     assert_eq!(subnets(&cluster), before);
     assert_eq!(cluster.leases().unwrap().len(), 2);
+    assert_fast(&cluster.nodes, a, b);
+}
+
+fn an_etcd_that_comes_back_empty_costs_no_packet<F: Family>() {
+    let plan = F::alone();
+    let (mut cluster, containers) = Cluster::start_with_containers(&plan, &[]).unwrap();
+    let (a, b) = (&containers[0], &containers[1]);
+    ping(a.netns(), F::of(b), 10).unwrap();
+    let late = Pid::from_raw(i32::try_from(cluster.nodes[1].agent_id().unwrap()).unwrap());
+    let leases = |cluster: &Cluster, count: usize| {
+        wait_for("the leases", Duration::from_secs(20), || {
+            (cluster.leases().ok()?.len() == count).then_some(())
+        })
+    };
+    let ((), report) = load::during(F::host(a), F::host(b), 10, || {
+        // One of them hears of it much later than the other.
+        kill(late, Signal::SIGSTOP)?;
+        cluster.etcd_mut().restart_empty()?;
+        cluster.etcd().ctl(&["put", &format!("{PREFIX}/config"), &plan.config])?;
+        leases(&cluster, 1)?;
+        thread::sleep(Duration::from_secs(10));
+        kill(late, Signal::SIGCONT)?;
+        leases(&cluster, 2)?;
+        thread::sleep(Duration::from_secs(2));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((report.lost, report.repeated), (0, 0), "{report:?}");
+    for node in &cluster.nodes {
+        wait_ready(node, 10);
+    }
     assert_fast(&cluster.nodes, a, b);
 }
 

@@ -12,7 +12,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::{Outage, Task, renew_every};
-use crate::registry::{ConfigState, RegistryError, connection::one_line, parse_config, store::Listing};
+use crate::registry::{
+    ConfigState, RegistryError, connection::one_line, grace::Grace, parse_config, store::Listing,
+};
 
 /// The least time between two snapshots in a storm of changes; in calm, the first change is told of at once.
 const BETWEEN_SNAPSHOTS: Duration = Duration::from_millis(100);
@@ -69,6 +71,10 @@ impl Task {
                     }
                 }
                 () = sleep_until(self.retry_at), if self.lost.is_some() => self.settle().await?,
+                () = sleep_until(self.grace.as_ref().map_or(self.renew_at, Grace::until)), if self.grace.is_some() => {
+                    warn!("peers of before etcd was replaced have not come back, and are peers no longer");
+                    self.grace = None;
+                }
                 command = self.commands.recv() => {
                     if let Some(ended) = self.obey(command).await {
                         return Ok(ended);
@@ -105,8 +111,11 @@ impl Task {
             error!(
                 was = %format_args!("{:x}@{}", self.cluster_id, self.revision),
                 is = %format_args!("{cluster_id:x}@{revision}"),
-                "etcd was replaced or restored: what it has now counts, and our lease is put back"
+                "etcd was replaced or restored: our lease is put back, and peers that it does not have are awaited"
             );
+            self.grace = Some(Grace::begin(self.publish.borrow().peers.clone(), Instant::now()));
+        } else if let Some(grace) = &mut self.grace {
+            grace.begin_again(Instant::now());
         }
         (self.cluster_id, self.revision, self.records) = (cluster_id, revision, records);
         self.take_config(config.as_deref());
