@@ -89,6 +89,14 @@ pub enum ClaimError {
     Races(usize),
 }
 
+impl ClaimError {
+    /// Whether waiting may help without anybody making room.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        !matches!(self, Self::OutOfSubnets { .. })
+    }
+}
+
 /// What to write.
 #[derive(Debug)]
 struct Choice {

@@ -10,7 +10,7 @@ use crate::{
     kube::{self, Api, KubeError, KubeOptions, OwnNode},
     lease::Lease,
     network::NetworkConfig,
-    registry::{Claim, EtcdOptions, Keeper, Registry},
+    registry::{Claim, ClaimError, EtcdOptions, Keeper, Registry},
 };
 
 /// How often the network config, or this node, is asked for while there is none, as flannel does.
@@ -77,7 +77,7 @@ impl Source {
         }
     }
 
-    /// Takes the lease and starts the task that keeps it.
+    /// Takes the lease, waiting while its place is away, and starts the task that keeps it.
     ///
     /// # Errors
     ///
@@ -90,7 +90,8 @@ impl Source {
     ) -> Result<(Lease, Keeper)> {
         match self {
             Self::Etcd(registry) => {
-                let lease = registry.claim(network, &claim).await?;
+                let claimed = async || registry.claim(network, &claim).await;
+                let lease = until("lease", claimed, ClaimError::may_pass).await?;
                 Ok((lease.clone(), registry.keep(network.clone(), claim, lease)))
             }
             Self::Kube(kube) => {

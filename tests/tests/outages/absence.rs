@@ -21,6 +21,7 @@ use crate::{SHORT_TTL, assert_fast, assert_reach, wait_ready};
 each_family!(
     etcd_gone_for_many_missed_keepalives_changes_nothing_on_the_nodes,
     an_etcd_that_comes_back_empty_costs_no_packet,
+    an_agent_that_reads_the_config_and_gets_no_lease_waits_for_one,
     an_agent_that_was_gone_for_long_finds_its_lease_and_who_came_and_left_meanwhile,
     a_peer_whose_lease_expires_is_forgotten_and_comes_back_with_its_subnet,
     a_partition_heals_whether_shorter_or_longer_than_the_leases,
@@ -131,6 +132,33 @@ fn an_etcd_that_comes_back_empty_costs_no_packet<F: Family>() {
         wait_ready(node, 10);
     }
     assert_fast(&cluster.nodes, a, b);
+}
+
+fn an_agent_that_reads_the_config_and_gets_no_lease_waits_for_one<F: Family>() {
+    let mut cluster = Cluster::create(&Plan { nodes: 1, ..F::alone() }).unwrap();
+    for command in [
+        &["user", "add", "root:rootword"][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "loden"],
+        &["role", "grant-permission", "loden", "--prefix=true", "read", PREFIX],
+        &["user", "add", "loden:word"],
+        &["user", "grant-role", "loden", "loden"],
+        &["auth", "enable"],
+    ] {
+        cluster.etcd().ctl(command).unwrap();
+    }
+    cluster.nodes[0].launch_agent(&["--etcd-username=loden", "--etcd-password=word"]).unwrap();
+    wait_for("the agent to say what it lacks", Duration::from_secs(10), || {
+        let log = cluster.nodes[0].log();
+        (log.contains("no lease yet") && log.contains("permission denied")).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.nodes[0].log()));
+    thread::sleep(Duration::from_secs(3));
+    let root = ["--user", "root:rootword"];
+    let permission = ["role", "grant-permission", "loden", "--prefix=true", "readwrite", PREFIX];
+    cluster.etcd().ctl(&[&root[..], &permission].concat()).unwrap();
+    wait_ready(&cluster.nodes[0], 10);
+    assert!(cluster.nodes[0].stop_agent().unwrap().success());
 }
 
 fn an_agent_that_was_gone_for_long_finds_its_lease_and_who_came_and_left_meanwhile<F: Family>() {
