@@ -2,8 +2,8 @@
 //!
 //! flannel's order: the record with our public address, else the previous subnet where it is free, else a random one.
 //! Before all but a reservation comes what flannel lacks: the previous subnet's record under any public IP, where
-//! its VTEP MAC proves that it is this very node's. The choice is pure; a lost race chooses again from what etcd
-//! answered.
+//! its VTEP MAC proves that it is this very node's. The choice is pure; a lost race chooses again from what there is
+//! then.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::{
     Registry, RegistryError,
     record::{Record, Records},
-    store::{Listing, Write},
+    store::Write,
 };
 use crate::{
     family::{Family, V4, V6},
@@ -26,6 +26,9 @@ use crate::{
 
 /// Every lost race is somebody else's success, so this is only reached where nodes keep coming and going.
 const MAX_RACES: usize = 500;
+/// The most that a node waits after its first lost race for an IPv6 subnet, and after its later ones, twice as much each.
+/// Any write makes all others lose that are under way, so they must not come again all at once.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
 /// What this node asks for.
 #[derive(Clone, Debug)]
@@ -120,9 +123,8 @@ impl Registry {
     ///
     /// Where etcd is away or refuses, and where no subnet is left.
     pub async fn claim(&self, config: &NetworkConfig, claim: &Claim) -> Result<Lease, ClaimError> {
-        let listing = self.list().await?;
         let mut grant = None;
-        let lease = self.take(config, claim, listing, &mut grant).await;
+        let lease = self.take(config, claim, &mut grant).await;
         match (&lease, grant) {
             (Ok(lease), Some(id)) if lease.etcd_lease == Some(id) => {}
             (_, Some(id)) => self.revoke_unused(id).await,
@@ -135,11 +137,11 @@ impl Registry {
         &self,
         config: &NetworkConfig,
         claim: &Claim,
-        mut listing: Listing,
         grant: &mut Option<i64>,
     ) -> Result<Lease, ClaimError> {
         let value = claim.attrs.to_json();
-        for _ in 0..MAX_RACES {
+        for lost in 0..MAX_RACES {
+            let listing = self.list().await?;
             let Choice { target, stale } = choose(config, claim, &listing.records, &mut rand::rng())?;
             let reserved = matches!(&target, Target::Adopt(record, _) if record.etcd_lease.is_none());
             let etcd_lease = if reserved { None } else { Some(self.granted(claim, grant).await?) };
@@ -159,7 +161,8 @@ impl Registry {
                     info!(subnet = %key, mod_revision, how = target.how(), "lease claimed");
                     return Ok(Lease { key, attrs, etcd_lease, mod_revision });
                 }
-                Write::Raced(now) => listing = now,
+                Write::Raced if key.subnet_v6.is_some() => tokio::time::sleep(pause(lost)).await,
+                Write::Raced => {}
             }
         }
         Err(ClaimError::Races(MAX_RACES))
@@ -191,6 +194,13 @@ impl Registry {
             self.revoke_unused(id).await;
         }
     }
+}
+
+/// A random wait after a lost race, before which so many were lost.
+fn pause(lost: usize) -> Duration {
+    let (first, most) = PAUSE;
+    let most = first.saturating_mul(1 << lost.min(10)).min(most);
+    rand::rng().random_range(Duration::ZERO..=most)
 }
 
 impl Target {

@@ -39,8 +39,8 @@ pub(super) struct Listing {
 pub(super) enum Write {
     /// Done, at this revision.
     Done(i64),
-    /// Something else was there; what there is now.
-    Raced(Listing),
+    /// Something else was there.
+    Raced,
 }
 
 impl Registry {
@@ -215,7 +215,7 @@ impl Registry {
             .await
     }
 
-    /// A transaction that puts `(key, etcd lease)` and, where it fails, lists what is there instead.
+    /// A transaction that puts `(key, etcd lease)`.
     async fn write(
         &self,
         what: &'static str,
@@ -223,18 +223,18 @@ impl Registry {
         operations: Vec<TxnOp>,
         (key, etcd_lease): (LeaseKey, i64),
     ) -> Result<Write, RegistryError> {
-        let txn = Txn::new().when(compares).and_then(operations).or_else([self.get_subnets()]);
+        let there = TxnOp::get(self.key(key), None);
+        let txn = Txn::new().when(compares).and_then(operations).or_else([there]);
         let answer = self.txn(what, txn).await?;
         if answer.succeeded() {
             return Ok(Write::Done(answer.header().map_or(0, etcd_client::ResponseHeader::revision)));
         }
-        let listing = self.listing(&answer);
         // The answer to an earlier try may have been lost: an etcd lease that nobody else knows tells.
-        match listing.records.get(key) {
+        match self.listing(&answer).records.get(key) {
             Some(record) if etcd_lease != 0 && record.etcd_lease == Some(etcd_lease) => {
                 Ok(Write::Done(record.mod_revision))
             }
-            _ => Ok(Write::Raced(listing)),
+            _ => Ok(Write::Raced),
         }
     }
 

@@ -83,6 +83,29 @@ async fn twenty_nodes_that_race_for_twenty_subnets_get_one_each() {
     assert_eq!(subnet(&Node::join(&registry, claim6(21)).await.unwrap()), freed);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_that_starts_at_once_gets_its_subnets_with_few_requests() {
+    const CROWD: u8 = 250;
+    let etcd = etcd_with(CONFIG);
+    let registries = join_all((1..=CROWD).map(|_| connect(&etcd))).await;
+    let config = registries[0].network_config().await.unwrap();
+    let transactions = || {
+        let calls = etcd.calls().unwrap();
+        calls.iter().find(|(name, _)| name == "KV/Txn").map_or(0, |(_, count)| *count)
+    };
+    let (before, start) = (transactions(), std::time::Instant::now());
+    let claims = (1..=CROWD).zip(&registries).map(|(number, registry)| {
+        let config = &config;
+        async move { registry.claim(config, &claim6(number)).await.unwrap().key }
+    });
+    let keys: BTreeSet<_> = join_all(claims).await.into_iter().collect();
+    assert_eq!(keys.len(), usize::from(CROWD));
+    let each = (transactions() - before) as f64 / f64::from(CROWD);
+    println!("{each:.1} transactions for each of {CROWD}, in {:?}", start.elapsed());
+    // A listing and a write for each try; without a pause it is twice or three times as much, and grows with the crowd.
+    assert!(each < 40.0, "{each} transactions for each node");
+}
+
 #[tokio::test]
 async fn a_node_comes_back_to_its_subnet_by_its_address_by_subnet_env_and_by_its_mac() {
     let etcd = etcd_with(CONFIG);

@@ -109,11 +109,11 @@ impl Task {
             Write::Done(mod_revision) => {
                 self.hold(Lease { etcd_lease, mod_revision, ..self.own.clone() });
             }
-            Write::Raced(listing) => {
-                self.records = listing.records;
+            Write::Raced => {
                 if let Some(id) = etcd_lease.filter(|id| Some(*id) != self.own.etcd_lease) {
                     self.registry.revoke_unused(id).await;
                 }
+                self.records = self.registry.list().await?.records;
             }
         }
         Ok(())
