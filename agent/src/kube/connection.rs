@@ -1,6 +1,12 @@
 //! The requests that are made of the Kubernetes API, one function each.
 
-use std::{error::Error as _, future::Future, pin::pin, time::Duration};
+use std::{
+    error::Error as _,
+    future::Future,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures::Stream;
 use kube_client::{
@@ -26,14 +32,26 @@ use super::{
 const NODES: &str = "/api/v1/nodes";
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
+/// After so many requests in a row that nobody answered, the credentials are read again: a server that does not take our
+/// certificate any more only hangs up.
+const DOUBT: u32 = 3;
 
 /// The part of the Kubernetes API that is about nodes. Clones share their connections.
 #[derive(Clone)]
 pub struct Api {
-    client: Client,
+    at_hand: Arc<Mutex<AtHand>>,
     pub(super) url: String,
     pub(super) options: KubeOptions,
     pub(super) annotations: Annotations,
+}
+
+/// The client in use. It keeps what it was made of: a kubeconfig may have got another token or certificate since.
+struct AtHand {
+    client: Client,
+    /// Requests in a row that nobody answered.
+    unanswered: u32,
+    /// The credentials are to be read again before the next request.
+    doubted: bool,
 }
 
 /// What the watch tells.
@@ -47,16 +65,37 @@ impl Api {
     ///
     /// [`KubeError::Options`], naming what is missing.
     pub async fn connect(options: KubeOptions) -> Result<Self, KubeError> {
-        let mut config = client_config(&options).await?;
-        // A refusal is told of and tried again by the keeper, which knows what can wait.
-        config.default_retry = false;
-        config.connect_timeout = Some(CONNECT);
-        let url = config.cluster_url.to_string();
-        let client = Client::try_from(config).map_err(|error| {
-            KubeError::Options(format!("the credentials cannot be used: {}", chain(&error)))
-        })?;
+        let (client, url) = client(&options).await?;
         let annotations = Annotations::new(&options.config.annotation_prefix);
-        Ok(Self { client, url, options, annotations })
+        let at_hand = Arc::new(Mutex::new(AtHand { client, unanswered: 0, doubted: false }));
+        Ok(Self { at_hand, url, options, annotations })
+    }
+
+    fn at_hand(&self) -> MutexGuard<'_, AtHand> {
+        self.at_hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The client at hand, or a new one where its credentials are in doubt and can be read again.
+    async fn client(&self) -> Client {
+        if std::mem::take(&mut self.at_hand().doubted) {
+            match client(&self.options).await {
+                Ok((client, _)) => self.at_hand().client = client,
+                Err(error) => tracing::warn!("{error}; the credentials that were read before stay in use"),
+            }
+        }
+        self.at_hand().client.clone()
+    }
+
+    /// Notes how a request has ended.
+    fn learn<T>(&self, answer: &Result<T, KubeError>) {
+        let mut at_hand = self.at_hand();
+        at_hand.unanswered = match answer {
+            Err(KubeError::Unreachable { .. }) => at_hand.unanswered + 1,
+            _ => 0,
+        };
+        if at_hand.unanswered == DOUBT || matches!(answer, Err(KubeError::Denied { .. })) {
+            (at_hand.unanswered, at_hand.doubted) = (0, true);
+        }
     }
 
     /// The name of the node that this agent runs on: `NODE_NAME`, or that of the pod `POD_NAMESPACE`/`POD_NAME`.
@@ -132,7 +171,8 @@ impl Api {
         let what = "watch the nodes";
         let request =
             Request::new(NODES).watch_metadata(&params, version).map_err(|error| unmade(what, &error))?;
-        let stream = self.within(what, self.client.request_events::<Node>(request)).await?;
+        let client = self.client().await;
+        let stream = self.within(what, client.request_events::<Node>(request)).await?;
         Ok((stream, Duration::from_secs(seconds)))
     }
 
@@ -162,7 +202,8 @@ impl Api {
         request: Result<http::Request<Vec<u8>>, kube_client::core::request::Error>,
     ) -> Result<T, KubeError> {
         let request = request.map_err(|error| unmade(what, &error))?;
-        let text = self.within(what, self.client.request_text(request)).await?;
+        let client = self.client().await;
+        let text = self.within(what, client.request_text(request)).await?;
         serde_json::from_str(&text).map_err(|error| KubeError::Unreachable {
             what,
             reason: format!("the answer is not what it should be: {error}"),
@@ -174,14 +215,28 @@ impl Api {
         what: &'static str,
         answer: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, KubeError> {
-        match tokio::time::timeout(self.options.limit, pin!(answer)).await {
+        let answer = match tokio::time::timeout(self.options.limit, pin!(answer)).await {
             Ok(answer) => answer.map_err(|error| failed(what, &error)),
             Err(_) => Err(KubeError::Unreachable {
                 what,
                 reason: format!("no answer within {:?}", self.options.limit),
             }),
-        }
+        };
+        self.learn(&answer);
+        answer
     }
+}
+
+/// A client by what the options name now, and the URL of the API.
+async fn client(options: &KubeOptions) -> Result<(Client, String), KubeError> {
+    let mut config = client_config(options).await?;
+    // A refusal is told of and tried again by the keeper, which knows what can wait.
+    config.default_retry = false;
+    config.connect_timeout = Some(CONNECT);
+    let url = config.cluster_url.to_string();
+    let client = Client::try_from(config)
+        .map_err(|error| KubeError::Options(format!("the credentials cannot be used: {}", chain(&error))))?;
+    Ok((client, url))
 }
 
 /// As client-go's `BuildConfigFromFlags`.

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use loden_agent::{lease::LeaseAttrs, registry::Own};
-use loden_tests::etcd::Authority;
 use serde_json::{Value, json};
 
 use crate::{
-    server::{Fault, Server},
+    server::Fault,
     source::{Source, attrs, cluster_of, lost, network, options, subnet},
 };
 
@@ -203,42 +202,6 @@ async fn a_write_that_is_refused_is_tried_again_and_peers_are_followed_meanwhile
             == "192.168.64.1"
     });
     assert!(source.now().connected);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kubeconfig_with_tls_and_a_token_lets_in_and_others_stay_out() {
-    let authority = Authority::new("node").unwrap();
-    let server = Server::with_tls(&authority, "let-me-in");
-    server.store().add_node("n1", Some("10.244.1.0/24"));
-    let directory = tempfile::tempdir().unwrap();
-    let with = |name: &str, ca: &std::path::Path, token: &str| {
-        let file = directory.path().join(name);
-        let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: k\n  cluster:\n    server: {}\n    \
-             certificate-authority: {}\nusers:\n- name: u\n  user:\n    token: {token}\ncontexts:\n- name: c\n  context:\n    \
-             cluster: k\n    user: u\n",
-            server.url(),
-            ca.display()
-        );
-        std::fs::write(&file, text).unwrap();
-        let mut options = options("");
-        options.config.api_url = None;
-        options.config.kubeconfig = Some(file);
-        options
-    };
-    let start = |options| Source::try_start(options, network(), 1);
-    start(with("right", &authority.certificate(), "let-me-in")).await.unwrap();
-
-    let other = Authority::new("node").unwrap();
-    let error = start(with("ca", &other.certificate(), "let-me-in")).await.err().unwrap().to_string();
-    assert!(error.contains("cannot get a node") && error.contains("certificate"), "{error}");
-    let error = start(with("token", &authority.certificate(), "nonsense")).await.err().unwrap().to_string();
-    assert!(error.contains("may not get a node: Unauthorized"), "{error}");
-    let missing = directory.path().join("none.yaml");
-    let mut options = options("");
-    options.config.kubeconfig = Some(missing.clone());
-    let error = start(options).await.err().unwrap().to_string();
-    assert!(error.contains(&format!("--kubeconfig-file={}", missing.display())), "{error}");
 }
 
 /// The double's own rules, which the tests above rest on.

@@ -11,6 +11,7 @@
 
 mod dual;
 mod following;
+mod kubeconfig;
 mod leases;
 mod manifests;
 mod nodes;

@@ -57,7 +57,7 @@ pub(crate) struct Store {
     /// Listings under way, by the version that they show.
     pub(super) snapshots: BTreeMap<u64, Arc<Vec<Arc<Value>>>>,
     /// Who may ask at all.
-    pub(super) token: Option<String>,
+    pub(crate) token: Option<String>,
     pub(crate) fault: Option<Fault>,
     pub(crate) requests: Vec<Request>,
     uids: u64,
