@@ -16,6 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::cli::words::split_line;
 use crate::config::flag_value;
+use crate::durable_file;
 use crate::subnet_file::{self, SubnetFileError};
 
 /// The options of `mk-docker-opts.sh`.
@@ -91,7 +92,7 @@ pub fn run(args: &DockerOptsArgs, environment: Variables) -> Result<(), DockerOp
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(there) if !there.is_file() => fs::write(path, content),
-        _ => subnet_file::replace(path, content),
+        _ => durable_file::replace(path, content, subnet_file::MODE),
     }
 }
 

@@ -36,6 +36,7 @@ pub mod control;
 pub mod dataplane;
 pub mod docker_opts;
 pub mod doctor;
+mod durable_file;
 pub mod endpoints;
 pub mod explain;
 pub mod facts;

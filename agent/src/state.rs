@@ -4,14 +4,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    io::Write as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
+
+use crate::durable_file;
 
 /// What there is to undo, and to keep.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub struct State {
 }
 
 impl State {
-    /// Reads the file; a missing one is an empty state.
+    /// Reads the file; a missing one is an empty state, and so is an empty file, which a crash may leave.
     ///
     /// # Errors
     ///
@@ -45,6 +45,10 @@ impl State {
     pub fn read(run_dir: &Path) -> Result<Self> {
         let path = path(run_dir);
         match fs::read(&path) {
+            Ok(bytes) if bytes.is_empty() => {
+                tracing::warn!("{} is empty: what an earlier agent noted in it is lost", path.display());
+                Ok(Self::default())
+            }
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .with_context(|| format!("{} is not an agent's state; remove it", path.display())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
@@ -59,11 +63,9 @@ impl State {
     /// Where the directory cannot be written.
     pub fn write(&self, run_dir: &Path) -> Result<()> {
         let path = path(run_dir);
-        let mut file = NamedTempFile::new_in(run_dir).with_context(|| run_dir.display().to_string())?;
-        serde_json::to_writer_pretty(&mut file, self)?;
-        file.write_all(b"\n")?;
-        file.persist(&path).with_context(|| path.display().to_string())?;
-        Ok(())
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        durable_file::replace(&path, &text, 0o600).with_context(|| path.display().to_string())
     }
 
     /// Removes the file.
@@ -142,5 +144,7 @@ mod tests {
         fs::write(directory.path().join("state.json"), "[1]").unwrap();
         let error = State::read(directory.path()).unwrap_err().to_string();
         assert!(error.contains("state.json is not an agent's state"), "{error}");
+        fs::write(directory.path().join("state.json"), "").unwrap();
+        assert_eq!(State::read(directory.path()).unwrap(), State::default(), "as after a crash");
     }
 }

@@ -5,14 +5,20 @@
 //! never half of one. What is read back may have been written by anybody.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::family::{Family, V4, V6};
+use crate::{
+    durable_file,
+    family::{Family, V4, V6},
+};
+
+/// The file's mode: everybody may read it.
+pub(crate) const MODE: u32 = 0o644;
 
 /// More than any `subnet.env`; what is larger is not one.
 const LARGEST: u64 = 64 * 1024;
@@ -58,7 +64,7 @@ impl SubnetFile {
         if matches!(read(path), Ok(Some(current)) if current == content) {
             return Ok(false);
         }
-        replace(path, content.as_bytes())
+        durable_file::replace(path, content.as_bytes(), MODE)
             .map_err(|source| SubnetFileError::Write { path: path.into(), source })?;
         Ok(true)
     }
@@ -158,24 +164,6 @@ pub(crate) fn read(path: &Path) -> Result<Option<String>, SubnetFileError> {
         return Err(SubnetFileError::NotASubnetFile { path: path.into() });
     }
     Ok(Some(String::from_utf8_lossy(&content).into_owned()))
-}
-
-/// Puts `content` at `path` with a rename, mode 0644. Refuses to take the place of a device, pipe or directory.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
-        return Err(io::Error::other("it is there and is not a regular file"));
-    }
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-    let mut temporary = tempfile::Builder::new().prefix(".loden.").tempfile_in(directory)?;
-    temporary.write_all(content)?;
-    temporary.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    temporary.as_file().sync_all()?;
-    temporary.persist(path).map_err(|error| error.error)?;
-    File::open(directory)?.sync_all()
 }
 
 /// The contract file cannot be written or read.

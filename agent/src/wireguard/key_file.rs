@@ -1,15 +1,13 @@
 //! The node's private key: flannel's file, so that a node keeps its key when one agent takes over from the other.
 
 use std::{
-    fs::{self, Permissions},
-    io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
-use tempfile::NamedTempFile;
-
 use super::SecretKey;
+use crate::durable_file;
 
 /// Where flannel keeps the key.
 pub const DEFAULT: &str = "/run/flannel/wgkey";
@@ -34,7 +32,8 @@ pub enum KeyFileError {
     Malformed(PathBuf),
 }
 
-/// Reads the key; where there is no file, makes a key and writes it, readable by its owner alone.
+/// Reads the key; where there is no file, or an empty one, as a crash may leave it, makes a key and writes it, readable by
+/// its owner alone.
 ///
 /// # Errors
 ///
@@ -42,6 +41,11 @@ pub enum KeyFileError {
 pub fn load_or_create(path: &Path) -> Result<SecretKey, KeyFileError> {
     let at = |error| KeyFileError::Io { path: path.to_owned(), error };
     match fs::read(path) {
+        Ok(content) if content.is_empty() => {
+            tracing::warn!("{} is empty: this node gets a new WireGuard key", path.display());
+            fs::remove_file(path).map_err(at)?;
+            create(path).map_err(at)
+        }
         Ok(content) => {
             let key = std::str::from_utf8(&content).ok().and_then(SecretKey::parse);
             let key = key.ok_or_else(|| KeyFileError::Malformed(path.to_owned()))?;
@@ -52,25 +56,17 @@ pub fn load_or_create(path: &Path) -> Result<SecretKey, KeyFileError> {
             // The kernel tells it so: otherwise each look at the device would find another key in it.
             Ok(key.clamped())
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let key = SecretKey::generate().map_err(at)?;
-            write(path, &key).map_err(at)?;
-            tracing::info!("a new WireGuard key is in {}", path.display());
-            Ok(key)
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create(path).map_err(at),
         Err(error) => Err(at(error)),
     }
 }
 
 /// Whole or not at all: half a key would be malformed for ever.
-fn write(path: &Path, key: &SecretKey) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory)?;
-    let mut file = NamedTempFile::new_in(directory)?;
-    file.as_file().set_permissions(Permissions::from_mode(0o400))?;
-    file.write_all(key.expose_text().as_bytes())?;
-    file.persist_noclobber(path)?;
-    Ok(())
+fn create(path: &Path) -> io::Result<SecretKey> {
+    let key = SecretKey::generate()?;
+    durable_file::create(path, key.expose_text().as_bytes(), 0o400)?;
+    tracing::info!("a new WireGuard key is in {}", path.display());
+    Ok(key)
 }
 
 #[cfg(test)]
@@ -105,10 +101,21 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_file_is_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wgkey");
+        fs::write(&path, "").unwrap();
+        let key = load_or_create(&path).unwrap();
+        assert_eq!(load_or_create(&path).unwrap(), key);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o400);
+    }
+
+    #[test]
     fn what_is_no_key_is_left_and_not_shown() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("wgkey");
-        for content in [&b"geheimwort"[..], b"", b"\xff\xfe", b"geheimwortgeheimwortgeheimwortgeheimwort1234"]
+        for content in
+            [&b"geheimwort"[..], b"\n", b"\xff\xfe", b"geheimwortgeheimwortgeheimwortgeheimwort1234"]
         {
             fs::write(&path, content).unwrap();
             let error = load_or_create(&path).unwrap_err();
