@@ -32,7 +32,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "all", conflicts_with = "ring",
         value_parser = PossibleValuesParser::new(["all"].into_iter().chain(kernels::names())))]
     kernels: Option<String>,
-    /// Of the core only what shows that each kernel takes the programs and that both gates let bulk TCP through them
+    /// Of the core only what shows that each kernel takes the programs, that both gates let bulk TCP through them, and that
+    /// WireGuard encrypts
     #[arg(long, requires = "kernels")]
     quick: bool,
     /// The guests' clock goes by instructions, one a nanosecond: times in there are what the work costs
