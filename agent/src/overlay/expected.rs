@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Actual, Desired,
+    Actual, Desired, Plan,
     delta::mac,
-    plan::{Target, own_fdb, own_neighbour, own_route, target},
+    plan::{Target, own_fdb, own_neighbour, own_route, plan_to, target},
 };
 use crate::{
     family::{Family, V4, V6},
@@ -56,7 +56,7 @@ impl Expected<V6> {
 }
 
 impl<F: Family> Expected<F> {
-    /// After a plan for this was carried out.
+    /// What a plan for this leads to; to keep once it is carried out.
     #[must_use]
     pub fn of(desired: Desired<F>) -> Self {
         let target = target(&desired);
@@ -93,6 +93,18 @@ impl<F: Family> Expected<F> {
             neighbours: target.neighbours.iter().map(neighbour).collect(),
             fdb: target.fdb.iter().map(entry).collect(),
         }
+    }
+
+    /// The steps there from what the kernel has.
+    #[must_use]
+    pub fn plan(&self, actual: &Actual<F>) -> Plan<F> {
+        plan_to(&self.desired, &self.target, actual)
+    }
+
+    /// Whether the kernel gets no route to this peer's subnet, as its lease is wrong or contradicts another.
+    #[must_use]
+    pub fn refuses(&self, subnet: F::Net) -> bool {
+        self.target.refused.contains_key(&subnet)
     }
 
     /// What the plan was for.

@@ -47,7 +47,11 @@ impl<F: Family> Target<F> {
 /// The steps from the actual state to the desired one; none where they are the same.
 #[must_use]
 pub fn plan<F: Family>(desired: &Desired<F>, actual: &Actual<F>) -> Plan<F> {
-    let target = target(desired);
+    plan_to(desired, &target(desired), actual)
+}
+
+/// The steps to a target that is known already.
+pub(super) fn plan_to<F: Family>(desired: &Desired<F>, target: &Target<F>, actual: &Actual<F>) -> Plan<F> {
     let device = desired.device;
     let mut ops = Vec::new();
 
@@ -61,7 +65,7 @@ pub fn plan<F: Family>(desired: &Desired<F>, actual: &Actual<F>) -> Plan<F> {
     let set = target.neighbours.iter().filter(|(address, mac)| neighbours.get(*address) != Some(*mac));
     ops.extend(set.map(|(&address, &mac)| Op::SetNeighbour { device, address, mac }));
 
-    let (set, delete) = route_ops(desired, &target, actual);
+    let (set, delete) = route_ops(desired, target, actual);
     ops.extend(set.into_iter().map(Op::SetRoute));
     ops.extend(delete.into_iter().map(Op::DelRoute));
 
@@ -70,7 +74,7 @@ pub fn plan<F: Family>(desired: &Desired<F>, actual: &Actual<F>) -> Plan<F> {
     let stale = fdb.iter().filter(|(mac, _)| !target.fdb.contains_key(*mac));
     ops.extend(stale.map(|(&mac, &dst)| Op::DelFdb { device, mac, dst }));
 
-    Plan { ops, refused: target.refused.into_values().collect() }
+    Plan { ops, refused: target.refused.values().copied().collect() }
 }
 
 /// Who is served and who is refused, by all peers.

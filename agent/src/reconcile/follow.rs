@@ -1,13 +1,13 @@
 //! Peers whose leases have changed, where nothing else has: a change costs what it changes. Wherever that is in doubt, and
 //! on each tick, all peers are planned from what is there ([`Reconciler::peers`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
 use super::{Reconciler, Work, half::Side};
 use crate::{
-    dataplane::Way,
+    dataplane::{PeerPath, Way},
     lease::Lease,
     overlay::{OverlayPeer, PeerChanges},
     registry::{Cluster, Peers},
@@ -26,8 +26,9 @@ impl Reconciler {
         };
         self.find_ways::<F>(leases.values().flatten().filter_map(F::vtep)).await;
         let mut left_out = F::kept(self).left_out.clone();
-        let (mut changes, mut paths) = (PeerChanges::<F>::new(), Vec::new());
-        let (mut before, mut gone): (Vec<OverlayPeer<F>>, Vec<F::Net>) = (Vec::new(), Vec::new());
+        let (mut changes, mut paths) = (PeerChanges::<F>::new(), Vec::<PeerPath<F>>::new());
+        // Those that were served, and so are in the maps.
+        let mut before: Vec<OverlayPeer<F>> = Vec::new();
         for (subnet, lease) in leases {
             left_out.remove(&subnet);
             let wanted = lease.map(|lease| self.wanted_path::<F>(&lease, subnet));
@@ -39,8 +40,7 @@ impl Reconciler {
             if was == peer {
                 continue;
             }
-            before.extend(was);
-            gone.extend(was.filter(|_| peer.is_none()).map(|peer| peer.subnet));
+            before.extend(was.filter(|_| !expected.is_some_and(|expected| expected.refuses(subnet))));
             paths.extend(wanted.map(|(_, path)| path));
             changes.insert(subnet, peer);
         }
@@ -48,10 +48,14 @@ impl Reconciler {
         let Some(plan) = kept.expected.as_mut().and_then(|expected| expected.change(&changes)) else {
             return Ok(None);
         };
+        let refused: BTreeSet<F::Net> = plan.refused.iter().map(|(peer, _)| peer.subnet).collect();
+        paths.retain(|path| !refused.contains(&path.subnet));
+        let stays: BTreeSet<F::Net> = paths.iter().map(|path| path.subnet).collect();
+        let gone = before.iter().map(|peer| peer.subnet).filter(|subnet| !stays.contains(subnet));
         // Until all of it is done, what is there is not what is expected.
         (kept.followed, kept.programmed) = (None, false);
         let gone = match self.dataplane() {
-            Some(dataplane) => dataplane.half_mut::<F>().remove_peers(gone.into_iter())?,
+            Some(dataplane) => dataplane.half_mut::<F>().remove_peers(gone)?,
             None => 0,
         };
         self.tell_of_refused(&plan, left_out.values().cloned().collect());

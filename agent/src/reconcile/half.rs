@@ -18,7 +18,7 @@ use crate::{
     kernel::VxlanSpec,
     lease::Lease,
     network::{Backend, Pool},
-    overlay::{self, Desired, Expected, OverlayPeer, Plan, Refusal},
+    overlay::{Desired, Expected, OverlayPeer, Plan, Refusal},
     registry::{Cluster, Own, Peers},
     run,
     uplink::Uplink,
@@ -350,10 +350,12 @@ impl Reconciler {
             Ok(peer)
         };
         let Some(desired) = self.desired::<F>(cluster, peer, &mut left_out) else { return Ok(false) };
+        let expected = Expected::of(desired);
+        paths.retain(|path| !expected.refuses(path.subnet));
         F::kept_mut(self).has_direct_peers = paths.iter().any(|path| path.way == Way::Direct);
         let gone = self.retain_in_maps(&paths)?;
         let refused = left_out.values().cloned().collect();
-        let changed = self.program(desired, work, refused).await?;
+        let changed = self.program(expected, work, refused).await?;
         let changed = self.put_into_maps(&paths, gone)? || changed;
         let kept = F::kept_mut(self);
         (kept.followed, kept.left_out) = (Some(cluster.peers.clone()), left_out);
@@ -386,20 +388,20 @@ impl Reconciler {
     /// Makes the kernel's part of the overlay so; says whether anything had to be done.
     pub(super) async fn program<F: Side>(
         &mut self,
-        desired: Desired<F>,
+        expected: Expected<F>,
         work: Work,
         refused: BTreeSet<String>,
     ) -> Result<bool> {
         let kept = F::kept(self);
         let actual = match &kept.expected {
             // Whatever contradicts it, the kernel tells, and asks for more than this.
-            Some(expected) if kept.programmed && work == Work::Peers => expected.actual(),
-            _ => self.kernel.overlay_actual(desired.device).await?,
+            Some(before) if kept.programmed && work == Work::Peers => before.actual(),
+            _ => self.kernel.overlay_actual(expected.desired().device).await?,
         };
-        let plan = overlay::plan(&desired, &actual);
+        let plan = expected.plan(&actual);
         self.tell_of_refused(&plan, refused);
         self.apply(&plan).await;
-        F::kept_mut(self).expected = Some(Expected::of(desired));
+        F::kept_mut(self).expected = Some(expected);
         Ok(!plan.is_empty())
     }
 

@@ -1,6 +1,6 @@
 //! The way to each VTEP: which neighbour on which uplink, and how large a packet may be.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, stream};
 
 use super::{Reconciler, half::Side};
@@ -34,6 +34,11 @@ impl Reconciler {
         let wants_direct = overlay.is_none_or(|overlay| overlay.vxlan.direct_routing);
         let on_link = |way: Underlay<F>| way.next_hop == vtep && way.uplink == self.node.uplink.ifindex;
         let direct = wants_direct && underlay.is_some_and(on_link);
+        ensure!(
+            direct || overlay.is_some(),
+            "{vtep} is no neighbour on {}, and without a tunnel there is no other way to its pods",
+            self.node.uplink.name
+        );
         let peer = OverlayPeer { subnet, vtep, vtep_mac, direct };
         let way = if direct { Way::Direct } else { Way::Encapsulated };
         let path = PeerPath { subnet, vtep, vtep_mac, way, underlay };

@@ -21,7 +21,7 @@ use crate::{
     kernel::{Kernel, KernelError, WireguardDevice, WireguardSocket, WireguardSpec},
     lease::{Lease, LeaseAttrs, LeaseKey, WireguardData},
     network::{self, Mode},
-    overlay::{Desired, OverlayPeer},
+    overlay::{Desired, Expected, OverlayPeer},
     registry::Cluster,
     status::document,
     uplink::{Families, Uplink},
@@ -154,7 +154,7 @@ impl Wireguard {
     }
 
     /// The ways of a family's packets into its device, as far as that has the peer.
-    fn paths<F: Family>(&self, of_devices: &[Peers], desired: &Desired<F>) -> Vec<PeerPath<F>> {
+    fn paths<F: Family>(&self, of_devices: &[Peers], expected: &Expected<F>) -> Vec<PeerPath<F>> {
         let tunnels = self.tunnels.iter().zip(of_devices);
         let Some((tunnel, Peers { peers, .. })) =
             tunnels.into_iter().find(|(tunnel, _)| tunnel.carries::<F>())
@@ -162,7 +162,9 @@ impl Wireguard {
             return Vec::new();
         };
         let allowed: BTreeSet<IpNet> = peers.values().flat_map(|peer| peer.allowed.iter().copied()).collect();
-        let carried = desired.peers.values().filter(|peer| allowed.contains(&peer.subnet.into()));
+        let is_carried =
+            |peer: &&OverlayPeer<F>| allowed.contains(&peer.subnet.into()) && !expected.refuses(peer.subnet);
+        let carried = expected.desired().peers.values().filter(is_carried);
         let path = |peer: &OverlayPeer<F>| PeerPath {
             subnet: peer.subnet,
             vtep: peer.vtep,
@@ -348,6 +350,7 @@ impl Reconciler {
         let own_ipv6 = self.node.uplink.public_ipv6;
         let Some(wireguard) = &self.node.wireguard else { return Ok(false) };
         let of_devices = wireguard.peers_of(own_ipv6, &leases);
+        let (v4, v6) = (v4.map(Expected::of), v6.map(Expected::of));
         let paths = v4.as_ref().map(|v4| wireguard.paths(&of_devices, v4));
         let paths_v6 = v6.as_ref().map(|v6| wireguard.paths(&of_devices, v6));
         let left_out = of_devices.iter().flat_map(|peers| peers.refused.iter().cloned());
@@ -361,12 +364,12 @@ impl Reconciler {
         // Peers before routes: no packet finds a device that does not know where it goes.
         let mut changed = wireguard.set_peers(of_devices)?;
         if let (Some(v4), Some(paths)) = (v4, paths) {
-            check_network(&self.v4.prefixes, v4.network)?;
+            check_network(&self.v4.prefixes, v4.desired().network)?;
             changed |= self.program(v4, work, refused).await?;
             changed |= self.put_into_maps(&paths, gone)?;
         }
         if let (Some(v6), Some(paths)) = (v6, paths_v6) {
-            check_network(&self.v6.prefixes, v6.network)?;
+            check_network(&self.v6.prefixes, v6.desired().network)?;
             changed |= self.program(v6, work, refused_v6).await?;
             changed |= self.put_into_maps(&paths, gone_v6)?;
         }

@@ -25,7 +25,10 @@ each_plan!(
     host_gw_makes_no_device_and_leaves_pods_the_whole_mtu,
     alloc_takes_a_lease_and_programs_no_route,
 );
-each_family!(a_peer_that_is_no_longer_on_the_link_is_reached_by_vxlan_within_a_second);
+each_family!(
+    a_peer_that_is_no_longer_on_the_link_is_reached_by_vxlan_within_a_second,
+    with_host_gw_a_peer_that_is_no_longer_on_the_link_is_left_to_the_hosts_own_routes,
+);
 
 const HOST_GW: &str = r#""Type":"host-gw""#;
 const DIRECT_ROUTING: &str = r#""Type":"vxlan","DirectRouting":true"#;
@@ -130,12 +133,7 @@ fn a_peer_that_is_no_longer_on_the_link_is_reached_by_vxlan_within_a_second<F: F
     let route = || here.netns().ip(&format!("{} route show {subnet}", F::FLAG)).unwrap();
     let peer = F::of_node(&cluster, 1);
     assert!(route().contains(&format!("via {peer}")), "{}", route());
-    // Now the way there leads through a router; this one happens to be the peer's own address on the link.
-    let router = F::on_underlay(cluster.underlay(), 99);
-    let [router_alone, peer_alone] = [router, peer].map(F::as_prefix);
-    here.netns().ip(&format!("route add {router_alone} dev eth0")).unwrap();
-    here.netns().ip(&format!("neigh add {router} lladdr {} dev eth0", mac_of(there))).unwrap();
-    here.netns().ip(&format!("route add {peer_alone} via {router}")).unwrap();
+    put_behind_a_router::<F>(&cluster);
     wait_for("the route over VXLAN", Duration::from_secs(1), || {
         route().contains(&format!("dev {}", F::DEVICE)).then_some(())
     })
@@ -145,6 +143,61 @@ fn a_peer_that_is_no_longer_on_the_link_is_reached_by_vxlan_within_a_second<F: F
     let (a, _, _) = bulk(&cluster, &pods, from, to);
     let encapsulated = a.get("fast_encap") + a.get("fast_overlay_out");
     assert!(encapsulated > 1000 && a.get("fast_direct_out") == 0, "{a:?}");
+}
+
+/// From now on the first node's way to the second leads through a router, which is returned; it happens to be the second's
+/// own address on the link.
+fn put_behind_a_router<F: Family>(cluster: &Cluster) -> F::Address {
+    let (here, there) = (cluster.nodes[0].netns(), &cluster.nodes[1]);
+    let router = F::on_underlay(cluster.underlay(), 99);
+    let [router_alone, peer_alone] = [router, F::of_node(cluster, 1)].map(F::as_prefix);
+    here.ip(&format!("route add {router_alone} dev eth0")).unwrap();
+    here.ip(&format!("neigh add {router} lladdr {} dev eth0", mac_of(there))).unwrap();
+    here.ip(&format!("route add {peer_alone} via {router}")).unwrap();
+    router
+}
+
+fn with_host_gw_a_peer_that_is_no_longer_on_the_link_is_left_to_the_hosts_own_routes<F: Family>() {
+    let plan = with(&F::plan(), HOST_GW);
+    let (cluster, pods) = Cluster::start_with_containers(&plan, &["--gate=open"]).unwrap();
+    let (here, there) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let (from, to) = (F::host(&pods[0]), F::host(&pods[1]));
+    let (subnet, peer) = (F::subnet(there), F::of_node(&cluster, 1));
+    let route = || here.netns().ip(&format!("{} route show {subnet}", F::FLAG)).unwrap();
+    let is_direct = || {
+        let before = Counters::read(here).unwrap();
+        ping(from.netns, to.address, 3).ok()?;
+        (Counters::read(here).unwrap().since(&before).get("fast_direct_out") >= 3).then_some(())
+    };
+    wait_for("the direct way", Duration::from_secs(5), is_direct).unwrap();
+    let router = put_behind_a_router::<F>(&cluster);
+    wait_for("no route any more", Duration::from_secs(1), || route().is_empty().then_some(()))
+        .unwrap_or_else(|error| panic!("{error:#}: {}\n{}", route(), here.log()));
+    let name = format!("peer {subnet} is left out: {peer} is no neighbour on eth0");
+    wait_for("the status to say so", Duration::from_secs(1), || {
+        here.status().unwrap()["refused"].to_string().contains(&name).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {}", here.status().unwrap()["refused"]));
+    let doctor = here.loden_output(&["doctor", "--no-probes"]).unwrap();
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.contains("refused-peer") && doctor.contains(&name), "{doctor}");
+
+    // As on a flannel node it cannot be reached, and then by whatever route the host has.
+    let before = Counters::read(here).unwrap();
+    ping(from.netns, to.address, 3).unwrap_err();
+    here.netns().ip(&format!("route add {subnet} via {router}")).unwrap();
+    assert_eq!(hello(from, to, None).unwrap(), from.address);
+    let counted = Counters::read(here).unwrap().since(&before);
+    for name in ["fast_encap", "fast_overlay_out", "fast_direct_out"] {
+        assert_eq!(counted.get(name), 0, "{name}: {counted:?}");
+    }
+    assert!(counted.get("pass_pod_no_peer") >= 3, "{counted:?}");
+
+    here.netns().ip(&format!("route del {subnet} via {router}")).unwrap();
+    here.netns().ip(&format!("route del {}", F::as_prefix(peer))).unwrap();
+    wait_for("the direct way again", Duration::from_secs(2), is_direct).unwrap();
+    let refused = here.status().unwrap()["refused"].clone();
+    assert_eq!(refused, json!([]));
 }
 
 fn mac_of(node: &Node) -> String {

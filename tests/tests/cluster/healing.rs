@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use loden_tests::{
-    cluster::Cluster,
+    cluster::{Cluster, PREFIX},
     container::Container,
     each_family,
     family::Family,
@@ -23,6 +23,7 @@ const TICK: Duration = Duration::from_secs(33);
 each_family!(
     damage_that_the_kernel_tells_of_is_repaired_long_before_the_tick,
     damage_that_nobody_tells_of_is_repaired_at_the_tick,
+    a_peer_that_the_kernel_is_not_given_is_not_in_the_programs_maps_either,
     a_node_that_gets_another_address_keeps_its_subnet_and_is_reached_at_the_new_one,
     a_changed_mtu_of_the_uplink_is_followed,
 );
@@ -125,22 +126,73 @@ fn damage_that_nobody_tells_of_is_repaired_at_the_tick<F: Family>() {
     assert_whole::<F>(&cluster, &containers);
 }
 
-/// Makes every peer in a map one that nobody knows.
-fn forget_all(node: &Node, map: &str) {
+/// Keys and values of those entries of a map that are not empty.
+fn entries(node: &Node, map: &str) -> Vec<[Vec<String>; 2]> {
     let entries = node.netns().exec(&format!("bpftool -j map dump pinned {map}")).unwrap();
     let entries: Vec<serde_json::Value> = serde_json::from_str(&entries).unwrap();
     let bytes = |entry: &serde_json::Value, part: &str| -> Vec<String> {
         let bytes = entry[part].as_array().unwrap();
         bytes.iter().map(|byte| byte.as_str().unwrap().to_owned()).collect()
     };
-    let known = entries.iter().filter(|entry| bytes(entry, "value").iter().any(|byte| byte != "0x00"));
-    let keys: Vec<Vec<String>> = known.map(|entry| bytes(entry, "key")).collect();
-    assert!(!keys.is_empty(), "nobody is known");
-    let zeros = vec!["0"; bytes(&entries[0], "value").len()].join(" ");
-    for key in keys {
+    let entries = entries.iter().map(|entry| ["key", "value"].map(|part| bytes(entry, part)));
+    entries.filter(|[_, value]| value.iter().any(|byte| byte != "0x00")).collect()
+}
+
+/// Makes every peer in a map one that nobody knows.
+fn forget_all(node: &Node, map: &str) {
+    let entries = entries(node, map);
+    assert!(!entries.is_empty(), "nobody is known");
+    for [key, value] in entries {
+        let zeros = vec!["0"; value.len()].join(" ");
         let key = key.join(" ");
         node.netns().exec(&format!("bpftool map update pinned {map} key {key} value {zeros}")).unwrap();
     }
+}
+
+fn a_peer_that_the_kernel_is_not_given_is_not_in_the_programs_maps_either<F: Family>() {
+    let cluster = Cluster::start(&F::alone(), &[]).unwrap();
+    let node = &cluster.nodes[0];
+    let key = |wider: u8| {
+        let subnet = if F::IS_IPV4 { "10.5.252.0-24" } else { "0.0.0.0-0&fc00:0:0:fffc::-64" };
+        let (start, len) = subnet.rsplit_once('-').unwrap();
+        format!("{PREFIX}/subnets/{start}-{}", len.parse::<u8>().unwrap() - wider)
+    };
+    let put = |key: &str, host: u32| {
+        let public: IpAddr = F::on_underlay(cluster.underlay(), host).into();
+        let (name, data) =
+            if F::IS_IPV4 { ("PublicIP", "BackendData") } else { ("PublicIPv6", "BackendV6Data") };
+        let value = format!(
+            r#"{{"{name}":"{public}","BackendType":"vxlan","{data}":{{"VNI":1,"VtepMAC":"0a:fe:00:00:00:{host}"}}}}"#
+        );
+        cluster.etcd().ctl(&["put", key, &value]).unwrap();
+    };
+    let map = |name: &str| {
+        let pin = node.bpffs().join("v1").join(format!("{}{name}", F::MAPS));
+        entries(node, &pin.display().to_string())
+    };
+    let settles = |refused: usize, slots: usize, vteps: usize| {
+        let is = || {
+            let told = node.status().unwrap()["refused"].as_array().unwrap().len();
+            let known = map("VTEPS").len();
+            // Of IPv6 it has a slot for each of 65 536, which takes seconds to read.
+            let held = if (told, known) == (refused, vteps) { map("PEERS").len() } else { 0 };
+            (told, held, known)
+        };
+        wait_for("the maps", TOLD, || (is() == (refused, slots, vteps)).then_some(())).unwrap_or_else(
+            |error| panic!("{error:#}: wanted {:?}, there is {:?}", (refused, slots, vteps), is()),
+        );
+    };
+    settles(0, 1, 1);
+    put(&key(0), 31);
+    settles(0, 2, 2);
+    // Of two subnets with one base the wider is served.
+    put(&key(1), 32);
+    settles(1, 3, 2);
+    let mac = ["0x0a", "0xfe", "0x00", "0x00", "0x00", "0x32"];
+    let of_the_wider = map("PEERS").iter().filter(|[_, value]| value.windows(6).any(|it| it == mac)).count();
+    assert_eq!(of_the_wider, 2);
+    cluster.etcd().ctl(&["del", &key(1)]).unwrap();
+    settles(0, 2, 2);
 }
 
 fn a_node_that_gets_another_address_keeps_its_subnet_and_is_reached_at_the_new_one<F: Family>() {
