@@ -58,7 +58,9 @@ pub use self::{
     link::{Link, LinkKind, VxlanAttrs},
     neighbour::{FdbEntry, FdbOf, Neighbour, NeighbourState},
     peers::{OpError, Removed},
-    route::{ROUTE_PROTOCOL, Route, RouteKind, RouteTo, TABLE_MAIN, default_metric, default_scope},
+    route::{
+        ROUTE_PROTOCOL, Route, RouteKind, RouteTo, TABLE_LOCAL, TABLE_MAIN, default_metric, default_scope,
+    },
     ruleset::RulesetEvents,
     veth::{POD_ROUTE_PROTOCOL, VethSpec, default_route, pod_route},
     vxlan::{DEFAULT_PORT, VxlanDevice, VxlanSpec, overhead},
@@ -178,6 +180,13 @@ impl KernelError {
             }
             _ => None,
         }
+    }
+
+    /// Whether the kernel refused for what was asked, and not because it had no memory, time or buffer for it.
+    #[must_use]
+    pub fn is_an_answer(&self) -> bool {
+        let passing = [Errno::ENOBUFS, Errno::ENOMEM, Errno::EINTR, Errno::EBUSY];
+        self.errno().is_some_and(|errno| !passing.contains(&errno))
     }
 }
 

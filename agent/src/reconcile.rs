@@ -18,6 +18,7 @@ mod taken_tuples;
 mod translations;
 mod underlay;
 mod wakers;
+mod ways;
 mod wireguard;
 mod withdrawal;
 mod work;
@@ -344,7 +345,11 @@ impl Reconciler {
                     self.leave_facts();
                     None
                 }
-                _ = tick.tick() => Some(Work::Everything),
+                _ = tick.tick() => {
+                    self.v4.ways.doubt_some();
+                    self.v6.ways.doubt_some();
+                    Some(Work::Everything)
+                }
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() && work.is_none() => Some(Work::Everything),
             };
             if let Some(found) = found {

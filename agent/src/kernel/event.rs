@@ -1,5 +1,5 @@
-//! What the kernel tells of its own accord: changes of links, addresses, routes, neighbours, FDB entries and
-//! queueing disciplines.
+//! What the kernel tells of its own accord: changes of links, addresses, routes, rules, neighbours, FDB entries
+//! and queueing disciplines.
 //!
 //! An event is a reason to look, never the truth itself: the socket's buffer is finite, and what does not fit
 //! is lost. The loss is told ([`KernelEvent::Overrun`]); whoever listens must then list everything again. It
@@ -61,6 +61,8 @@ pub enum KernelEvent {
     Fdb(Change, FdbEntry),
     /// Of a queueing discipline: [`Kernel::queueing_links`] may answer otherwise now.
     Queueing,
+    /// Of a rule that says which routing table counts for whom, of either family.
+    Rule,
     /// Of something of IPv6.
     Ipv6(Ipv6Event),
     /// Events were lost: everything must be read anew.
@@ -101,8 +103,10 @@ impl Kernel {
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv4Rule,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv6Rule,
             MulticastGroup::Neigh,
             MulticastGroup::Tc,
         ];
@@ -178,6 +182,7 @@ fn parse(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<KernelEvent> {
             let v4 = route::parse(&message).map(|route| KernelEvent::Route(change, route));
             v4.or_else(|| route::parse(&message).map(|it| KernelEvent::Ipv6(Ipv6Event::Route(change, it))))
         }
+        Message::NewRule(_) | Message::DelRule(_) => Some(KernelEvent::Rule),
         Message::NewQueueDiscipline(_) | Message::DelQueueDiscipline(_) => Some(KernelEvent::Queueing),
         Message::NewNeighbour(message) | Message::DelNeighbour(message) => {
             let v6 = KernelEvent::Ipv6;

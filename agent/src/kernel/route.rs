@@ -23,6 +23,9 @@ pub const ROUTE_PROTOCOL: u8 = 76;
 /// The table that `ip route` shows and that all hosts use.
 pub const TABLE_MAIN: u32 = 254;
 
+/// The table in which the kernel keeps the host's own addresses.
+pub const TABLE_LOCAL: u32 = 255;
+
 /// `RTPROT_BOOT`: what flannel's routes carry, as all that `ip route add` makes.
 pub(crate) const PROTOCOL_BOOT: u8 = 3;
 

@@ -36,6 +36,7 @@ impl Expected {
             KernelEvent::Link(..)
             | KernelEvent::Address(..)
             | KernelEvent::Queueing
+            | KernelEvent::Rule
             | KernelEvent::Ipv6(_) => false,
         }
     }

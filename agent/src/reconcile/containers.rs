@@ -222,7 +222,7 @@ impl Reconciler {
         let devices: Vec<&Link> = overlays.chain(tunnels).filter_map(find).collect();
         // What comes back from a peer may come where its way begins. Of WireGuard the uplink has what is encrypted: nothing
         // that the programs could tell.
-        let ways: BTreeSet<u32> = self.v4.ways_begin().chain(self.v6.ways_begin()).collect();
+        let ways: BTreeSet<u32> = self.v4.ways.begin().chain(self.v6.ways.begin()).collect();
         let is_wire = |link: &&Link| {
             self.node.wireguard.is_none()
                 && (link.index == self.node.uplink.ifindex || ways.contains(&link.index))

@@ -2,15 +2,15 @@
 //! there only where the network has the family, and nothing of a half touches the other.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use anyhow::{Context as _, Result};
 
-use super::{Node, Overlay, Path, Reconciler, Work};
+use super::{Node, Overlay, Path, Reconciler, Work, ways::Ways};
 use crate::{
-    dataplane::{Mapped, PeerPath, Underlay, Way},
+    dataplane::{Mapped, PeerPath, Way},
     endpoints::{Bridge, Endpoints},
     family::{Family, V4, V6},
     firewall::{Firewall, FirewallSpec},
@@ -58,8 +58,7 @@ pub(super) struct Kept<F: Mapped> {
     pub(super) prefixes: Prefixes<F>,
     /// Peers that the kernel cannot be given, and why.
     pub(super) refused: BTreeSet<String>,
-    /// Ways to VTEPs; forgotten when a route, an address or a link changes.
-    pub(super) ways: HashMap<F::Addr, Option<Underlay<F>>>,
+    pub(super) ways: Ways<F>,
     pub(super) has_direct_peers: bool,
     /// Whether the programs' maps hold the peers: without, they would take every peer for a stranger.
     pub(super) maps_know_peers: bool,
@@ -85,18 +84,13 @@ impl<F: Mapped> Kept<F> {
 
     /// The ways to VTEPs are looked up again, by the next pass that looks at all peers.
     pub(super) fn forget_ways(&mut self) {
-        self.ways.clear();
+        self.ways.doubt_all();
         self.followed = None;
-    }
-
-    /// Interface indices of the links at which ways to VTEPs begin.
-    pub(super) fn ways_begin(&self) -> impl Iterator<Item = u32> {
-        self.ways.values().flatten().map(|way| way.uplink)
     }
 
     /// Whether the way to a VTEP leads over a link.
     pub(super) fn leads_over(&self, link: u32) -> bool {
-        self.ways.values().flatten().any(|way| way.uplink == link)
+        self.ways.begin().any(|uplink| uplink == link)
     }
 }
 
@@ -110,7 +104,7 @@ impl<F: Mapped> Default for Kept<F> {
             left_out: BTreeMap::new(),
             prefixes: Prefixes::default(),
             refused: BTreeSet::new(),
-            ways: HashMap::new(),
+            ways: Ways::default(),
             has_direct_peers: false,
             maps_know_peers: false,
             bridges: Vec::new(),
@@ -341,7 +335,11 @@ impl Reconciler {
         }
         F::kept_mut(self).followed = None;
         let of_family = cluster.peers.values().filter(|lease| lease.key.half::<F>().is_some());
-        self.find_ways::<F>(of_family.filter_map(F::vtep)).await;
+        let vteps: BTreeSet<F::Addr> = of_family.filter_map(F::vtep).collect();
+        if cluster.is_listed() {
+            F::kept_mut(self).ways.retain(&vteps);
+        }
+        self.find_ways::<F>(vteps.into_iter()).await;
         let mut paths: Vec<PeerPath<F>> = Vec::new();
         let mut left_out = BTreeMap::new();
         let peer = |this: &Self, lease: &Lease, subnet| {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{Reconciler, Work};
-use crate::kernel::{Ipv6Event, KernelEvent, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, sysctl};
+use crate::kernel::{Ipv6Event, KernelEvent, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, TABLE_LOCAL, sysctl};
 
 impl Reconciler {
     /// Forwarding; a host that forwards no longer takes its default route from router advertisements unless it is
@@ -45,7 +45,7 @@ impl Reconciler {
             Ipv6Event::Route(_, route) => {
                 let ours = route.protocol == ROUTE_PROTOCOL || route.ifindex == Some(device);
                 // Another route may lead to a VTEP now, or make it a neighbour.
-                (!ours && route.table == crate::kernel::TABLE_MAIN).then(|| {
+                (!ours && route.table != TABLE_LOCAL).then(|| {
                     self.forget_ways(event);
                     Work::Overlay
                 })

@@ -17,7 +17,7 @@ pub(super) enum Work {
 }
 
 impl Reconciler {
-    /// Another link, address or route may mean another way to a VTEP.
+    /// Another link, address, route or rule may mean another way to a VTEP.
     pub(super) fn forget_ways(&mut self, event: &KernelEvent) {
         let ways = self.v4.ways.len() + self.v6.ways.len();
         tracing::debug!(?event, ways, "the ways to the peers are looked up again");
@@ -60,6 +60,11 @@ impl Reconciler {
                 Some(Work::Overlay)
             }
             KernelEvent::Queueing => Some(Work::Containers),
+            // Another table may lead to a VTEP now.
+            KernelEvent::Rule => {
+                self.forget_ways(event);
+                Some(Work::Overlay)
+            }
             // To a pod of this node; its veth tells the rest.
             KernelEvent::Route(_, route) if route.protocol == POD_ROUTE_PROTOCOL => Some(Work::Containers),
             // Another default route may mean another uplink.

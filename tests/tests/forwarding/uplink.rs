@@ -21,12 +21,17 @@ use crate::stage::{PATIENCE, Stage};
 
 each_family!(
     the_fast_path_follows_a_route_to_another_router_within_a_second,
+    a_rule_that_leads_to_another_table_and_routes_there_are_followed_within_a_second,
+    a_smaller_mtu_behind_a_router_is_found_out,
     the_first_packet_to_an_unresolved_neighbour_is_fast_and_not_lost,
     an_uplink_whose_mtu_changes_is_followed,
     a_peer_behind_a_second_uplink_is_reached_by_the_fast_path,
     of_two_next_hops_the_fast_path_takes_the_kernels_and_loses_nothing_when_that_is_withdrawn,
     of_two_uplinks_the_one_that_is_left_is_taken_when_the_other_fails,
 );
+
+/// How long it may take until what nobody tells of is noticed: the agent's tick, and the time of a pass.
+const TICK: Duration = Duration::from_secs(33);
 
 /// A router on the underlay, and a packet socket at its uplink.
 struct Router<F: Family> {
@@ -100,6 +105,58 @@ fn the_fast_path_follows_a_route_to_another_router_within_a_second<F: Family>() 
         (arrives(&stage, &stage.datagram(b"directly")) && routers[0].seen() == 0).then_some(())
     })
     .unwrap();
+}
+
+fn a_rule_that_leads_to_another_table_and_routes_there_are_followed_within_a_second<F: Family>() {
+    let stage = Stage::<F>::set(&["--gate=open"]);
+    stage.warm_up();
+    let routers = [Router::plug(&stage, 201), Router::plug(&stage, 202)];
+    let node = stage.cluster.nodes[0].netns();
+    let peer = F::as_prefix(stage.node(1));
+    // What one event has the agent do is done before the next.
+    let change = |line: String| {
+        thread::sleep(Duration::from_millis(500));
+        node.ip(&format!("{} {line}", F::FLAG)).unwrap();
+    };
+    change(format!("route add {peer} via {} table 100", routers[0].address));
+    change(format!("rule add to {peer} lookup 100"));
+    let took = until_fast_through(&stage, &routers[0]);
+    assert!(took < Duration::from_secs(1), "the rule: {took:?}");
+    change(format!("route replace {peer} via {} table 100", routers[1].address));
+    let took = until_fast_through(&stage, &routers[1]);
+    assert!(took < Duration::from_secs(1), "the route: {took:?}");
+    change(format!("rule del to {peer} lookup 100"));
+    wait_for("the direct way", Duration::from_secs(1), || {
+        routers[1].seen();
+        (arrives(&stage, &stage.datagram(b"directly")) && routers[1].seen() == 0).then_some(())
+    })
+    .unwrap();
+}
+
+/// Of IPv4 the router cuts what is too large into fragments. Of IPv6 it says so, to the node, whose kernel then knows.
+fn a_smaller_mtu_behind_a_router_is_found_out<F: Family>() {
+    let stage = Stage::<F>::set(&["--gate=open"]);
+    stage.warm_up();
+    let router = Router::plug(&stage, 201);
+    let node = stage.cluster.nodes[0].netns();
+    node.ip(&format!("route add {} via {}", F::as_prefix(stage.node(1)), router.address)).unwrap();
+    until_fast_through(&stage, &router);
+    let onward = format!("route add {} dev eth0 mtu lock 1400", F::as_prefix(stage.node(1)));
+    router.netns.ip(&onward).unwrap();
+    let full = stage.datagram(&vec![b'm'; 1500 - F::ENCAP_LEN - F::HEADER_LEN - 8]);
+    let begun = Instant::now();
+    let is_kernels = || {
+        let before = stage.counters()[0].clone();
+        let there = arrives(&stage, &full);
+        there || stage.counters()[0].since(&before).get("pass_pod_too_big") > 0
+    };
+    wait_for("the path's MTU to be known", TICK, || is_kernels().then_some(())).unwrap();
+    println!("{:?} until full-sized packets were the kernel's", begun.elapsed());
+    let fitting = stage.datagram(&vec![b'f'; 1400 - F::ENCAP_LEN - F::HEADER_LEN - 8]);
+    let before = stage.counters()[0].clone();
+    assert!(arrives(&stage, &fitting));
+    assert_eq!(stage.counters()[0].since(&before).get("fast_encap"), 1);
+    stream::run(stage.hosts()[0], stage.hosts()[1], None, Until::Bytes(20_000_000)).unwrap();
 }
 
 fn the_first_packet_to_an_unresolved_neighbour_is_fast_and_not_lost<F: Family>() {

@@ -38,6 +38,8 @@ fn every_sort_of_change_is_told_with_its_details() {
             "bridge fdb del 02:00:00:00:00:02 dev flannel.1 self",
             "ip neigh del 10.5.2.0 dev flannel.1",
             "ip route del 10.5.2.0/24",
+            "ip -4 rule add to 192.168.77.12 lookup 100",
+            "ip -6 rule add to fd77::12 lookup 100",
             "ip addr flush dev flannel.1",
             "ip link del flannel.1",
         ] {
@@ -84,6 +86,9 @@ fn every_sort_of_change_is_told_with_its_details() {
             |it| matches!(it, KernelEvent::Route(Change::Deleted, it) if it.dst == dst),
         )
         .await;
+        for family in ["IPv4", "IPv6"] {
+            wait_for(events, &format!("the rule of {family}"), |it| matches!(it, KernelEvent::Rule)).await;
+        }
         wait_for(events, "no address", |it| matches!(it, KernelEvent::Address(Change::Deleted, _))).await;
         wait_for(
             events,
