@@ -34,9 +34,10 @@ use std::{
 use self::packet_log::PacketLog;
 use aya::{
     Ebpf,
-    maps::{Array, MapData, PerCpuArray, RingBuf},
+    maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
 };
 use loden_ebpf::{abi::Counter, reason::Reason};
+use nix::errno::Errno;
 
 use crate::family::{Family, V4, V6};
 
@@ -120,8 +121,16 @@ pub enum DataplaneError {
         /// The map's name.
         map: &'static str,
         /// What the kernel said.
-        source: aya::maps::MapError,
+        source: MapError,
     },
+}
+
+impl DataplaneError {
+    /// Whether a map has no room for another entry (`E2BIG` of a hash).
+    fn is_full(&self) -> bool {
+        let Self::Map { source: MapError::SyscallError(error), .. } = self else { return false };
+        error.io_error.raw_os_error() == Some(Errno::E2BIG as i32)
+    }
 }
 
 /// The loaded programs and their maps.

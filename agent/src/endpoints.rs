@@ -16,6 +16,11 @@ use crate::{
     kernel::{Link, LinkKind},
 };
 
+/// How many endpoints one port of a bridge may have, of a family, that the neighbour table does not resolve (now): a pod
+/// that sends from ever new addresses of the subnet would fill the map, and nobody else's would find room. Those that the
+/// table resolves the kernel limits itself (`gc_thresh3`). More than a pod with some containers of its own has.
+pub const UNRESOLVED_OF_A_PORT: usize = 64;
+
 /// A bridge with an address in the own subnet, such as docker0 or cni0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bridge<F: Family = V4> {
@@ -81,7 +86,7 @@ pub struct Seen<F: Family = V4> {
 pub type Endpoints<F = V4> = BTreeMap<<F as Family>::Addr, Endpoint<<F as Mapped>::Octets>>;
 
 /// Finds the endpoints of the subnet: routed ones, and those behind these bridges. Earlier ones are kept where nothing
-/// contradicts them.
+/// contradicts them, up to [`UNRESOLVED_OF_A_PORT`]; what is more is left to the kernel.
 #[must_use]
 pub fn discover<F: Mapped>(
     subnet: F::Net,
@@ -93,13 +98,22 @@ pub fn discover<F: Mapped>(
     let mut found = Endpoints::<F>::new();
     for bridge in bridges {
         let is_pod = |address: &F::Addr| F::contains(subnet, *address) && !bridge.addresses.contains(address);
+        let mut unresolved: BTreeMap<u32, usize> = BTreeMap::new();
+        let mut has_room = |address: &F::Addr, port: u32| {
+            let count = unresolved.entry(port).or_default();
+            *count += usize::from(!bridge.resolves(address));
+            *count <= UNRESOLVED_OF_A_PORT
+        };
         for (&address, endpoint) in earlier.iter().filter(|(address, e)| is_pod(address) && bridge.keeps(e)) {
-            found.insert(address, Endpoint { gateway_mac: bridge.mac, ..*endpoint });
+            if has_room(&address, endpoint.ifindex) {
+                found.insert(address, Endpoint { gateway_mac: bridge.mac, ..*endpoint });
+            }
         }
         // A sighting fills a gap; it never overrides what the kernel itself would do.
         for seen in seen.iter().filter(|seen| is_pod(&seen.address) && bridge.confirms(seen)) {
-            let endpoint = bridge.endpoint(seen.address, seen.port, seen.mac);
-            found.entry(seen.address).or_insert(endpoint);
+            if !found.contains_key(&seen.address) && has_room(&seen.address, seen.port) {
+                found.insert(seen.address, bridge.endpoint(seen.address, seen.port, seen.mac));
+            }
         }
         for (&address, mac) in bridge.neighbours.iter().filter(|(address, _)| is_pod(address)) {
             match mac {
@@ -140,6 +154,21 @@ impl<F: Mapped> Bridge<F> {
             }
             None => {}
         }
+    }
+
+    /// Whether the neighbour table knows now who has an address.
+    fn resolves(&self, address: &F::Addr) -> bool {
+        matches!(self.neighbours.get(address), Some(Some(_)))
+    }
+
+    /// The ports with so many endpoints that others of theirs were perhaps left out.
+    pub fn crowded(&self, found: &Endpoints<F>) -> BTreeSet<u32> {
+        let mut unresolved: BTreeMap<u32, usize> = BTreeMap::new();
+        for (_, endpoint) in found.iter().filter(|(address, _)| !self.resolves(address)) {
+            *unresolved.entry(endpoint.ifindex).or_default() += 1;
+        }
+        unresolved.retain(|port, count| self.ports.contains(port) && *count >= UNRESOLVED_OF_A_PORT);
+        unresolved.into_keys().collect()
     }
 
     /// Whether an endpoint found before can still be true: its port is there and its MAC is nowhere else.
@@ -263,6 +292,33 @@ mod tests {
         quiet.neighbours.clear();
         let seen = Seen { port: 8, address: address(2), mac: POD };
         assert!(discover(quiet, &[seen], &Endpoints::<V4>::new()).is_empty());
+    }
+
+    #[test]
+    fn a_port_that_sends_from_ever_new_addresses_has_no_more_than_its_share() {
+        let many = |port, mac, from: u8| {
+            (from..from + 100).map(move |host| Seen { port, address: address(host), mac }).collect::<Vec<_>>()
+        };
+        let quiet = Bridge { neighbours: BTreeMap::new(), fdb: [(POD, 7), (OTHER, 8)].into(), ..bridge() };
+        let of = |found: &Endpoints, port| found.values().filter(|endpoint| endpoint.ifindex == port).count();
+        let mut earlier = Endpoints::<V4>::new();
+        for round in 0..3 {
+            let found = discover(quiet.clone(), &many(7, POD, 2 + 50 * round), &earlier);
+            assert_eq!(of(&found, 7), UNRESOLVED_OF_A_PORT, "round {round}");
+            assert!(round == 0 || found == earlier, "those that are there stay");
+            earlier = found;
+        }
+        assert_eq!(quiet.crowded(&earlier), [7].into());
+        // Neither another port nor what the kernel itself resolves has to do with it.
+        let late = address(254);
+        let seen = [Seen { port: 8, address: late, mac: OTHER }];
+        assert_eq!(
+            discover(quiet.clone(), &seen, &earlier)[&late],
+            Endpoint { address: late.octets(), ..at(8, OTHER) }
+        );
+        let resolved = Bridge { neighbours: [(late, Some(POD))].into(), ..quiet };
+        let found = discover(resolved.clone(), &[], &earlier);
+        assert_eq!((of(&found, 7), resolved.crowded(&found)), (UNRESOLVED_OF_A_PORT + 1, [7].into()));
     }
 
     const ALIAS: &str = "loden-cni 10.5.1.2 02:00:00:00:00:11 n eth0 c";

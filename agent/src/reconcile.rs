@@ -62,6 +62,9 @@ const TICK: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(5);
 /// How long the host's rules may go on changing before ours are looked at.
 const RULES_SETTLE: Duration = Duration::from_secs(1);
+/// How long new addresses of containers wait while one of those has more than are found: it may send from another with
+/// each packet.
+const CROWDED: Duration = Duration::from_secs(1);
 /// How long the leases may go on changing before the facts are written: a file of all peers for many changes.
 const FACTS_SETTLE: Duration = Duration::from_secs(1);
 /// At most one in so many parts of the time goes into leaving them.
@@ -147,6 +150,8 @@ pub struct Reconciler {
     ruleset: Option<RulesetEvents>,
     /// When to look at our own rules because somebody changed rules.
     rules_due: Option<Instant>,
+    /// When to look at new addresses of containers.
+    sightings_due: Option<Instant>,
     /// Pods that are perhaps gated without a reason.
     strays: Strays,
     keeper: Keeper,
@@ -219,6 +224,7 @@ impl Reconciler {
             kernel,
             events,
             rules_due: None,
+            sightings_due: None,
             strays: strays(known),
             keeper,
             control,
@@ -316,6 +322,10 @@ impl Reconciler {
                     }
                 },
                 call = called(&mut self.calls) => match call {
+                    Call::Sighted if self.is_crowded() => {
+                        self.sightings_due.get_or_insert_with(|| Instant::now() + CROWDED);
+                        None
+                    }
                     Call::Sighted => Some(Work::Containers),
                     Call::Taken(tuples) => {
                         self.give_tuples(&tuples);
@@ -329,6 +339,10 @@ impl Reconciler {
                 () = sleep_until(self.rules_due.unwrap_or_else(Instant::now)), if self.rules_due.is_some() => {
                     self.rules_due = None;
                     Some(Work::Everything)
+                }
+                () = sleep_until(self.sightings_due.unwrap_or_else(Instant::now)), if self.sightings_due.is_some() => {
+                    self.sightings_due = None;
+                    Some(Work::Containers)
                 }
                 () = sleep_until(self.strays.front().map_or_else(Instant::now, |(until, _)| *until)), if !self.strays.is_empty() => {
                     if let Err(error) = self.look_again() {
@@ -366,6 +380,11 @@ impl Reconciler {
             tracing::warn!("{error}");
         }
         self.rules_due.get_or_insert_with(|| Instant::now() + RULES_SETTLE);
+    }
+
+    /// Whether some container has more addresses than are found.
+    fn is_crowded(&self) -> bool {
+        !self.v4.crowded.is_empty() || !self.v6.crowded.is_empty()
     }
 
     /// The newest snapshot of the leases.

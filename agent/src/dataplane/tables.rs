@@ -201,8 +201,9 @@ impl<F: Mapped> Tables<F> {
         Ok(())
     }
 
-    /// Makes these the endpoints; addresses outside the own subnet are left to the kernel. What the programs
-    /// found out about an endpoint stays as long as it is the same pod (interface and MAC).
+    /// Makes these the endpoints; addresses outside the own subnet are left to the kernel, and so are those for which the
+    /// map has no room. What the programs found out about an endpoint stays as long as it is the same pod (interface and
+    /// MAC).
     ///
     /// # Errors
     ///
@@ -239,8 +240,13 @@ impl<F: Mapped> Tables<F> {
                 None => changes.added += 1,
             }
             endpoint.gated = if same_pod.is_some() { self.gated(*address)? } else { UNPROVEN };
-            self.write_endpoint(*address, Some(endpoint))?;
-            self.endpoints_held.insert(*address, ungated(endpoint));
+            match self.write_endpoint(*address, Some(endpoint)) {
+                Err(error) if held.is_none() && error.is_full() => changes.added -= 1,
+                written => {
+                    written?;
+                    self.endpoints_held.insert(*address, ungated(endpoint));
+                }
+            }
         }
         Ok(changes)
     }

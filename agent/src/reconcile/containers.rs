@@ -11,7 +11,7 @@ use crate::{
     bridges::{self, AddressedBridge, Half, Lease},
     config::Xdp,
     dataplane::{Hook, Program},
-    endpoints::{self, Bridge, Routed, Seen},
+    endpoints::{self, Bridge, Routed, Seen, UNRESOLVED_OF_A_PORT},
     family::{Family, V4, V6},
     kernel::{Address, AddressScope, FdbOf, Link, LinkKind, pod_route},
 };
@@ -43,8 +43,9 @@ impl Reconciler {
         self.mend_routes::<V4>(links, &routed).await?;
         self.mend_routes::<V6>(links, &routed).await?;
         routed.retain(|pod| is_free(pod.port));
-        let mut changed = self.endpoints::<V4>(links, &routed, &is_free)?;
-        changed |= self.endpoints::<V6>(links, &routed, &is_free)?;
+        // A map that cannot be written keeps no container from its hooks: what it lacks is the kernel's.
+        let mut changed = self.try_endpoints::<V4>(links, &routed, &is_free);
+        changed |= self.try_endpoints::<V6>(links, &routed, &is_free);
         if !self.maps_know_peers() {
             return Ok(changed);
         }
@@ -56,13 +57,27 @@ impl Reconciler {
         if !renewed.is_empty() {
             // Nothing speaks against what was known of the veths that had these numbers, except that they are others.
             renewed.iter().for_each(|ifindex| self.forget_endpoints(*ifindex));
-            changed |= self.endpoints::<V4>(links, &routed, &is_free)?;
-            changed |= self.endpoints::<V6>(links, &routed, &is_free)?;
+            changed |= self.try_endpoints::<V4>(links, &routed, &is_free);
+            changed |= self.try_endpoints::<V6>(links, &routed, &is_free);
         }
+        self.fail(Work::Containers, errors.iter().map(|error| format!("hooks: {error}")));
         self.prove_endpoints::<V4>()?;
         self.prove_endpoints::<V6>()?;
-        self.fail(Work::Containers, errors.iter().map(|error| format!("hooks: {error}")));
         Ok(changed)
+    }
+
+    /// As [`Self::endpoints`]; what failed is noted.
+    fn try_endpoints<F: Side>(
+        &mut self,
+        links: &[Link],
+        routed: &[Routed],
+        is_free: &impl Fn(u32) -> bool,
+    ) -> bool {
+        let found = self.endpoints::<F>(links, routed, is_free);
+        found.unwrap_or_else(|error| {
+            self.fail(Work::Containers, [format!("{} endpoints: {error:#}", F::NAME)]);
+            true
+        })
     }
 
     /// A veth is gone: whoever was behind it is not behind another one that gets its index.
@@ -96,6 +111,17 @@ impl Reconciler {
         let kept = F::kept_mut(self);
         kept.endpoints = endpoints::discover(subnet, &kept.bridges, routed, &seen, &kept.endpoints);
         kept.endpoints.retain(|_, endpoint| is_free(endpoint.ifindex));
+        let crowded: BTreeSet<u32> =
+            kept.bridges.iter().flat_map(|bridge| bridge.crowded(&kept.endpoints)).collect();
+        for port in crowded.difference(&kept.crowded) {
+            let name = links.iter().find(|link| link.index == *port).map_or("?", |link| link.name.as_str());
+            tracing::warn!(
+                "the container behind {name} sends from {UNRESOLVED_OF_A_PORT} {} addresses that this host's neighbour \
+                 table does not have: further ones are left to the kernel",
+                F::NAME
+            );
+        }
+        kept.crowded = crowded;
         let netns: BTreeMap<u32, i32> =
             links.iter().filter_map(|link| Some((link.index, link.peer_in_other_netns?))).collect();
         for endpoint in kept.endpoints.values_mut() {

@@ -64,6 +64,8 @@ pub(super) struct Kept<F: Mapped> {
     pub(super) maps_know_peers: bool,
     pub(super) bridges: Vec<Bridge<F>>,
     pub(super) endpoints: Endpoints<F>,
+    /// Ports of bridges that have more of them than are found: each is told of once.
+    pub(super) crowded: BTreeSet<u32>,
 }
 
 impl<F: Mapped> Kept<F> {
@@ -109,6 +111,7 @@ impl<F: Mapped> Default for Kept<F> {
             maps_know_peers: false,
             bridges: Vec::new(),
             endpoints: Endpoints::<F>::new(),
+            crowded: BTreeSet::new(),
         }
     }
 }

@@ -1,15 +1,18 @@
 //! Containers come and go, agents too.
 
-use std::time::Duration;
+use std::{net::UdpSocket, thread, time::Duration};
 
 use anyhow::Context as _;
 use loden_tests::{
+    capture::Capture,
     cluster::Cluster,
     container::Container,
     counters::Share,
     each_family,
     family::Family,
-    node::Node,
+    netns::Netns,
+    node::{BRIDGE, Node},
+    packet::{self, Mac},
     process::wait_for,
     traffic::{
         hello, ping,
@@ -21,6 +24,7 @@ use loden_tests::{
 each_family!(
     a_container_that_comes_back_at_its_address_on_another_veth_is_reached_fast,
     a_pod_whose_veth_has_the_index_of_one_that_is_gone_is_reached_fast,
+    a_container_that_sends_from_ever_new_addresses_takes_no_room_from_others,
     a_stream_goes_on_while_an_agent_is_stopped_and_started,
     a_stream_goes_on_while_an_agent_crashes_and_starts_again,
     a_stream_goes_on_while_the_programs_are_detached_and_attached_again,
@@ -74,6 +78,51 @@ fn a_pod_whose_veth_has_the_index_of_one_that_is_gone_is_reached_fast<F: Family>
         })
         .unwrap();
     }
+}
+
+fn a_container_that_sends_from_ever_new_addresses_takes_no_room_from_others<F: Family>() {
+    let mut cluster = Cluster::start(&F::alone(), &[]).unwrap();
+    let greedy = cluster.nodes[0].run_container(2).unwrap();
+    let server = cluster.nodes[1].run_container(2).unwrap();
+    wait_for_answer(&greedy, &server).unwrap();
+    // Nothing is answered: the host, whom the answers would come by, looks for nobody.
+    let port = 7777;
+    let _listener = server.netns().run(|| UdpSocket::bind((F::of(&server).into(), port)).unwrap());
+    let mac = |netns: &Netns, name: &str| -> Mac {
+        let links: serde_json::Value =
+            serde_json::from_str(&netns.ip(&format!("-j link show {name}")).unwrap()).unwrap();
+        let bytes =
+            links[0]["address"].as_str().unwrap().split(':').map(|it| u8::from_str_radix(it, 16).unwrap());
+        bytes.collect::<Vec<_>>().try_into().unwrap()
+    };
+    let (gateway, own) = (mac(cluster.nodes[0].netns(), BRIDGE), mac(greedy.netns(), "eth0"));
+    let socket = Capture::open(greedy.netns(), "eth0").unwrap();
+    let send_from_all = || {
+        for host in 10..250 {
+            let source = F::in_subnet_of(F::of(&greedy), host);
+            let packet = F::udp(source, F::of(&server), (5555, port), b"one of many");
+            socket.send(&packet::ethernet(gateway, own, F::ETHER_TYPE, &packet.bytes())).unwrap();
+            socket.drain().unwrap();
+        }
+    };
+    let node = &cluster.nodes[0];
+    let limit = 64;
+    wait_for("as many endpoints as one may have", Duration::from_secs(10), || {
+        send_from_all();
+        (node.endpoints().unwrap().len() >= limit).then_some(())
+    })
+    .unwrap();
+    for _ in 0..4 {
+        send_from_all();
+        thread::sleep(Duration::from_millis(500));
+    }
+    // Its own address is one that the host has asked for.
+    let found = node.endpoints().unwrap().len();
+    assert!((limit..=limit + 1).contains(&found), "{found} endpoints");
+    assert_eq!(node.log().matches("further ones are left to the kernel").count(), 1, "{}", node.log());
+    let next = cluster.nodes[0].run_container(3).unwrap();
+    wait_for_answer(&next, &server).unwrap();
+    wait_until_fast::<F>(&cluster.nodes, &next, &server).unwrap();
 }
 
 fn wait_until_fast<F: Family>(nodes: &[Node], client: &Container, server: &Container) -> anyhow::Result<()> {

@@ -1,20 +1,29 @@
 //! The maps at the size of a large cluster.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+    time::Instant,
+};
 
 use aya::maps::{HashMap, Map, MapData};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use loden_agent::dataplane::{
     Changes, Dataplane, FamilySettings, PeerPath, PinnedMaps, Pins, Settings, Underlay, VxlanSettings, Way,
 };
-use loden_agent::family::V4;
-use loden_ebpf::abi::{Endpoint, FlowKey, map};
+use loden_agent::family::{V4, V6};
+use loden_ebpf::abi::{ENDPOINTS_MAX, Endpoint, FlowKey, map};
 
 use crate::rig::Lab;
 
 fn load(network: &str, subnet: &str, pins: &Path) -> Dataplane {
+    Dataplane::load(&settings(network, subnet), pins).unwrap()
+}
+
+fn settings(network: &str, subnet: &str) -> Settings {
     let subnet: Ipv4Net = subnet.parse().unwrap();
-    let settings = Settings {
+    Settings {
         v4: Some(FamilySettings {
             network: network.parse().unwrap(),
             subnet_len: subnet.prefix_len(),
@@ -29,8 +38,7 @@ fn load(network: &str, subnet: &str, pins: &Path) -> Dataplane {
         drop_forged: true,
         bare_device: false,
         log_packets: false,
-    };
-    Dataplane::load(&settings, pins).unwrap()
+    }
 }
 
 fn added(added: usize) -> Changes {
@@ -123,6 +131,36 @@ fn a_few_peers_that_change_leave_what_setting_all_of_them_does() {
         assert_eq!(step(&[four], &[moved], &[four], &[other_mac, moved]), (1, 1, 0, 2), "to another subnet");
         let at_another = peer(5, 6, 0);
         assert_eq!(step(&[], &[at_another], &[moved], &[other_mac, at_another]), (0, 0, 1, 2));
+    });
+}
+
+#[test]
+fn endpoints_for_which_the_map_has_no_room_are_left_out_and_harm_no_other() {
+    Lab::run(|lab| {
+        let subnet: Ipv6Net = "fc00:0:0:1::/64".parse().unwrap();
+        let of_v6 = FamilySettings {
+            network: "fc00::/48".parse().unwrap(),
+            subnet_len: 64,
+            subnet,
+            vtep: "fd77::1".parse().unwrap(),
+            vxlan: Some(VxlanSettings { ifindex: 2, mac: [2, 0, 0, 0, 0, 1], vni: 1, port: 8472 }),
+            outer_ttl: 64,
+        };
+        let settings = Settings { v4: None, v6: Some(of_v6), ..settings("10.5.0.0/16", "10.5.1.0/24") };
+        let mut dataplane = Dataplane::load(&settings, &lab.bpffs.path().join("full")).unwrap();
+        let half = dataplane.half_mut::<V6>();
+        let first = u128::from(subnet.network()) + 2;
+        let mut endpoints: BTreeMap<Ipv6Addr, Endpoint<[u8; 16]>> = (0..ENDPOINTS_MAX + 10)
+            .map(|number| {
+                let address = Ipv6Addr::from(first + u128::from(number));
+                (address, Endpoint { address: address.octets(), ifindex: 9, ..Endpoint::default() })
+            })
+            .collect();
+        assert_eq!(half.set_endpoints(&endpoints).unwrap(), added(ENDPOINTS_MAX as usize));
+        assert_eq!(half.set_endpoints(&endpoints).unwrap(), Changes::default());
+        endpoints.pop_first();
+        assert_eq!(half.set_endpoints(&endpoints).unwrap(), Changes { removed: 1, ..added(1) });
+        assert_eq!(half.endpoints_held().len(), ENDPOINTS_MAX as usize);
     });
 }
 
