@@ -23,6 +23,7 @@ pub mod sysctl;
 mod veth;
 mod vxlan;
 mod wireguard;
+pub mod xfrm;
 
 use std::{
     io,

@@ -9,6 +9,7 @@ mod facts;
 mod follow;
 mod half;
 mod headroom;
+mod ipsec;
 mod ipv6;
 mod pass;
 mod path;
@@ -35,7 +36,7 @@ use self::{
     half::Kept,
     path::{Path, load, open_path, settings},
     translations::{Strays, strays},
-    wakers::{Call, called, listen_for_rules, ruled},
+    wakers::{Call, called, listen_for_policies, listen_for_rules, protected, ruled},
     work::Work,
 };
 use crate::{
@@ -46,7 +47,10 @@ use crate::{
     facts::Facts,
     family::{V4, V6},
     health::Readiness,
-    kernel::{Events, Kernel, RulesetEvents, VxlanDevice, VxlanSpec},
+    kernel::{
+        Events, Kernel, RulesetEvents, VxlanDevice, VxlanSpec,
+        xfrm::{Policy, PolicyEvents},
+    },
     lease::LeaseKey,
     network::{NetworkConfig, Vxlan},
     registry::{Cluster, Keeper},
@@ -148,6 +152,10 @@ pub struct Reconciler {
     events: Events,
     /// Tells when the host's rules change; `None` where the kernel cannot tell.
     ruleset: Option<RulesetEvents>,
+    /// Tells when the host's IPsec policies change; `None` where the kernel cannot tell.
+    policy_events: Option<PolicyEvents>,
+    /// Those for what leaves the host, as they were last read.
+    policies: Vec<Policy>,
     /// When to look at our own rules because somebody changed rules.
     rules_due: Option<Instant>,
     /// When to look at new addresses of containers.
@@ -221,6 +229,8 @@ impl Reconciler {
             state,
             node,
             ruleset: listen_for_rules(&kernel),
+            policy_events: listen_for_policies(&kernel),
+            policies: Vec::new(),
             kernel,
             events,
             rules_due: None,
@@ -336,6 +346,7 @@ impl Reconciler {
                     self.rules_changed();
                     None
                 }
+                () = protected(&mut self.policy_events) => self.read_policies().then_some(Work::Overlay),
                 () = sleep_until(self.rules_due.unwrap_or_else(Instant::now)), if self.rules_due.is_some() => {
                     self.rules_due = None;
                     Some(Work::Everything)

@@ -80,7 +80,7 @@ reasons! {
     PassPodTooBig => "pass_pod_too_big",
     /// from a pod: the kernel could not make room for the headers
     PassPodNoRoom => "pass_pod_no_room",
-    /// from a pod: the fast path has no way to the peer now
+    /// from a pod: the fast path has no way to the peer now, or leaves what goes there to IPsec
     PassPodNoUplink => "pass_pod_no_uplink",
 
     /// from the underlay: outer fragment, IP options, extension headers, a cut header, or lengths or a checksum that are

@@ -322,7 +322,8 @@ impl Reconciler {
         lease: &Lease,
         subnet: F::Net,
     ) -> Result<(OverlayPeer<F>, PeerPath<F>), String> {
-        self.wanted::<F, _>(subnet, || self.paths::<F>(lease, subnet))
+        let (peer, path) = self.wanted::<F, _>(subnet, || self.paths::<F>(lease, subnet))?;
+        Ok((peer, self.respect_policies(path)))
     }
 
     /// The peers: first off the fast path, then in the kernel, then on the fast path, so that the fast path never knows a

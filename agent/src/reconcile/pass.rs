@@ -24,6 +24,7 @@ impl Reconciler {
         let another_subnet = self.follow_subnet::<V4>(&cluster) | self.follow_subnet::<V6>(&cluster);
         let work = if another_subnet { Work::Everything } else { work };
         if work == Work::Everything {
+            self.read_policies();
             changed |= self.step(Work::Everything, "uplink", Self::follow_uplink).await;
             changed |= self.substep(Work::Everything, "WireGuard", Self::wireguard_devices).await;
             changed |= self.substep(Work::Everything, "IPv4", Self::bring_up::<V4>).await;

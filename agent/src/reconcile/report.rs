@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use loden_ebpf::abi;
 use serde_json::Value;
 
@@ -21,6 +21,9 @@ use crate::{
         Amount, Device, Endpoint, Etcd, Lease, Map, Peer, Program, Reconcile, Status, Traffic, Uplink, Ways,
     },
 };
+
+/// How many of many peers are named.
+const NAMED: usize = 4;
 
 impl Reconciler {
     pub(super) fn answer(&mut self, request: Request) -> Value {
@@ -95,7 +98,7 @@ impl Reconciler {
             datapath: self.path.name().to_owned(),
             gate: format!("{:?}", self.node.config.gate).to_lowercase(),
             refused: self.v4.refused.iter().chain(&self.v6.refused).cloned().collect(),
-            advice: self.advice.clone(),
+            advice: self.advice.iter().cloned().chain(self.left_to_ipsec(&cluster)).collect(),
             etcd: self.etcd(&cluster, now),
             reconcile: self.tally.clone(),
             passes: self.tally.runs,
@@ -116,6 +119,21 @@ impl Reconciler {
             }
         }
         status
+    }
+
+    /// Which peers an IPsec policy keeps from the fast path, if any.
+    fn left_to_ipsec(&self, cluster: &Cluster) -> Option<String> {
+        let v4 = self.protected::<V4>(cluster.peers.values()).into_iter().map(IpNet::from);
+        let v6 = self.protected::<V6>(cluster.peers.values()).into_iter().map(IpNet::from);
+        let subnets: Vec<String> = v4.chain(v6).map(|subnet| subnet.to_string()).collect();
+        let (first, others) = subnets.split_at(subnets.len().min(NAMED));
+        let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+        (!first.is_empty()).then(|| {
+            format!(
+                "the kernel carries all packets to {}{more}: an IPsec policy of this host is for them (`ip xfrm policy`)",
+                first.join(", ")
+            )
+        })
     }
 
     fn lease(&self, cluster: &Cluster, now: Instant) -> Lease {

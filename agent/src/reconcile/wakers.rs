@@ -1,11 +1,12 @@
-//! What wakes the loop besides netlink's events: calls of the programs, and changes of the host's rules.
+//! What wakes the loop besides rtnetlink's events: calls of the programs, and changes of the host's rules and IPsec
+//! policies.
 
 use aya::maps::{MapData, RingBuf};
 use tokio::io::unix::AsyncFd;
 
 use crate::{
     dataplane::Calls,
-    kernel::{Kernel, RulesetEvents},
+    kernel::{Kernel, RulesetEvents, xfrm::PolicyEvents},
 };
 
 pub(super) fn listen_for_rules(kernel: &Kernel) -> Option<RulesetEvents> {
@@ -21,6 +22,21 @@ pub(super) async fn ruled(ruleset: &mut Option<RulesetEvents>) {
     if let Err(error) = listening.changed().await {
         tracing::warn!("changes of the host's rules take effect after 15 s from now on: {error}");
         *ruleset = None;
+    }
+}
+
+pub(super) fn listen_for_policies(kernel: &Kernel) -> Option<PolicyEvents> {
+    let events = kernel.policy_events();
+    // Most likely the kernel has no IPsec; the tick looks anyway.
+    events.inspect_err(|error| tracing::debug!("changes of IPsec policies are not told: {error}")).ok()
+}
+
+/// Completes when the host's IPsec policies have changed; never where the kernel does not tell.
+pub(super) async fn protected(policies: &mut Option<PolicyEvents>) {
+    let Some(listening) = policies else { return std::future::pending().await };
+    if let Err(error) = listening.changed().await {
+        tracing::warn!("changes of IPsec policies take effect within 30 s from now on: {error}");
+        *policies = None;
     }
 }
 

@@ -351,8 +351,12 @@ impl Reconciler {
         let Some(wireguard) = &self.node.wireguard else { return Ok(false) };
         let of_devices = wireguard.peers_of(own_ipv6, &leases);
         let (v4, v6) = (v4.map(Expected::of), v6.map(Expected::of));
-        let paths = v4.as_ref().map(|v4| wireguard.paths(&of_devices, v4));
-        let paths_v6 = v6.as_ref().map(|v6| wireguard.paths(&of_devices, v6));
+        let paths: Option<Vec<PeerPath<V4>>> = v4.as_ref().map(|v4| {
+            wireguard.paths(&of_devices, v4).into_iter().map(|path| self.respect_policies(path)).collect()
+        });
+        let paths_v6: Option<Vec<PeerPath<V6>>> = v6.as_ref().map(|v6| {
+            wireguard.paths(&of_devices, v6).into_iter().map(|path| self.respect_policies(path)).collect()
+        });
         let left_out = of_devices.iter().flat_map(|peers| peers.refused.iter().cloned());
         match v4 {
             Some(_) => refused.extend(left_out),

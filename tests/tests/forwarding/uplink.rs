@@ -28,6 +28,7 @@ each_family!(
     a_peer_behind_a_second_uplink_is_reached_by_the_fast_path,
     of_two_next_hops_the_fast_path_takes_the_kernels_and_loses_nothing_when_that_is_withdrawn,
     of_two_uplinks_the_one_that_is_left_is_taken_when_the_other_fails,
+    what_an_ipsec_policy_is_for_is_left_to_the_kernel,
 );
 
 /// How long it may take until what nobody tells of is noticed: the agent's tick, and the time of a pass.
@@ -365,4 +366,51 @@ fn of_two_uplinks_the_one_that_is_left_is_taken_when_the_other_fails<F: Family>(
     println!("{} of {sent} lost, one each millisecond until the agent had heard of it", sent - arrived);
     assert!(sent - arrived < 1000, "{arrived} of {sent} arrived");
     until_fast_over(&stage, left);
+}
+
+/// The kernel of most of these tests has policies and no ESP: what must be encrypted it does not send, and what may be it
+/// sends as it is.
+fn what_an_ipsec_policy_is_for_is_left_to_the_kernel<F: Family>() {
+    let stage = Stage::<F>::set(&["--gate=open"]);
+    stage.warm_up();
+    let node = &stage.cluster.nodes[0];
+    let [own, peer] = [0, 1].map(|n| stage.node(n));
+    let way = || {
+        let before = stage.counters()[0].clone();
+        let there = arrives(&stage, &stage.datagram(b"in the clear?"));
+        let counted = stage.counters()[0].since(&before);
+        (there, counted.get("fast_encap") > 0, counted.get("pass_pod_no_uplink") > 0)
+    };
+    let settles = |what: &str, wanted: (bool, bool, bool)| {
+        wait_for(what, Duration::from_secs(1), || (way() == wanted).then_some(()))
+            .unwrap_or_else(|error| panic!("{error:#}: {:?}, not {wanted:?}\n{}", way(), node.log()));
+    };
+    let subnets = [0, 1].map(|n: usize| F::subnet(&stage.cluster.nodes[n]));
+    let tunnel = format!("src {own} dst {peer} proto udp dport 8472 dir out");
+    let pods = format!("src {} dst {} dir out", subnets[0], subnets[1]);
+    for selector in [tunnel, pods] {
+        let template =
+            |level: &str| format!("tmpl src {own} dst {peer} proto esp mode transport level {level}");
+        node.netns().ip(&format!("xfrm policy add {selector} {}", template("use"))).unwrap();
+        settles("the kernel's way", (true, false, true));
+        let advice = node.status().unwrap()["advice"].to_string();
+        assert!(advice.contains(&format!("all packets to {}: an IPsec policy", subnets[1])), "{advice}");
+
+        node.netns().ip(&format!("xfrm policy update {selector} {}", template("required"))).unwrap();
+        settles("nothing to leave", (false, false, true));
+        stage.at_wire[1].drain().unwrap();
+        for _ in 0..20 {
+            assert!(!arrives(&stage, &stage.datagram(b"in the clear?")));
+        }
+        let frames = stage.at_wire[1].drain().unwrap();
+        assert!(!frames.iter().any(|frame| frame.ends_with(b"in the clear?")), "it was in the clear");
+
+        node.netns().ip(&format!("xfrm policy delete {selector}")).unwrap();
+        settles("the fast way again", (true, true, false));
+        assert!(!node.status().unwrap()["advice"].to_string().contains("IPsec"));
+    }
+    // Of other packets.
+    node.netns().ip(&format!("xfrm policy add src {own} dst {peer} proto tcp dir out action block")).unwrap();
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(way(), (true, true, false));
 }
