@@ -9,7 +9,11 @@
 //!
 //! An endpoint is *gated* when its flows must qualify: always in strict mode, in open mode from the first
 //! translated flow on. SYN, FIN and RST of gated endpoints always take the host stack, so conntrack knows every
-//! such connection and keeps tuples apart.
+//! such connection and keeps tuples apart. A connection is established for conntrack, and kept while it is idle, once
+//! the host has seen the SYN, its answer and then a packet of the SYN's direction (`SYN_RECV` to `ESTABLISHED` in
+//! net/netfilter/nf_conntrack_proto_tcp.c). So a SYN qualifies nothing, and ends what an earlier connection of its tuple
+//! has left: the ACK of the answer takes the host stack too. The answer may qualify its own direction, of which conntrack
+//! needs no more.
 
 use crate::{
     abi::Flow,
@@ -89,7 +93,7 @@ pub fn held(now: u64, epoch: u32) -> Flow {
 /// What a packet at point 2 says of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
-    /// It went in as it came out: the flow has qualified.
+    /// It went in as it came out: the flow has qualified, unless it opens a connection.
     Unchanged,
     /// Another packet of this tuple went in after it, or instead of it: nothing is proven.
     Another,
@@ -97,18 +101,34 @@ pub enum Left {
     Translated,
 }
 
-/// Notes point 1: a packet of this direction, told by its [`mark`], goes into the host stack.
+/// Notes point 1: a packet of this direction, told by its [`mark`], goes into the host stack. One that `opens` a TCP
+/// connection ends what the tuple was qualified for: whether that was anything, in either direction.
 #[inline(always)]
-pub fn enter(flow: &mut Flow, direction: Direction, mark: u64, now: u64) {
+#[must_use]
+pub fn enter(flow: &mut Flow, direction: Direction, mark: u64, now: u64, opens: bool) -> bool {
     match direction {
         Direction::Outbound => (flow.outbound_seen, flow.outbound_mark) = (now, mark),
         Direction::Inbound => (flow.inbound_seen, flow.inbound_mark) = (now, mark),
     }
+    let ends = opens && flow.outbound_until | flow.inbound_until != 0;
+    if ends {
+        (flow.outbound_until, flow.inbound_until) = (0, 0);
+    }
+    ends
 }
 
-/// Notes point 2: a packet of this direction came out of the host stack.
+/// Notes point 2: a packet of this direction came out of the host stack. One that `opens` a TCP connection is compared and
+/// qualifies nothing.
 #[inline(always)]
-pub fn leave(flow: &mut Flow, direction: Direction, mark: u64, now: u64, epoch: u32, random: u32) -> Left {
+pub fn leave(
+    flow: &mut Flow,
+    direction: Direction,
+    mark: u64,
+    now: u64,
+    epoch: u32,
+    random: u32,
+    opens: bool,
+) -> Left {
     let (seen, seen_mark) = match direction {
         Direction::Outbound => (flow.outbound_seen, flow.outbound_mark),
         Direction::Inbound => (flow.inbound_seen, flow.inbound_mark),
@@ -118,6 +138,9 @@ pub fn leave(flow: &mut Flow, direction: Direction, mark: u64, now: u64, epoch: 
     }
     if mark != seen_mark {
         return Left::Another;
+    }
+    if opens {
+        return Left::Unchanged;
     }
     if flow.epoch != epoch {
         // What an older epoch allowed, in either direction, must be proven anew.
@@ -146,46 +169,54 @@ mod tests {
 
     const NOW: u64 = 1_000_000_000_000;
 
+    fn goes_in(flow: &mut Flow, direction: Direction, mark: u64, now: u64) {
+        assert!(!enter(flow, direction, mark, now, false), "only what opens a connection ends anything");
+    }
+
     #[test]
     fn a_flow_is_fast_only_after_it_came_out_as_it_went_in() {
         let mut flow = Flow::default();
         assert!(!is_fast(&flow, Outbound, NOW, 0));
-        let out = leave(&mut flow, Outbound, 7, NOW, 0, 0);
+        let out = leave(&mut flow, Outbound, 7, NOW, 0, 0, false);
         assert_eq!(out, Left::Translated, "it came out without having gone in");
-        enter(&mut flow, Outbound, 7, NOW);
+        goes_in(&mut flow, Outbound, 7, NOW);
         assert!(!is_fast(&flow, Outbound, NOW, 0), "going in proves nothing");
-        assert_eq!(leave(&mut flow, Outbound, 7, NOW + 1000, 0, 0), Left::Unchanged);
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW + 1000, 0, 0, false), Left::Unchanged);
         assert!(is_fast(&flow, Outbound, NOW + 2000, 0));
     }
 
     #[test]
     fn another_packet_of_the_same_tuple_proves_nothing() {
         let mut flow = Flow::default();
-        enter(&mut flow, Outbound, 7, NOW);
-        assert_eq!(leave(&mut flow, Outbound, 8, NOW + 1000, 0, 0), Left::Another);
+        goes_in(&mut flow, Outbound, 7, NOW);
+        assert_eq!(leave(&mut flow, Outbound, 8, NOW + 1000, 0, 0, false), Left::Another);
         assert!(!is_fast(&flow, Outbound, NOW + 2000, 0));
-        assert_eq!(leave(&mut flow, Outbound, 7, NOW + 3000, 0, 0), Left::Unchanged, "the last of a batch");
+        assert_eq!(
+            leave(&mut flow, Outbound, 7, NOW + 3000, 0, 0, false),
+            Left::Unchanged,
+            "the last of a batch"
+        );
     }
 
     #[test]
     fn one_direction_does_not_qualify_the_other() {
         let mut flow = Flow::default();
-        enter(&mut flow, Outbound, 7, NOW);
-        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 0, 0), Left::Unchanged);
+        goes_in(&mut flow, Outbound, 7, NOW);
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 0, 0, false), Left::Unchanged);
         assert!(!is_fast(&flow, Inbound, NOW, 0));
-        assert_eq!(leave(&mut flow, Inbound, 7, NOW, 0, 0), Left::Translated);
+        assert_eq!(leave(&mut flow, Inbound, 7, NOW, 0, 0, false), Left::Translated);
     }
 
     #[test]
     fn a_new_epoch_ends_what_was_qualified_in_both_directions() {
         let mut flow = Flow::default();
         for direction in [Outbound, Inbound] {
-            enter(&mut flow, direction, 7, NOW);
-            leave(&mut flow, direction, 7, NOW, 0, 0);
+            goes_in(&mut flow, direction, 7, NOW);
+            leave(&mut flow, direction, 7, NOW, 0, 0, false);
         }
         assert!(!is_fast(&flow, Outbound, NOW, 1) && !is_fast(&flow, Inbound, NOW, 1));
-        enter(&mut flow, Outbound, 7, NOW);
-        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 1, 0), Left::Unchanged);
+        goes_in(&mut flow, Outbound, 7, NOW);
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 1, 0, false), Left::Unchanged);
         assert!(is_fast(&flow, Outbound, NOW, 1));
         assert!(!is_fast(&flow, Inbound, NOW, 1), "the other direction has proven nothing in this epoch");
     }
@@ -193,19 +224,53 @@ mod tests {
     #[test]
     fn a_packet_that_left_long_after_one_entered_is_another() {
         let mut flow = Flow::default();
-        enter(&mut flow, Inbound, 7, NOW);
-        assert_eq!(leave(&mut flow, Inbound, 7, NOW + TRANSIT + 1, 0, 0), Left::Translated);
+        goes_in(&mut flow, Inbound, 7, NOW);
+        assert_eq!(leave(&mut flow, Inbound, 7, NOW + TRANSIT + 1, 0, 0, false), Left::Translated);
     }
 
     #[test]
     fn a_translated_flow_loses_what_it_had() {
         let mut flow = Flow::default();
-        enter(&mut flow, Outbound, 7, NOW);
+        goes_in(&mut flow, Outbound, 7, NOW);
         assert!(!translate(&mut flow), "it had not qualified");
-        enter(&mut flow, Outbound, 7, NOW);
-        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 0, 0), Left::Unchanged);
+        goes_in(&mut flow, Outbound, 7, NOW);
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 0, 0, false), Left::Unchanged);
         assert!(translate(&mut flow));
         assert_eq!(flow, Flow { translated: 1, ..Flow::default() });
+    }
+
+    #[test]
+    fn a_syn_qualifies_nothing_but_its_answer_and_the_ack_of_that_do() {
+        let mut flow = Flow::default();
+        assert!(!enter(&mut flow, Outbound, 7, NOW, true), "nothing was qualified");
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 0, 0, true), Left::Unchanged);
+        assert!(!is_fast(&flow, Outbound, NOW, 0), "conntrack must see the ACK");
+        goes_in(&mut flow, Inbound, 8, NOW);
+        assert_eq!(leave(&mut flow, Inbound, 8, NOW, 0, 0, false), Left::Unchanged);
+        assert!(is_fast(&flow, Inbound, NOW, 0) && !is_fast(&flow, Outbound, NOW, 0));
+        goes_in(&mut flow, Outbound, 9, NOW);
+        assert_eq!(leave(&mut flow, Outbound, 9, NOW, 0, 0, false), Left::Unchanged);
+        assert!(is_fast(&flow, Outbound, NOW, 0));
+    }
+
+    #[test]
+    fn a_syn_is_compared_like_every_packet() {
+        let mut flow = Flow::default();
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 0, 0, true), Left::Translated);
+        let _ = enter(&mut flow, Outbound, 7, NOW, true);
+        assert_eq!(leave(&mut flow, Outbound, 8, NOW, 0, 0, true), Left::Another);
+    }
+
+    #[test]
+    fn a_syn_of_either_direction_ends_what_an_earlier_connection_of_its_tuple_had() {
+        for direction in [Outbound, Inbound] {
+            let mut flow = held(NOW, 3);
+            assert!(enter(&mut flow, direction, 7, NOW, true));
+            assert!(!is_fast(&flow, Outbound, NOW, 3) && !is_fast(&flow, Inbound, NOW, 3));
+            assert!(!enter(&mut flow, direction, 7, NOW, true), "that was all");
+        }
+        let mut flow = Flow { inbound_until: NOW + 1, ..Flow::default() };
+        assert!(enter(&mut flow, Outbound, 7, NOW, true), "the other direction alone was qualified");
     }
 
     #[test]
@@ -214,7 +279,7 @@ mod tests {
         for direction in [Outbound, Inbound] {
             assert!(is_fast(&flow, direction, NOW + QUALIFIED_MIN - 1, 3));
             assert!(!is_fast(&flow, direction, NOW + QUALIFIED_MIN, 3));
-            assert_eq!(leave(&mut flow, direction, 7, NOW + 1, 3, 0), Left::Translated);
+            assert_eq!(leave(&mut flow, direction, 7, NOW + 1, 3, 0, false), Left::Translated);
         }
     }
 
@@ -267,8 +332,8 @@ mod tests {
         #[test]
         fn qualification_lasts_five_to_fifteen_seconds(random in any::<u32>()) {
             let mut flow = Flow::default();
-            enter(&mut flow, Inbound, 7, NOW);
-            leave(&mut flow, Inbound, 7, NOW, 0, random);
+            goes_in(&mut flow, Inbound, 7, NOW);
+            leave(&mut flow, Inbound, 7, NOW, 0, random, false);
             prop_assert!(is_fast(&flow, Inbound, NOW + QUALIFIED_MIN - 1, 0));
             prop_assert!(!is_fast(&flow, Inbound, NOW + QUALIFIED_MIN + QUALIFIED_JITTER, 0));
         }

@@ -99,8 +99,8 @@ fn decide<F: Encapsulate>(skb: &mut Skb) -> Result<Departure<F::Octets>, Verdict
         Err(reason) => {
             traffic::because::<F>(from, reason, Load::of::<F>(skb, IP));
             // It goes into the host stack: noted, so that point 2 knows it.
-            if let Some((key, _)) = flow_key::<F>(skb, ip) {
-                gate::enter::<F>(skb, IP, &key, Direction::Outbound);
+            if let Some((key, tcp_flags)) = flow_key::<F>(skb, ip) {
+                gate::enter::<F>(skb, IP, &key, Direction::Outbound, tcp_flags);
             }
             Err(reason.into())
         }
@@ -143,7 +143,7 @@ fn local<F: Encapsulate>(
         let way = if one_segment { Way::Local(to) } else { Way::Routed(to) };
         return Ok(Departure { way, from });
     }
-    gate::enter::<F>(skb, IP, &key, Direction::Outbound);
+    gate::enter::<F>(skb, IP, &key, Direction::Outbound, tcp_flags);
     Err(local_slow::<F>(skb, from, to))
 }
 

@@ -51,30 +51,45 @@ pub(super) fn ask<F: Half>(key: &FlowKey<F::Octets>, direction: Direction, tcp_f
     }
 }
 
-/// Point 1: the packet, whose IP header is at `at`, goes into the host stack.
+/// Point 1: the packet, whose IP header is at `at`, goes into the host stack. `tcp_flags` as in [`ask`].
 #[inline(always)]
-pub(super) fn enter<F: Half>(skb: &Skb, at: usize, key: &FlowKey<F::Octets>, direction: Direction) {
-    let (mark, now) = (mark::<F>(skb, at), now());
+pub(super) fn enter<F: Half>(
+    skb: &Skb,
+    at: usize,
+    key: &FlowKey<F::Octets>,
+    direction: Direction,
+    tcp_flags: u8,
+) {
+    let (mark, now, opens) = (mark::<F>(skb, at), now(), transport::opens_tcp(tcp_flags));
     if let Some(entry) = F::flow_mut(key) {
         // SAFETY: the pointer is valid until the program ends; two CPUs that write the same field both write
-        // the present time.
-        flow::enter(unsafe { &mut *entry }, direction, mark, now);
+        // the present time, or nothing.
+        if flow::enter(unsafe { &mut *entry }, direction, mark, now, opens) {
+            maps::withdraw();
+        }
         return;
     }
     let mut entry = Flow::default();
-    flow::enter(&mut entry, direction, mark, now);
+    let _ = flow::enter(&mut entry, direction, mark, now, opens);
     F::insert_flow(key, &entry, BPF_NOEXIST);
 }
 
-/// Point 2: the packet, whose IP header is at `at`, came out of the host stack.
+/// Point 2: the packet, whose IP header is at `at`, came out of the host stack. `tcp_flags` as in [`ask`].
 #[inline(always)]
-pub(super) fn leave<F: Half>(skb: &Skb, at: usize, key: &FlowKey<F::Octets>, direction: Direction) -> Left {
+pub(super) fn leave<F: Half>(
+    skb: &Skb,
+    at: usize,
+    key: &FlowKey<F::Octets>,
+    direction: Direction,
+    tcp_flags: u8,
+) -> Left {
     let Some(entry) = F::flow_mut(key) else { return Left::Translated };
     let mark = mark::<F>(skb, at);
     // SAFETY: calls a helper that takes nothing.
     let random = unsafe { bpf_get_prandom_u32() };
+    let opens = transport::opens_tcp(tcp_flags);
     // SAFETY: as in `enter`.
-    flow::leave(unsafe { &mut *entry }, direction, mark, now(), maps::epoch(), random)
+    flow::leave(unsafe { &mut *entry }, direction, mark, now(), maps::epoch(), random, opens)
 }
 
 /// 0 for a packet that cannot be read: the same at both points.

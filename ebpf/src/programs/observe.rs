@@ -110,7 +110,7 @@ pub(super) fn forward<F: Half, const AT: usize>(
     if is_fast && (AT != 0 || skb.grow_ethernet()) {
         return Ok(endpoint);
     }
-    gate::enter::<F>(skb, AT, &key, Direction::Inbound);
+    gate::enter::<F>(skb, AT, &key, Direction::Inbound, tcp_flags);
     Err(())
 }
 
@@ -124,7 +124,8 @@ fn conclude<F: Half>(
     local: &Endpoint<F::Octets>,
 ) -> Verdict {
     // A new endpoint may have come between both points; the agent looks up whether it is that or a translation.
-    if gate::leave::<F>(skb, at, key, direction) != Left::Translated || local.gated == UNPROVEN {
+    let left = gate::leave::<F>(skb, at, key, direction, tcp_flags);
+    if left != Left::Translated || local.gated == UNPROVEN {
         return Verdict::Ignore;
     }
     if begins::<F>(key, tcp_flags) && skb.has_connection::<F>(local.netns, key) {

@@ -87,7 +87,7 @@ fn every_kind_of_transaction_takes_the_fast_path<F: Family>() {
     let (cluster, containers) = start::<F>(&[]);
     let (a, b) = (&containers[0], &containers[1]);
     // Two seconds, so that an emulated machine has a hundred of each to show as well.
-    // With SYN, FIN and RST on the slow path, half of the packets of a short connection are slow ones.
+    // With the handshake, FIN and RST on the slow path, more than half of the packets of a short connection are slow ones.
     for (kind, least) in [(Kind::TcpRr, 0.99), (Kind::UdpRr, 0.99), (Kind::TcpCrr, 0.3)] {
         let work = || transactions::run(kind, F::host(a), F::host(b), Duration::from_secs(2));
         let (rate, share) = Share::during(&cluster.nodes, &[a, b], work).unwrap();

@@ -10,13 +10,14 @@ use std::{
 use loden_tests::{
     each_family,
     family::Family,
+    node::Node,
     policy::stateful,
     service::{Tool, at},
     traffic::socket::{self, ask, open, pour, say, wants_end},
 };
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 
-use crate::{STRICT, assert_direct_is_fast, cluster};
+use crate::{STRICT, assert_direct_is_fast, cluster, fast};
 
 const PORT: u16 = 8080;
 
@@ -24,6 +25,8 @@ each_family!(
     connections_live_and_end_behind_a_stateful_iptables_firewall,
     connections_live_and_end_behind_a_stateful_nft_firewall,
     forgetting_the_connections_behind_a_fast_flow_does_not_stop_it,
+    an_idle_connection_of_few_packets_stays_established_for_both_hosts,
+    a_new_connection_of_the_same_ports_is_established_for_both_hosts,
 );
 
 fn connections_live_and_end_behind_a_stateful_iptables_firewall<F: Family>() {
@@ -138,4 +141,70 @@ fn forgetting_the_connections_behind_a_fast_flow_does_not_stop_it<F: Family>() {
     drop(near);
     timely("FIN", || wants_end(&far).unwrap());
     assert_direct_is_fast::<F>(&cluster.nodes, &containers[0], &containers[1]);
+}
+
+/// Ends what a host knows of half-open connections after three seconds, so that an idle connection which it takes for one
+/// shows within a test's time.
+fn forget_half_open_connections(node: &Node) {
+    node.netns().exec("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_syn_recv=3").unwrap();
+}
+
+/// Wants one connection to [`PORT`], established, confirmed and kept while idle.
+fn assert_established<F: Family>(node: &Node) {
+    let family = if F::IS_IPV4 { "ipv4" } else { "ipv6" };
+    let list = node.netns().exec(&format!("conntrack -L -f {family} -p tcp --orig-port-dst {PORT}")).unwrap();
+    let words: Vec<&str> = list.split_whitespace().collect();
+    // Protocol, its number, seconds, state, addresses.
+    let seconds: u64 = words.get(2).and_then(|word| word.parse().ok()).unwrap_or_default();
+    let established = list.lines().count() == 1 && words[3] == "ESTABLISHED" && list.contains("[ASSURED]");
+    assert!(established && seconds > 3600, "{}: {list}", node.name());
+}
+
+fn an_idle_connection_of_few_packets_stays_established_for_both_hosts<F: Family>() {
+    let (cluster, containers) = cluster::<F>(1, &[STRICT, "--iptables-forward-rules=false"]);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
+    for (node, tool) in cluster.nodes.iter().zip([Tool::Iptables, Tool::Nft]) {
+        stateful(node.netns(), tool, F::IS_IPV4, &[PORT]).unwrap();
+        forget_half_open_connections(node);
+    }
+    let listener = socket::listen(b, PORT).unwrap();
+    let (near, far) = open(a.netns, None, at(b.address, PORT), &listener).unwrap();
+    let before = cluster.nodes.iter().map(fast).sum::<u64>();
+    for _ in 0..3 {
+        say(&near, &far, "a few bytes").unwrap();
+        say(&far, &near, "and back").unwrap();
+    }
+    let after = cluster.nodes.iter().map(fast).sum::<u64>();
+    assert!(after - before >= 10, "{} of 12 passings are fast", after - before);
+    for node in &cluster.nodes {
+        assert_established::<F>(node);
+    }
+    // Past every entry of the gate.
+    thread::sleep(Duration::from_secs(17));
+    timely("the server after the pause", || say(&far, &near, "server first").unwrap());
+    drop(far);
+    timely("the server's FIN", || wants_end(&near).unwrap());
+}
+
+/// A connection from the ports of one that was fast until just now.
+fn a_new_connection_of_the_same_ports_is_established_for_both_hosts<F: Family>() {
+    let (cluster, containers) = cluster::<F>(1, &[STRICT]);
+    let (a, b) = (F::host(&containers[0]), F::host(&containers[1]));
+    // Conntrack follows connections where a rule asks for it.
+    for node in &cluster.nodes {
+        stateful(node.netns(), Tool::Nft, F::IS_IPV4, &[PORT]).unwrap();
+    }
+    let listener = socket::listen(b, PORT).unwrap();
+    for round in 0..3 {
+        let from = at(a.address, 40_000);
+        let (near, far) = open(a.netns, Some(from), at(b.address, PORT), &listener).unwrap();
+        say(&near, &far, "a few bytes").unwrap();
+        say(&far, &near, "and back").unwrap();
+        for node in &cluster.nodes {
+            assert_established::<F>(node);
+        }
+        reset(near);
+        let ended = (&far).read(&mut [0; 16]);
+        assert!(ended.is_err(), "round {round}: {ended:?}");
+    }
 }

@@ -167,8 +167,10 @@ fn through_the_strict_gate_a_direction_is_fast_after_the_kernel_has_passed_it() 
             stage.judged("the first of IPv6", from, slow, to, &udp6);
             stage.judged("the second of IPv6", from, fast, to, &udp6);
             stage.judged("SYN", from, control, to, &syn);
-            stage.judged("ACK", from, fast, to, &ack);
+            stage.judged("the first ACK", from, slow, to, &ack);
+            stage.judged("the second ACK", from, fast, to, &ack);
             stage.judged("another SYN", from, control, to, &syn);
+            stage.judged("the first ACK after that", from, slow, to, &ack);
         }
         assert_eq!(stage.counted(NoteTranslated), 0);
     });

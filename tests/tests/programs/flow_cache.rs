@@ -2,7 +2,7 @@
 
 use std::{thread::sleep, time::Duration};
 
-use loden_agent::dataplane::Program::{FromPod, FromWire, ToOverlay};
+use loden_agent::dataplane::Program::{FromOverlay, FromPod, FromWire, ToOverlay};
 use loden_ebpf::{
     abi::{Flow, FlowKey},
     flow::Direction,
@@ -84,6 +84,24 @@ fn a_note_ends_at_once_when_another_cpu_sees_its_flow_translated() {
             assert_eq!((seen.translated, seen.outbound_until), (1, 0));
             cpu::stay_on_end(false);
             assert_eq!(send(&mut rig, &sent_udp()), Reason::PassPodGate);
+        }
+    });
+}
+
+#[test]
+fn a_note_ends_at_once_when_another_cpu_sees_a_new_connection_of_its_tuple() {
+    Lab::run(|lab| {
+        let mut rig = Rig::load(lab, STRICT);
+        for _ in 0..20 {
+            let cpu = cpu::stay_on_end(false);
+            qualify_outbound(&mut rig, flow(TCP), 0);
+            assert_eq!(send(&mut rig, &sent_tcp(ACK)), Reason::FastEncap);
+            let other_cpu = cpu::stay_on_end(true);
+            assert_ne!(cpu, other_cpu, "this takes two CPUs");
+            rig.run(FromOverlay, &inner_tcp(SYN).build(), Context::default());
+            assert_eq!(rig.flow(&flow(TCP)).unwrap().outbound_until, 0);
+            cpu::stay_on_end(false);
+            assert_eq!(send(&mut rig, &sent_tcp(ACK)), Reason::PassPodGate);
         }
     });
 }

@@ -203,7 +203,13 @@ fn batch(
                 dropped += 1;
                 Ok(())
             }
-            (UNSPEC, _) => Ok(()),
+            (UNSPEC, _) => {
+                // It may have been a SYN, which ends what its tuple was qualified for.
+                if strict && [FromPod, FromOverlay].contains(&program) {
+                    qualify(rig);
+                }
+                Ok(())
+            }
             _ => Err("gets an answer that means nothing"),
         };
         if let Err(what) = verdict {

@@ -16,7 +16,7 @@ fn point_two_tells_translated_flows_from_those_that_went_in_as_they_came_out() {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    [outbound(ToOverlay), outbound(ToWire), inbound(), taken_tuples(), sequences()]
+    [outbound(ToOverlay), outbound(ToWire), inbound(), taken_tuples(), sequences(), handshakes()]
         .into_iter()
         .flatten()
         .collect()
@@ -256,5 +256,81 @@ fn sequences() -> Vec<Case> {
         .after(goes_in)
         .after(comes_out)
         .encapsulates(fast()),
+    ]
+}
+
+/// The host's conntrack wants to see a connection's SYN, its answer, and what the SYN's sender says to that.
+fn handshakes() -> Vec<Case> {
+    fn leaves<const FLAGS: u8>(rig: &mut Rig) {
+        rig.run(FromPod, &sent_tcp(FLAGS).build(), Context::default());
+        rig.run(ToOverlay, &sent_tcp(FLAGS).ttl(63).build(), Context::default());
+        assert!(!rig.is_gated(POD));
+    }
+    fn arrives<const FLAGS: u8>(rig: &mut Rig) {
+        rig.run(FromOverlay, &inner_tcp(FLAGS).build(), Context::default());
+        rig.run(ToPod, &delivered(inner_tcp(FLAGS)).build(), Context::default());
+        assert!(!rig.is_gated(POD));
+    }
+    const ANSWER: u8 = SYN | ACK;
+    let sends = |what: &str| Case::new(format!("TCP: {what}"), FromPod, &sent_tcp(ACK)).strict();
+    let gets = |what: &str| {
+        let packet = outer().then(inner_tcp(ACK));
+        Case::new(format!("TCP: {what}"), Program::FromWire, &packet).strict()
+    };
+    let sent = || encapsulated(sent_tcp(ACK).ttl(63));
+    let got = || delivered(inner_tcp(ACK));
+    vec![
+        sends("not fast after its SYN alone").after(leaves::<SYN>).passes(PassPodGate),
+        sends("nor after the answer").after(leaves::<SYN>).after(arrives::<ANSWER>).passes(PassPodGate),
+        sends("fast after its ACK")
+            .after(leaves::<SYN>)
+            .after(arrives::<ANSWER>)
+            .after(leaves::<ACK>)
+            .encapsulates(sent()),
+        sends("the server's fast after its answer")
+            .after(arrives::<SYN>)
+            .after(leaves::<ANSWER>)
+            .encapsulates(sent()),
+        gets("what arrives is not fast after a SYN alone").after(arrives::<SYN>).passes(PassWireGate),
+        gets("nor after this side's answer")
+            .after(arrives::<SYN>)
+            .after(leaves::<ANSWER>)
+            .passes(PassWireGate),
+        gets("what arrives is fast after an ACK that did")
+            .after(arrives::<SYN>)
+            .after(leaves::<ANSWER>)
+            .after(arrives::<ACK>)
+            .delivers(FastDecap, got()),
+        gets("what arrives is fast after the answer that did")
+            .after(leaves::<SYN>)
+            .after(arrives::<ANSWER>)
+            .delivers(FastDecap, got()),
+        sends("a SYN ends what the tuple had").after(qualify).after(leaves::<SYN>).passes(PassPodGate),
+        gets("a SYN ends what the tuple had the other way")
+            .after(qualify)
+            .after(leaves::<SYN>)
+            .passes(PassWireGate),
+        gets("a SYN that arrives ends what the tuple had")
+            .after(qualify)
+            .after(arrives::<SYN>)
+            .passes(PassWireGate),
+        sends("a SYN that arrives ends what the tuple had the other way")
+            .after(qualify)
+            .after(arrives::<SYN>)
+            .passes(PassPodGate),
+        sends("an answer ends nothing").after(qualify).after(arrives::<ANSWER>).encapsulates(sent()),
+        Case::new("TCP: a SYN of another tuple ends nothing", FromPod, &sent_udp())
+            .strict()
+            .after(qualify)
+            .after(leaves::<SYN>)
+            .encapsulates(encapsulated(sent_udp().ttl(63))),
+        Case::new("TCP: open, the handshake of a gated pod's connection", FromPod, &sent_tcp(ACK))
+            .after(|rig| {
+                rig.run(ToOverlay, &sent_udp().ttl(63).build(), Context::default());
+                assert!(rig.is_gated(POD), "by a translated flow");
+                rig.run(FromPod, &sent_tcp(SYN).build(), Context::default());
+                rig.run(ToOverlay, &sent_tcp(SYN).ttl(63).build(), Context::default());
+            })
+            .passes(PassPodGate),
     ]
 }
