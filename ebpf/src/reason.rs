@@ -110,6 +110,9 @@ reasons! {
     PassWireEcn => "pass_wire_ecn",
     /// from the underlay: an outer checksum that neither NIC nor GRO has verified nor the headers explain; the kernel does
     PassWireChecksum => "pass_wire_checksum",
+    /// from the underlay: an aggregate of datagrams, which the kernel may have to take apart for its socket: it decapsulates
+    /// that itself
+    PassWireAggregate => "pass_wire_aggregate",
     /// from the underlay: the kernel could not take the headers off
     PassWireNoRoom => "pass_wire_no_room",
 

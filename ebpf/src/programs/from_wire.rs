@@ -179,6 +179,11 @@ fn may_be_fast<F: CheckOuter>(
         Ecn::Set(ecn) => Some(ecn),
         Ecn::Drop => return Err(Reason::PassWireEcn),
     };
+    // What `shrink` leaves of the tunnel (`SKB_GSO_UDP_TUNNEL`, `skb->encapsulation`) TCP never looks at. UDP has the kernel
+    // segment an aggregate for a socket without UDP_GRO, by the offsets of headers that are gone: it would lose them all.
+    if skb.gso_size() != 0 && F::protocol(ip) == transport::UDP {
+        return Err(Reason::PassWireAggregate);
+    }
     check_next_header::<F>(skb, ip, headers)?;
     if !gate::is_gated(endpoint) {
         return Ok(ecn);

@@ -1,7 +1,8 @@
 //! Pods that send on what they get: a container nested in one, a virtual machine behind one.
 //!
 //! What the programs have decapsulated keeps traces of the tunnel (`SKB_GSO_UDP_TUNNEL`, `skb->encapsulation`, offsets
-//! of inner headers) that a socket never looks at, but segmentation and forwarding do.
+//! of inner headers) that a TCP socket never looks at, but segmentation and forwarding do. Segmentation is what a UDP
+//! socket without UDP_GRO asks for, too: datagrams in one piece are left to the kernel to decapsulate.
 
 use std::{
     marker::PhantomData,
@@ -27,9 +28,12 @@ use loden_tests::{
     },
 };
 
+use crate::bulk::{Taking, udp_bursts};
+
 each_family!(
     a_nested_container_gets_bulk_tcp_through_its_pod,
     a_nested_container_gets_aggregates_of_a_segmented_underlay_through_its_pod,
+    a_nested_container_gets_datagrams_that_came_in_one_piece_through_its_pod,
     a_machine_behind_a_tap_gets_intact_frames,
     a_machine_behind_a_tap_with_offloads_gets_intact_frames,
 );
@@ -64,10 +68,10 @@ impl<F: Family> Forwarder<F> {
         }
         F::make_router(pod);
         let (inside, iptables) = (Self::inside(), F::IPTABLES);
-        pod.exec(&format!(
-            "{iptables} -t nat -A PREROUTING -i eth0 -p tcp --dport {PORT} -j DNAT --to {inside}"
-        ))
-        .unwrap();
+        for protocol in ["tcp", "udp"] {
+            let arriving = format!("PREROUTING -i eth0 -p {protocol} --dport {PORT}");
+            pod.exec(&format!("{iptables} -t nat -A {arriving} -j DNAT --to {inside}")).unwrap();
+        }
         pod.exec(&format!("{iptables} -t nat -A POSTROUTING -o eth0 -j MASQUERADE")).unwrap();
         for (from, to) in [(0, 1), (1, 0)] {
             let (from, to) = (containers[from].netns(), F::of(&containers[to]));
@@ -102,12 +106,18 @@ impl<F: Family> Forwarder<F> {
         1500 - F::ENCAP_LEN
     }
 
-    /// Bulk TCP from the other node's pod to what is behind this one, and back.
+    /// From the other node's pod to what is behind this one, by the address of this one, and back.
+    fn ways(&self) -> [(Host<'_>, Host<'_>, Option<Service>); 2] {
+        let (far, pod) = (F::host(&self.containers[0]), F::host(&self.containers[1]));
+        let inside = Host { netns: &self.inside, address: Self::inside() };
+        let service = Service { front: SocketAddr::from((pod.address, PORT)), backend: PORT };
+        [(far, inside, Some(service)), (inside, far, None)]
+    }
+
+    /// Bulk TCP, both ways.
     fn assert_bulk(&self, what: &str) {
         let (far, pod) = (&self.containers[0], &self.containers[1]);
-        let inside = Host { netns: &self.inside, address: Self::inside() };
-        let service = Service { front: SocketAddr::from((F::host(pod).address, PORT)), backend: PORT };
-        for (from, to, service) in [(F::host(far), inside, Some(service)), (inside, F::host(far), None)] {
+        for (from, to, service) in self.ways() {
             let before = [far.netns(), &self.inside].map(|netns| nic::retransmitted_in(netns).unwrap());
             let work = || stream::run(from, to, service, Until::Bytes(BULK));
             let (stream, share) = Share::during(&self.cluster.nodes, &[far, pod], work).unwrap();
@@ -125,7 +135,7 @@ impl<F: Family> Forwarder<F> {
     }
 }
 
-fn assert_nested<F: Family>(gate: &str, segmented: bool, segmented_inside: bool) {
+fn nested<F: Family>(gate: &str, segmented: bool, segmented_inside: bool) -> Forwarder<F> {
     let forwarder = Forwarder::<F>::start(gate, segmented);
     let pod = forwarder.containers[1].netns();
     join(pod, "inner0", &forwarder.inside, "eth0").unwrap();
@@ -134,6 +144,11 @@ fn assert_nested<F: Family>(gate: &str, segmented: bool, segmented_inside: bool)
         nic::segment(pod, "inner0").unwrap();
         nic::segment(&forwarder.inside, "eth0").unwrap();
     }
+    forwarder
+}
+
+fn assert_nested<F: Family>(gate: &str, segmented: bool, segmented_inside: bool) {
+    let forwarder = nested::<F>(gate, segmented, segmented_inside);
     forwarder.assert_bulk(&format!("{gate}, segmented: {segmented}, inside: {segmented_inside}"));
 }
 
@@ -147,6 +162,20 @@ fn a_nested_container_gets_aggregates_of_a_segmented_underlay_through_its_pod<F:
     assert_nested::<F>("--gate=open", true, false);
     assert_nested::<F>("--gate=open", true, true);
     assert_nested::<F>("--gate=strict", true, true);
+}
+
+fn a_nested_container_gets_datagrams_that_came_in_one_piece_through_its_pod<F: Family>() {
+    for segmented_inside in [false, true] {
+        let forwarder = nested::<F>("--gate=open", false, segmented_inside);
+        let pods: Vec<_> = forwarder.containers.iter().collect();
+        for (from, to, service) in forwarder.ways() {
+            let bursts = || udp_bursts(from, to, service, Taking::OneByOne);
+            let (overtaken, share) = Share::during(&forwarder.cluster.nodes, &pods, bursts).unwrap();
+            println!("inside: {segmented_inside}: {share:?}");
+            assert_eq!(overtaken, 0);
+            assert!(share.smaller() >= 0.98, "{share:?}");
+        }
+    }
 }
 
 fn assert_machine<F: Family>(gate: &str, segmented: bool, vnet: bool) {

@@ -13,7 +13,7 @@ use loden_tests::{
     packet::{Ipv4, Ipv6},
     process::wait_for,
     traffic::{
-        Host, PATIENCE, converse, ping,
+        Host, PATIENCE, Service, converse, ping,
         socket::uninterrupted,
         stream::{self, Until},
     },
@@ -28,6 +28,7 @@ each_family!(
     bulk_tcp_crosses_a_segmented_underlay,
     udp_segments_cross_in_large_packets,
     udp_segments_cross_a_segmented_underlay,
+    udp_segments_reach_a_socket_that_takes_them_one_by_one,
 );
 
 const BULK: u64 = 100_000_000;
@@ -114,13 +115,27 @@ fn datagram(burst: usize, i: usize) -> Vec<u8> {
     (burst as u16).to_be_bytes().into_iter().chain((i as u16).to_be_bytes()).chain(filling).collect()
 }
 
-/// Sends the bursts, compares every byte, and returns how many datagrams were overtaken after the first burst:
-/// while that is on its way, its flow changes from the slow path to the fast one.
-fn udp_bursts(from: Host<'_>, to: Host<'_>) -> Result<usize> {
+/// How a socket takes datagrams that arrive in one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taking {
+    /// As they come: it has UDP_GRO.
+    Whole,
+    /// As most do: the kernel takes them apart first.
+    OneByOne,
+}
+
+/// Sends the bursts, to the other end or to what leads there, compares every byte, and returns how many datagrams were
+/// overtaken after the first burst: while that is on its way, its flow changes from the slow path to the fast one.
+pub(crate) fn udp_bursts(
+    from: Host<'_>,
+    to: Host<'_>,
+    service: Option<Service>,
+    taking: Taking,
+) -> Result<usize> {
     let serve = |tell: &dyn Fn(u16)| {
-        let socket = UdpSocket::bind((to.address, 0))?;
+        let socket = UdpSocket::bind((to.address, service.map_or(0, |service| service.backend)))?;
         socket.set_read_timeout(Some(*PATIENCE))?;
-        setsockopt(&socket, UdpGroSegment, &true)?;
+        setsockopt(&socket, UdpGroSegment, &(taking == Taking::Whole))?;
         tell(socket.local_addr()?.port());
         let (mut buffer, mut overtaken) = (vec![0; 70_000], 0);
         for burst in 0..BURSTS {
@@ -146,7 +161,7 @@ fn udp_bursts(from: Host<'_>, to: Host<'_>) -> Result<usize> {
         let socket = UdpSocket::bind((from.address, 0))?;
         socket.set_read_timeout(Some(*PATIENCE))?;
         setsockopt(&socket, UdpGsoSegment, &(DATAGRAM as i32))?;
-        socket.connect((to.address, port))?;
+        socket.connect(service.map_or((to.address, port).into(), |service| service.front))?;
         for burst in 0..BURSTS {
             socket.send(&(0..DATAGRAMS).flat_map(|i| datagram(burst, i)).collect::<Vec<u8>>())?;
             uninterrupted(|| socket.recv(&mut [0; 8]))
@@ -157,23 +172,29 @@ fn udp_bursts(from: Host<'_>, to: Host<'_>) -> Result<usize> {
     converse(to.netns, from.netns, serve, speak).map(|(overtaken, ())| overtaken)
 }
 
-fn assert_udp_bursts<F: Family>(gate: &str, segmented: bool) {
+fn assert_udp_bursts<F: Family>(gate: &str, segmented: bool, taking: Taking) {
     let (cluster, containers) = start::<F>(gate, segmented);
     let (a, b) = (&containers[0], &containers[1]);
-    let (overtaken, share) =
-        Share::during(&cluster.nodes, &[a, b], || udp_bursts(F::host(a), F::host(b))).unwrap();
-    println!("{gate}, segmented: {segmented}: {share:?}");
+    let bursts = || udp_bursts(F::host(a), F::host(b), None, taking);
+    let (overtaken, share) = Share::during(&cluster.nodes, &[a, b], bursts).unwrap();
+    println!("{gate}, segmented: {segmented}, {taking:?}: {share:?}");
     assert_eq!(overtaken, 0);
     assert!(share.encapsulated as f64 / share.sent as f64 >= 0.99, "{share:?}");
     assert!(segmented || share.smaller() >= 0.99, "{share:?}");
 }
 
 fn udp_segments_cross_in_large_packets<F: Family>() {
-    assert_udp_bursts::<F>("--gate=strict", false);
-    assert_udp_bursts::<F>("--gate=open", false);
+    assert_udp_bursts::<F>("--gate=strict", false, Taking::Whole);
+    assert_udp_bursts::<F>("--gate=open", false, Taking::Whole);
 }
 
 fn udp_segments_cross_a_segmented_underlay<F: Family>() {
-    assert_udp_bursts::<F>("--gate=strict", true);
-    assert_udp_bursts::<F>("--gate=open", true);
+    assert_udp_bursts::<F>("--gate=strict", true, Taking::Whole);
+    assert_udp_bursts::<F>("--gate=open", true, Taking::Whole);
+}
+
+fn udp_segments_reach_a_socket_that_takes_them_one_by_one<F: Family>() {
+    assert_udp_bursts::<F>("--gate=strict", false, Taking::OneByOne);
+    assert_udp_bursts::<F>("--gate=open", false, Taking::OneByOne);
+    assert_udp_bursts::<F>("--gate=open", true, Taking::OneByOne);
 }

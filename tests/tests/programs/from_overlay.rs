@@ -19,6 +19,7 @@ pub(crate) fn cases() -> Vec<Case> {
         arrives("echo request", inner_echo(8)),
         arrives("echo reply", inner_echo(0)),
         arrives("an aggregate", inner_tcp(ACK)).gso(60),
+        arrives("an aggregate of datagrams", inner_udp()).gso(60),
         arrives("CE, merged by the kernel", inner_udp().tos(3)),
         arrives("TOS stays", inner_udp().tos(0xb9)),
         case("TTL 2", &inner_udp().ttl(2)).delivers(FastOverlay, delivered(inner_udp()).ttl(1)),

@@ -72,6 +72,12 @@ fn fast() -> Vec<Case> {
         arriving("an aggregate: the kernel takes no room from a GSO packet of unknown type", inner_tcp(ACK))
             .gso(1000)
             .passes(PassWireNoRoom),
+        arriving("an aggregate of datagrams", inner_udp()).gso(60).passes(PassWireAggregate),
+        arriving("an aggregate of datagrams, strict", inner_udp())
+            .strict()
+            .after(qualify)
+            .gso(60)
+            .passes(PassWireAggregate),
     ]
 }
 

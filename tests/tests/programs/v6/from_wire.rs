@@ -102,7 +102,9 @@ fn odd(lab: &Lab) -> Produced {
     let mut without = good.clone();
     without[outer + 46..outer + 48].fill(0);
     rig.passes("no outer checksum at all", FromWire, &without, PassWireChecksum);
-    rig.passes_in_segments("an aggregate", FromWire, &good, 1000, PassWireNoRoom);
+    let tcp = arrived(PEER_VTEP, &ip.tcp(80, 5000, 0x10, &[7; 500]));
+    rig.passes_in_segments("an aggregate", FromWire, &tcp, 100, PassWireNoRoom);
+    rig.passes_in_segments("an aggregate of datagrams", FromWire, &good, 1000, PassWireAggregate);
     let direct = ethernet(WIRE_MAC, PEER_VTEP_MAC, &Ip::new(DIRECT_REMOTE, POD).hops(1).udp(1, 2, b"x"));
     rig.passes("hop limit 1, not encapsulated", FromWire, &direct, PassDirect);
     rig.row("for another port", FromWire, &changed(outer + 43, 1), None, None);
