@@ -36,12 +36,42 @@ struct Departure<A: 'static> {
     from: &'static Endpoint<A>,
 }
 
+/// Why a packet is not fast.
+enum Refused {
+    /// It goes into the host stack, where point 2 is to know it again.
+    Entering(Reason),
+    /// It goes on unknown to the gate, or ends.
+    Unnoted(Verdict),
+}
+
+impl From<Verdict> for Refused {
+    #[inline(always)]
+    fn from(verdict: Verdict) -> Self {
+        Self::Unnoted(verdict)
+    }
+}
+
 #[inline(always)]
 pub(super) fn run<F: Encapsulate>(skb: &mut Skb) -> Verdict {
-    let Departure { way, from } = match decide::<F>(skb) {
-        Ok(departure) => departure,
-        Err(verdict) => return verdict,
+    let verdict = match decide::<F>(skb) {
+        Ok(departure) => depart::<F>(skb, &departure),
+        Err(Refused::Entering(reason)) => reason.into(),
+        Err(Refused::Unnoted(verdict)) => return verdict,
     };
+    // Also where there was no room for the headers: unnoted, it would look translated at point 2.
+    if let Verdict::Pass(_) = verdict
+        && let Some(ip) = skb.read::<F::Header>(IP)
+        && let Some((key, tcp_flags)) = flow_key::<F>(skb, ip)
+    {
+        gate::enter::<F>(skb, IP, &key, Direction::Outbound, tcp_flags);
+    }
+    verdict
+}
+
+/// Sends it past the host. What the kernel has no room for passes, unchanged.
+#[inline(always)]
+fn depart<F: Encapsulate>(skb: &mut Skb, departure: &Departure<F::Octets>) -> Verdict {
+    let Departure { way, from } = departure;
     let load = Load::of::<F>(skb, IP);
     match way {
         Way::Local(to) | Way::Routed(to) => {
@@ -65,11 +95,11 @@ pub(super) fn run<F: Encapsulate>(skb: &mut Skb) -> Verdict {
 
 /// Everything that can be decided, and nothing written.
 #[inline(always)]
-fn decide<F: Encapsulate>(skb: &mut Skb) -> Result<Departure<F::Octets>, Verdict> {
+fn decide<F: Encapsulate>(skb: &mut Skb) -> Result<Departure<F::Octets>, Refused> {
     skb.reach(IP + F::LEN + 8, (IP + F::LEN + 20) as u32);
     let malformed = Verdict::Pass(Reason::PassPodMalformed);
-    let Some(frame) = skb.bytes::<ETH>(0) else { return Err(malformed) };
-    let Some(ip) = skb.read::<F::Header>(IP) else { return Err(malformed) };
+    let Some(frame) = skb.bytes::<ETH>(0) else { return Err(malformed.into()) };
+    let Some(ip) = skb.read::<F::Header>(IP) else { return Err(malformed.into()) };
 
     let destination = F::destination(ip);
     let source = F::source(ip);
@@ -77,18 +107,20 @@ fn decide<F: Encapsulate>(skb: &mut Skb) -> Result<Departure<F::Octets>, Verdict
         return match (F::endpoint(destination), F::endpoint(source)) {
             (Some(to), from) => local::<F>(skb, frame, ip, from, to),
             // Two pods that only ever talk to each other are in no table of the host: this is how it hears of them.
-            (None, None) if F::is_own(destination) => Err(foreign_source::<F>(skb, frame, source, false)),
+            (None, None) if F::is_own(destination) => {
+                Err(foreign_source::<F>(skb, frame, source, false).into())
+            }
             (None, from) => {
                 if let Some(from) = from.filter(|from| from.ifindex == skb.ifindex()) {
                     traffic::because::<F>(from, Reason::PassPodNoPeer, Load::of::<F>(skb, IP));
                 }
-                Err(Reason::PassPodNoPeer.into())
+                Err(Verdict::Pass(Reason::PassPodNoPeer).into())
             }
         };
     };
     let from = match F::endpoint(source) {
         Some(endpoint) if endpoint.ifindex == skb.ifindex() => endpoint,
-        other => return Err(foreign_source::<F>(skb, frame, source, other.is_some())),
+        other => return Err(foreign_source::<F>(skb, frame, source, other.is_some()).into()),
     };
     // Not for the gateway as the agent knows it: a bridge changes its MAC as containers come and go.
     let is_routed = ethernet::destination(frame) == from.gateway_mac;
@@ -98,11 +130,7 @@ fn decide<F: Encapsulate>(skb: &mut Skb) -> Result<Departure<F::Octets>, Verdict
         Ok(()) => Ok(Departure { way: Way::Peer(peer), from }),
         Err(reason) => {
             traffic::because::<F>(from, reason, Load::of::<F>(skb, IP));
-            // It goes into the host stack: noted, so that point 2 knows it.
-            if let Some((key, tcp_flags)) = flow_key::<F>(skb, ip) {
-                gate::enter::<F>(skb, IP, &key, Direction::Outbound, tcp_flags);
-            }
-            Err(reason.into())
+            Err(Refused::Entering(reason))
         }
     }
 }
@@ -117,10 +145,10 @@ fn local<F: Encapsulate>(
     ip: &F::Header,
     from: Option<&'static Endpoint<F::Octets>>,
     to: &'static Endpoint<F::Octets>,
-) -> Result<Departure<F::Octets>, Verdict> {
+) -> Result<Departure<F::Octets>, Refused> {
     let from = match from {
         Some(endpoint) if endpoint.ifindex == skb.ifindex() => endpoint,
-        other => return Err(foreign_source::<F>(skb, frame, F::source(ip), other.is_some())),
+        other => return Err(foreign_source::<F>(skb, frame, F::source(ip), other.is_some()).into()),
     };
     let Some((key, tcp_flags)) = flow_key::<F>(skb, ip) else { return Err(local_slow::<F>(skb, from, to)) };
     let next_hop = ethernet::destination(frame);
@@ -143,18 +171,17 @@ fn local<F: Encapsulate>(
         let way = if one_segment { Way::Local(to) } else { Way::Routed(to) };
         return Ok(Departure { way, from });
     }
-    gate::enter::<F>(skb, IP, &key, Direction::Outbound, tcp_flags);
     Err(local_slow::<F>(skb, from, to))
 }
 
 /// Counts where the host stack's way begins: it passes no other place at which both are known.
 #[inline(always)]
-fn local_slow<F: Encapsulate>(skb: &Skb, from: &Endpoint<F::Octets>, to: &Endpoint<F::Octets>) -> Verdict {
+fn local_slow<F: Encapsulate>(skb: &Skb, from: &Endpoint<F::Octets>, to: &Endpoint<F::Octets>) -> Refused {
     let load = Load::of::<F>(skb, IP);
     traffic::sent::<F>(None, Some(from), traffic::Way::Slow, load);
     traffic::received::<F>(None, Some(to), traffic::Way::Slow, load);
     traffic::because::<F>(from, Reason::PassPodLocal, load);
-    Reason::PassPodLocal.into()
+    Refused::Entering(Reason::PassPodLocal)
 }
 
 #[inline(always)]

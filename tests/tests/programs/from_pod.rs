@@ -1,6 +1,6 @@
 //! Rows for `from_pod`: what a pod sends.
 
-use loden_agent::dataplane::Program::FromPod;
+use loden_agent::dataplane::Program::{FromPod, ToOverlay};
 use loden_agent::family::V4;
 use loden_ebpf::{abi::SightingKey, reason::Reason::*};
 
@@ -288,11 +288,21 @@ fn lengths() -> Vec<Case> {
             .passes(PassPodMalformed),
         case("segments that fit: the kernel makes no room in a GSO packet of unknown type", &sent_tcp(ACK))
             .gso(u32::from(PEER_MTU) - 50 - 40)
-            .passes(PassPodNoRoom),
+            .passes(PassPodNoRoom)
+            .then(is_noted),
         case("segments one byte too large", &sent_tcp(ACK))
             .gso(u32::from(PEER_MTU) - 50 - 39)
             .passes(PassPodTooBig),
-        case("UDP segments that fit", &sent_udp()).gso(u32::from(PEER_MTU) - 50 - 28).passes(PassPodNoRoom),
+        case("UDP segments that fit", &sent_udp())
+            .gso(u32::from(PEER_MTU) - 50 - 28)
+            .passes(PassPodNoRoom)
+            .then(is_noted),
+        case("UDP segments that fit, strict", &sent_udp())
+            .strict()
+            .after(qualify)
+            .gso(u32::from(PEER_MTU) - 50 - 28)
+            .passes(PassPodNoRoom)
+            .then(is_noted),
         case("UDP segments one byte too large", &sent_udp())
             .gso(u32::from(PEER_MTU) - 50 - 27)
             .passes(PassPodTooBig),
@@ -301,6 +311,17 @@ fn lengths() -> Vec<Case> {
         Case::of_bytes("an IP header and nothing else", FromPod, cut_to_agree(20)).passes(PassPodMalformed),
         Case::of_bytes("cut in the transport header", FromPod, short).passes(PassPodMalformed),
     ]
+}
+
+/// It has point 1 behind it, so it comes out of the host as no translated packet.
+fn is_noted(rig: &mut Rig) {
+    let flows = rig.flows();
+    let seen: Vec<_> = flows.iter().filter(|(_, flow)| flow.outbound_seen > 0).collect();
+    assert_eq!(seen.len(), 1, "{flows:?}");
+    let tcp = seen[0].0 == flow(TCP);
+    let sent = if tcp { sent_tcp(ACK) } else { sent_udp() };
+    rig.run(ToOverlay, &sent.ttl(63).build(), Context::default());
+    assert!(!rig.is_gated(POD));
 }
 
 /// A packet of so many bytes at IP, whose total length says so.
