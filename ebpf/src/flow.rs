@@ -93,7 +93,7 @@ pub fn held(now: u64, epoch: u32) -> Flow {
 /// What a packet at point 2 says of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
-    /// It went in as it came out: the flow has qualified, unless it opens a connection.
+    /// It went in as it came out: the flow has qualified, unless the packet opens a connection or went in by an older epoch.
     Unchanged,
     /// Another packet of this tuple went in after it, or instead of it: nothing is proven.
     Another,
@@ -105,7 +105,14 @@ pub enum Left {
 /// connection ends what the tuple was qualified for: whether that was anything, in either direction.
 #[inline(always)]
 #[must_use]
-pub fn enter(flow: &mut Flow, direction: Direction, mark: u64, now: u64, opens: bool) -> bool {
+pub fn enter(flow: &mut Flow, direction: Direction, mark: u64, now: u64, epoch: u32, opens: bool) -> bool {
+    if flow.epoch != epoch {
+        // What an older epoch allowed, in either direction, must be proven anew, and not by a packet that went in before
+        // and waits in the host, for a neighbour say: it has become another one.
+        (flow.outbound_until, flow.inbound_until) = (0, 0);
+        (flow.outbound_mark, flow.inbound_mark) = (!flow.outbound_mark, !flow.inbound_mark);
+        flow.epoch = epoch;
+    }
     match direction {
         Direction::Outbound => (flow.outbound_seen, flow.outbound_mark) = (now, mark),
         Direction::Inbound => (flow.inbound_seen, flow.inbound_mark) = (now, mark),
@@ -118,7 +125,7 @@ pub fn enter(flow: &mut Flow, direction: Direction, mark: u64, now: u64, opens: 
 }
 
 /// Notes point 2: a packet of this direction came out of the host stack. One that `opens` a TCP connection is compared and
-/// qualifies nothing.
+/// qualifies nothing, and so is one that went in before the rules changed.
 #[inline(always)]
 pub fn leave(
     flow: &mut Flow,
@@ -139,14 +146,8 @@ pub fn leave(
     if mark != seen_mark {
         return Left::Another;
     }
-    if opens {
+    if opens || flow.epoch != epoch {
         return Left::Unchanged;
-    }
-    if flow.epoch != epoch {
-        // What an older epoch allowed, in either direction, must be proven anew.
-        flow.outbound_until = 0;
-        flow.inbound_until = 0;
-        flow.epoch = epoch;
     }
     // Scales the random number to the jitter without a division, which would cost more than the rest.
     let until = now + QUALIFIED_MIN + ((QUALIFIED_JITTER >> 16) * (random as u64 & 0xffff));
@@ -170,7 +171,9 @@ mod tests {
     const NOW: u64 = 1_000_000_000_000;
 
     fn goes_in(flow: &mut Flow, direction: Direction, mark: u64, now: u64) {
-        assert!(!enter(flow, direction, mark, now, false), "only what opens a connection ends anything");
+        let epoch = flow.epoch;
+        let ended = enter(flow, direction, mark, now, epoch, false);
+        assert!(!ended, "only what opens a connection ends anything");
     }
 
     #[test]
@@ -215,10 +218,28 @@ mod tests {
             leave(&mut flow, direction, 7, NOW, 0, 0, false);
         }
         assert!(!is_fast(&flow, Outbound, NOW, 1) && !is_fast(&flow, Inbound, NOW, 1));
-        goes_in(&mut flow, Outbound, 7, NOW);
+        assert!(!enter(&mut flow, Outbound, 7, NOW, 1, false), "the epoch ends what the CPUs remember");
         assert_eq!(leave(&mut flow, Outbound, 7, NOW, 1, 0, false), Left::Unchanged);
         assert!(is_fast(&flow, Outbound, NOW, 1));
         assert!(!is_fast(&flow, Inbound, NOW, 1), "the other direction has proven nothing in this epoch");
+    }
+
+    #[test]
+    fn a_packet_that_went_in_before_the_epoch_proves_nothing_in_it() {
+        let mut flow = Flow::default();
+        for direction in [Outbound, Inbound] {
+            goes_in(&mut flow, direction, 7, NOW);
+        }
+        assert_eq!(leave(&mut flow, Outbound, 7, NOW, 1, 0, false), Left::Unchanged);
+        assert!(!is_fast(&flow, Outbound, NOW, 1));
+        let _ = enter(&mut flow, Outbound, 8, NOW, 1, false);
+        assert_eq!(
+            leave(&mut flow, Inbound, 7, NOW, 1, 0, false),
+            Left::Another,
+            "the other direction's neither"
+        );
+        assert_eq!(leave(&mut flow, Outbound, 8, NOW, 1, 0, false), Left::Unchanged);
+        assert!(is_fast(&flow, Outbound, NOW, 1) && !is_fast(&flow, Inbound, NOW, 1));
     }
 
     #[test]
@@ -242,7 +263,7 @@ mod tests {
     #[test]
     fn a_syn_qualifies_nothing_but_its_answer_and_the_ack_of_that_do() {
         let mut flow = Flow::default();
-        assert!(!enter(&mut flow, Outbound, 7, NOW, true), "nothing was qualified");
+        assert!(!enter(&mut flow, Outbound, 7, NOW, 0, true), "nothing was qualified");
         assert_eq!(leave(&mut flow, Outbound, 7, NOW, 0, 0, true), Left::Unchanged);
         assert!(!is_fast(&flow, Outbound, NOW, 0), "conntrack must see the ACK");
         goes_in(&mut flow, Inbound, 8, NOW);
@@ -257,7 +278,7 @@ mod tests {
     fn a_syn_is_compared_like_every_packet() {
         let mut flow = Flow::default();
         assert_eq!(leave(&mut flow, Outbound, 7, NOW, 0, 0, true), Left::Translated);
-        let _ = enter(&mut flow, Outbound, 7, NOW, true);
+        let _ = enter(&mut flow, Outbound, 7, NOW, 0, true);
         assert_eq!(leave(&mut flow, Outbound, 8, NOW, 0, 0, true), Left::Another);
     }
 
@@ -265,12 +286,12 @@ mod tests {
     fn a_syn_of_either_direction_ends_what_an_earlier_connection_of_its_tuple_had() {
         for direction in [Outbound, Inbound] {
             let mut flow = held(NOW, 3);
-            assert!(enter(&mut flow, direction, 7, NOW, true));
+            assert!(enter(&mut flow, direction, 7, NOW, 3, true));
             assert!(!is_fast(&flow, Outbound, NOW, 3) && !is_fast(&flow, Inbound, NOW, 3));
-            assert!(!enter(&mut flow, direction, 7, NOW, true), "that was all");
+            assert!(!enter(&mut flow, direction, 7, NOW, 3, true), "that was all");
         }
         let mut flow = Flow { inbound_until: NOW + 1, ..Flow::default() };
-        assert!(enter(&mut flow, Outbound, 7, NOW, true), "the other direction alone was qualified");
+        assert!(enter(&mut flow, Outbound, 7, NOW, 0, true), "the other direction alone was qualified");
     }
 
     #[test]

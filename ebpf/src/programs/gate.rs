@@ -60,17 +60,18 @@ pub(super) fn enter<F: Half>(
     direction: Direction,
     tcp_flags: u8,
 ) {
-    let (mark, now, opens) = (mark::<F>(skb, at), now(), transport::opens_tcp(tcp_flags));
+    let (mark, now, epoch) = (mark::<F>(skb, at), now(), maps::epoch());
+    let opens = transport::opens_tcp(tcp_flags);
     if let Some(entry) = F::flow_mut(key) {
         // SAFETY: the pointer is valid until the program ends; two CPUs that write the same field both write
         // the present time, or nothing.
-        if flow::enter(unsafe { &mut *entry }, direction, mark, now, opens) {
+        if flow::enter(unsafe { &mut *entry }, direction, mark, now, epoch, opens) {
             maps::withdraw();
         }
         return;
     }
     let mut entry = Flow::default();
-    let _ = flow::enter(&mut entry, direction, mark, now, opens);
+    let _ = flow::enter(&mut entry, direction, mark, now, epoch, opens);
     F::insert_flow(key, &entry, BPF_NOEXIST);
 }
 

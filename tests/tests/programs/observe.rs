@@ -212,6 +212,11 @@ fn sequences() -> Vec<Case> {
             .after(comes_out)
             .after(|rig| rig.dataplane.bump_epoch().unwrap())
             .passes(PassPodGate),
+        pod("outbound: not what went in before the epoch and came out in it", &sent_udp())
+            .after(goes_in)
+            .after(|rig| rig.dataplane.bump_epoch().unwrap())
+            .after(comes_out)
+            .passes(PassPodGate),
         pod("outbound: in the next epoch, after both points again", &sent_udp())
             .after(goes_in)
             .after(comes_out)
