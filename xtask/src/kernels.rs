@@ -54,7 +54,7 @@ const CORE: Tests = Tests {
 /// What must pass on each with `--quick`.
 const QUICK: Tests = Tests {
     programs: TABLES,
-    // The last is the one test of WireGuard that every change must pass: most machines' own kernels lack it.
+    // The last is the one test of WireGuard that every change must pass: the rings leave them to the guests.
     cluster: &["attachment::each_hook", "fast_path::bulk_tcp", "wireguard::containers_reach_each_other"],
 };
 
