@@ -41,7 +41,13 @@ pub(crate) fn cargo() -> Command {
 /// Where the build fails; cargo has shown why.
 pub(crate) fn messages(args: &[&str]) -> Result<Vec<Value>> {
     let mut command = cargo();
-    command.args(args).arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
+    // Behind `--` it would be rustc's.
+    let (subcommand, rest) = args.split_at(1);
+    command
+        .args(subcommand)
+        .arg("--message-format=json-render-diagnostics")
+        .args(rest)
+        .stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("{command:?} cannot be started"))?;
     let stdout = child.stdout.take().context("cargo has no standard output")?;
     let mut messages = Vec::new();
