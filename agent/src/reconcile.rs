@@ -205,20 +205,10 @@ impl Reconciler {
         control: control::Requests,
         readiness: Readiness,
         heartbeat: Heartbeat,
+        mut state: State,
     ) -> Result<Self> {
         let events = kernel.events()?;
         let path = open_path(&node)?;
-        let mut state = State::read(&node.config.run_dir)?;
-        let mut note = |overlay: &Overlay| {
-            let name = overlay.spec.name.clone();
-            state.vtep_macs.insert(name.clone(), overlay.device.mac);
-            name
-        };
-        let (device, device_v6) = match &node.wireguard {
-            Some(wireguard) => wireguard.device_names(),
-            None => (node.overlay().map(&mut note), node.overlay_v6().map(&mut note)),
-        };
-        state.note_devices(device, device_v6);
         state.networks.extend(node.v4.as_ref().map(|v4| IpNet::from(v4.pool.network)));
         state.networks.extend(node.v6.as_ref().map(|v6| IpNet::from(v6.pool.network)));
         state.write(&node.config.run_dir)?;

@@ -95,9 +95,10 @@ async fn start(
         public_ip = uplink.public(),
         "uplink chosen"
     );
-    let macs = State::read(&config.run_dir)?.vtep_macs;
-    let overlay = open_overlay::<V4>(&kernel, &network, &uplink, source.vtep_mac(), &macs).await?;
-    let overlay_v6 = open_overlay::<V6>(&kernel, &network, &uplink, source.vtep_mac_v6(), &macs).await?;
+    let mut state = State::read(&config.run_dir)?;
+    let macs = &state.vtep_macs;
+    let overlay = open_overlay::<V4>(&kernel, &network, &uplink, source.vtep_mac(), macs).await?;
+    let overlay_v6 = open_overlay::<V6>(&kernel, &network, &uplink, source.vtep_mac_v6(), macs).await?;
     if config.notrack_underlay && overlay.is_none() && overlay_v6.is_none() {
         tracing::warn!("--notrack-underlay is without effect: the network's backend is not vxlan");
     }
@@ -111,6 +112,10 @@ async fn start(
     };
     let tunnel = wireguard.as_ref().and_then(Wireguard::device::<V4>);
     let tunnel_v6 = wireguard.as_ref().and_then(Wireguard::device::<V6>);
+
+    // Before the lease, which may be long in coming: whoever ends this agent until then finds what it has made.
+    note_devices(&mut state, overlay.as_ref(), overlay_v6.as_ref(), wireguard.as_ref());
+    state.write(&config.run_dir)?;
 
     let links = kernel.links().await?;
     let prefixes_v4 = prefixes::<V4>(&kernel, &links, network.v4.is_some()).await?;
@@ -143,7 +148,25 @@ async fn start(
         network,
         uplink,
     };
-    Reconciler::new(node, kernel, keeper, control, readiness, heartbeat)
+    Reconciler::new(node, kernel, keeper, control, readiness, heartbeat, state)
+}
+
+fn note_devices(
+    state: &mut State,
+    overlay: Option<&Overlay>,
+    overlay_v6: Option<&Overlay>,
+    wireguard: Option<&Wireguard>,
+) {
+    let mut note = |overlay: &Overlay| {
+        let name = overlay.spec.name.clone();
+        state.vtep_macs.insert(name.clone(), overlay.device.mac);
+        name
+    };
+    let (device, device_v6) = match wireguard {
+        Some(wireguard) => wireguard.device_names(),
+        None => (overlay.map(&mut note), overlay_v6.map(&mut note)),
+    };
+    state.note_devices(device, device_v6);
 }
 
 /// A subnet that the file gives; without one the start goes on.

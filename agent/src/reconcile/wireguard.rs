@@ -195,7 +195,7 @@ impl Wireguard {
     }
 
     /// Names of `flannel-wg` and `flannel-wg-v6`, as far as they are there.
-    pub(super) fn device_names(&self) -> (Option<String>, Option<String>) {
+    pub(crate) fn device_names(&self) -> (Option<String>, Option<String>) {
         let name = |v6: bool| {
             let found = self.tunnels.iter().find(|tunnel| (tunnel.half == Half::V6) == v6);
             found.map(|tunnel| tunnel.spec.name.clone())

@@ -147,13 +147,23 @@ fn an_agent_that_reads_the_config_and_gets_no_lease_waits_for_one<F: Family>() {
     ] {
         cluster.etcd().ctl(command).unwrap();
     }
-    cluster.nodes[0].launch_agent(&["--etcd-username=loden", "--etcd-password=word"]).unwrap();
+    let credentials = ["--etcd-username=loden", "--etcd-password=word"];
+    cluster.nodes[0].launch_agent(&credentials).unwrap();
     wait_for("the agent to say what it lacks", Duration::from_secs(10), || {
         let log = cluster.nodes[0].log();
         (log.contains("no lease yet") && log.contains("permission denied")).then_some(())
     })
     .unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.nodes[0].log()));
     thread::sleep(Duration::from_secs(3));
+    // Killed while it waits, it has noted what there is to undo.
+    let node = &mut cluster.nodes[0];
+    let has_device = |node: &Node| node.netns().ip(&format!("link show {}", F::DEVICE)).is_ok();
+    assert!(has_device(node));
+    node.kill_agent();
+    let file = node.subnet_file().display().to_string();
+    node.loden(&["cleanup", "--subnet-file", &file]).unwrap();
+    assert!(!has_device(node), "what a killed agent has made is not cleaned up");
+    node.launch_agent(&credentials).unwrap();
     let root = ["--user", "root:rootword"];
     let permission = ["role", "grant-permission", "loden", "--prefix=true", "readwrite", PREFIX];
     cluster.etcd().ctl(&[&root[..], &permission].concat()).unwrap();
