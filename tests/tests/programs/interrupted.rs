@@ -33,9 +33,12 @@ fn signals_that_interrupt_the_verifier_keep_no_program_out() {
         thread::scope(|scope| {
             let (done, is_done) = mpsc::channel::<()>();
             scope.spawn(move || {
-                // About as long as a program takes to verify: some attempts end before the next signal.
-                while is_done.recv_timeout(Duration::from_millis(20)).is_err() {
+                // About as long as a program takes to verify on a quiet machine, then longer and longer: the first signals
+                // interrupt, and on any machine there are attempts at last that end before the next one.
+                let mut pause = Duration::from_millis(20);
+                while is_done.recv_timeout(pause).is_err() {
                     pthread_kill(loader, Signal::SIGUSR2).unwrap();
+                    pause += Duration::from_millis(8);
                 }
             });
             let settings = Rig::settings(lab, Mode { strict: true, drop_forged: true });
