@@ -24,16 +24,19 @@ pub(super) fn flannel(node: &Netns, network: IpNet, own: IpNet) -> Result<()> {
         IpNet::V4(_) => ("iptables-restore", "224.0.0.0/4"),
         IpNet::V6(_) => ("ip6tables-restore", "ff00::/8"),
     };
+    // Its rules have comments, which the kernel goes through too.
+    let [masq, forward] =
+        ["masq", "forward"].map(|what| format!(r#"-m comment --comment "flanneld {what}""#));
     let input = format!(
-        "*nat\n:FLANNEL-POSTRTG - [0:0]\n-A POSTROUTING -j FLANNEL-POSTRTG\n\
-         -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN\n\
-         -A FLANNEL-POSTRTG -s {own} -d {network} -j RETURN\n\
-         -A FLANNEL-POSTRTG -s {network} -d {own} -j RETURN\n\
-         -A FLANNEL-POSTRTG ! -s {network} -d {own} -j RETURN\n\
-         -A FLANNEL-POSTRTG -s {network} ! -d {multicast} -j MASQUERADE --random-fully\n\
-         -A FLANNEL-POSTRTG ! -s {network} -d {network} -j MASQUERADE --random-fully\nCOMMIT\n\
-         *filter\n:FLANNEL-FWD - [0:0]\n-A FORWARD -j FLANNEL-FWD\n\
-         -A FLANNEL-FWD -s {network} -j ACCEPT\n-A FLANNEL-FWD -d {network} -j ACCEPT\nCOMMIT\n"
+        "*nat\n:FLANNEL-POSTRTG - [0:0]\n-A POSTROUTING {masq} -j FLANNEL-POSTRTG\n\
+         -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 {masq} -j RETURN\n\
+         -A FLANNEL-POSTRTG -s {own} -d {network} {masq} -j RETURN\n\
+         -A FLANNEL-POSTRTG -s {network} -d {own} {masq} -j RETURN\n\
+         -A FLANNEL-POSTRTG ! -s {network} -d {own} {masq} -j RETURN\n\
+         -A FLANNEL-POSTRTG -s {network} ! -d {multicast} {masq} -j MASQUERADE --random-fully\n\
+         -A FLANNEL-POSTRTG ! -s {network} -d {network} {masq} -j MASQUERADE --random-fully\nCOMMIT\n\
+         *filter\n:FLANNEL-FWD - [0:0]\n-A FORWARD {forward} -j FLANNEL-FWD\n\
+         -A FLANNEL-FWD -s {network} {forward} -j ACCEPT\n-A FLANNEL-FWD -d {network} {forward} -j ACCEPT\nCOMMIT\n"
     );
     feed(node, restore, &["--noflush"], &input)
 }
