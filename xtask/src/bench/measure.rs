@@ -103,8 +103,7 @@ pub(super) fn run(pair: &Pair, work: Work, family: Family, variant: Variant, mil
     let mut work_on = || -> Result<Tally> { Ok(serde_json::from_str(&netns::output(&mut command)?)?) };
     let (tally, share) = match pair.loden_nodes() {
         Some((nodes, pods)) if pair.mode.is_fast() && !work.is_through_service() => {
-            let connections = |tally: &Tally| if work == Work::TcpCrr { tally.units } else { 0 };
-            let (tally, share) = counted(nodes, &pods, work_on, connections)?;
+            let (tally, share) = counted(nodes, &pods, work_on)?;
             ensure!(
                 share.part >= LEAST_SHARE,
                 "only {:.4} of the packets took the fast path: {share:?}",
@@ -133,12 +132,11 @@ struct FastShare {
     reasons: Vec<Counters>,
 }
 
-/// Counts the packets of all pods while `work` runs, which makes so many `connections`.
+/// Counts the packets of all pods while `work` runs.
 fn counted<T>(
     nodes: &[Node],
     pods: &[&Container],
     work: impl FnOnce() -> Result<T>,
-    connections: impl FnOnce(&T) -> u64,
 ) -> Result<(T, FastShare)> {
     let sent = || pods.iter().map(|pod| pod.packets_sent()).sum::<Result<u64>>();
     let counters = || nodes.iter().map(Counters::read).collect::<Result<Vec<_>>>();
@@ -153,8 +151,10 @@ fn counted<T>(
     let sent = sent_after - sent_before;
     // Those that may not be fast are known where they set out; at the far end they are the kernel's, for one reason or
     // another.
-    let acks = sum(&["pass_pod_gate"]).min(connections(&result));
-    let may = sent.saturating_sub(sum(&["pass_pod_tcp_control"]) + acks).max(1) as f64;
+    let control = sum(&["pass_pod_tcp_control"]);
+    // A connection has four of them, SYN and FIN each way, and one ACK that ends the handshake.
+    let acks = sum(&["pass_pod_gate"]).min(control / 4);
+    let may = sent.saturating_sub(control + acks).max(1) as f64;
     let part = |fast: &[&str]| sum(fast) as f64 / may;
     let part = part(&FAST_SENT).min(part(&FAST_DELIVERED));
     Ok((result, FastShare { part, sent, reasons }))
