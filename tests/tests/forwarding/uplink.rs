@@ -101,9 +101,14 @@ fn the_fast_path_follows_a_route_to_another_router_within_a_second<F: Family>() 
     assert!(arrives(&stage, &stage.datagram(b"by the first")));
     stream::run(stage.hosts()[0], stage.hosts()[1], None, Until::Bytes(20_000_000)).unwrap();
     node.ip(&format!("route del {}", F::as_prefix(peer))).unwrap();
+    wait_for_the_direct_way(&stage, &routers[0]);
+}
+
+/// Within a second datagrams arrive and none goes by the router any more.
+fn wait_for_the_direct_way<F: Family>(stage: &Stage<F>, router: &Router<F>) {
     wait_for("the direct way", Duration::from_secs(1), || {
-        routers[0].seen();
-        (arrives(&stage, &stage.datagram(b"directly")) && routers[0].seen() == 0).then_some(())
+        router.seen();
+        (arrives(stage, &stage.datagram(b"directly")) && router.seen() == 0).then_some(())
     })
     .unwrap();
 }
@@ -127,11 +132,7 @@ fn a_rule_that_leads_to_another_table_and_routes_there_are_followed_within_a_sec
     let took = until_fast_through(&stage, &routers[1]);
     assert!(took < Duration::from_secs(1), "the route: {took:?}");
     change(format!("rule del to {peer} lookup 100"));
-    wait_for("the direct way", Duration::from_secs(1), || {
-        routers[1].seen();
-        (arrives(&stage, &stage.datagram(b"directly")) && routers[1].seen() == 0).then_some(())
-    })
-    .unwrap();
+    wait_for_the_direct_way(&stage, &routers[1]);
 }
 
 /// Of IPv4 the router cuts what is too large into fragments. Of IPv6 it says so, to the node, whose kernel then knows.
