@@ -9,6 +9,7 @@
 mod address;
 pub mod conntrack;
 mod event;
+mod group;
 mod headroom;
 pub mod ipvs;
 mod link;

@@ -3,14 +3,9 @@
 
 use std::io;
 
-use futures::FutureExt as _;
-use nix::errno::Errno;
-use rtnetlink::{
-    proto::sys::{AsyncSocket as _, AsyncSocketExt as _},
-    sys::{SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER},
-};
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
-use super::{Kernel, KernelError, Result};
+use super::{Kernel, Result, group::Group};
 
 /// `NFNLGRP_NFTABLES` as a bit of the socket's groups (`linux/netfilter/nfnetlink.h`).
 const GROUP: u32 = 1 << (7 - 1);
@@ -21,7 +16,7 @@ const NEW_GENERATION: u16 = 10 << 8 | 15;
 
 /// The stream of changes of the ruleset, from the moment of its making on.
 pub struct RulesetEvents {
-    socket: TokioSocket,
+    group: Group,
 }
 
 impl Kernel {
@@ -30,12 +25,10 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// [`KernelError::Connect`] where the kernel grants no socket: it has no nf_tables, or `CAP_NET_ADMIN` is
-    /// missing.
+    /// [`KernelError::Connect`](super::KernelError::Connect) where the kernel grants no socket: it has no nf_tables, or
+    /// `CAP_NET_ADMIN` is missing.
     pub fn ruleset_events(&self) -> Result<RulesetEvents> {
-        let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(KernelError::Connect)?;
-        socket.socket_mut().bind(&SocketAddr::new(0, GROUP)).map_err(KernelError::Connect)?;
-        Ok(RulesetEvents { socket })
+        Ok(RulesetEvents { group: Group::join(NETLINK_NETFILTER, GROUP)? })
     }
 }
 
@@ -47,22 +40,7 @@ impl RulesetEvents {
     ///
     /// Where the socket has failed, and a new one must be made.
     pub async fn changed(&mut self) -> io::Result<()> {
-        while !receive(&self.socket).await? {}
-        // What has come meanwhile is the same change, for whoever looks at the whole.
-        while let Some(more) = receive(&self.socket).now_or_never() {
-            more?;
-        }
-        Ok(())
-    }
-}
-
-/// Whether the next datagram tells of a new generation; where some were lost, one may have.
-async fn receive(socket: &TokioSocket) -> io::Result<bool> {
-    let mut datagram = Vec::with_capacity(64 * 1024);
-    match socket.recv(&mut datagram).await {
-        Ok(()) => Ok(holds_new_generation(&datagram)),
-        Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(true),
-        Err(error) => Err(error),
+        self.group.changed(holds_new_generation).await
     }
 }
 

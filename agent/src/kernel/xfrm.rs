@@ -6,15 +6,11 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use futures::FutureExt as _;
 use ipnet::IpNet;
 use nix::errno::Errno;
-use rtnetlink::{
-    proto::sys::{AsyncSocket as _, AsyncSocketExt as _},
-    sys::{Socket, SocketAddr, TokioSocket, protocols::NETLINK_XFRM},
-};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_XFRM};
 
-use super::{Kernel, KernelError, Result};
+use super::{Kernel, Result, group::Group};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -162,7 +158,7 @@ fn policy(body: &[u8]) -> Option<Policy> {
 
 /// Tells when policies have changed, from the moment of its making on.
 pub struct PolicyEvents {
-    socket: TokioSocket,
+    group: Group,
 }
 
 impl Kernel {
@@ -171,11 +167,10 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// [`KernelError::Connect`] where the kernel grants no socket: it has no IPsec, or `CAP_NET_ADMIN` is missing.
+    /// [`KernelError::Connect`](super::KernelError::Connect) where the kernel grants no socket: it has no IPsec, or
+    /// `CAP_NET_ADMIN` is missing.
     pub fn policy_events(&self) -> Result<PolicyEvents> {
-        let mut socket = TokioSocket::new(NETLINK_XFRM).map_err(KernelError::Connect)?;
-        socket.socket_mut().bind(&SocketAddr::new(0, GROUP)).map_err(KernelError::Connect)?;
-        Ok(PolicyEvents { socket })
+        Ok(PolicyEvents { group: Group::join(NETLINK_XFRM, GROUP)? })
     }
 }
 
@@ -187,20 +182,8 @@ impl PolicyEvents {
     ///
     /// Where the socket has failed, and a new one must be made.
     pub async fn changed(&mut self) -> io::Result<()> {
-        self.receive().await?;
-        while let Some(more) = self.receive().now_or_never() {
-            more?;
-        }
-        Ok(())
-    }
-
-    /// What it is does not matter; where some were lost, one was there.
-    async fn receive(&self) -> io::Result<()> {
-        let mut datagram = Vec::with_capacity(64 * 1024);
-        match self.socket.recv(&mut datagram).await {
-            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(()),
-            received => received.map(drop),
-        }
+        // Whatever it tells.
+        self.group.changed(|_| true).await
     }
 }
 
