@@ -1,11 +1,18 @@
-//! Programs that the bench compares with, and nothing else uses: pod to pod as Cilium's tunnel mode does it with eBPF
-//! host routing. The kernel's VXLAN device (`external`) encapsulates and decapsulates, the programs tell it to whom and
-//! skip the rest of the host. Without Cilium's own connection tracking and policy, so faster than Cilium itself.
+//! Programs that the bench compares with, and nothing else uses.
 //!
 //! | program | hook | does |
 //! | --- | --- | --- |
 //! | `tunnel_out` | ingress of the host side of a pod's veth | sets the tunnel key, redirects to the VXLAN device |
 //! | `tunnel_in` | ingress of the VXLAN device | redirects into the pod |
+//! | `redirect_out` | ingress of the host side of a pod's veth | redirects to the other node |
+//! | `redirect_in` | ingress of the uplink | redirects into the pod |
+//!
+//! The first two are pod to pod as Cilium's tunnel mode does it with eBPF host routing. The kernel's VXLAN device
+//! (`external`) encapsulates and decapsulates, the programs tell it to whom and skip the rest of the host. Without Cilium's
+//! own connection tracking and policy, so faster than Cilium itself.
+//!
+//! The other two are the least that gets a packet from a pod to a pod of another node: where to, and the MACs. They check,
+//! count and encapsulate nothing and leave the TTL alone: what they cost, every program at these hooks costs at least.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -14,12 +21,15 @@ mod programs {
     use aya_ebpf::{
         Global,
         bindings::{
-            BPF_F_ZERO_CSUM_TX, TC_ACT_UNSPEC, bpf_tunnel_key, bpf_tunnel_key__bindgen_ty_1,
-            bpf_tunnel_key__bindgen_ty_2, bpf_tunnel_key__bindgen_ty_3,
+            BPF_F_ZERO_CSUM_TX, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+            bpf_tunnel_key, bpf_tunnel_key__bindgen_ty_1, bpf_tunnel_key__bindgen_ty_2,
+            bpf_tunnel_key__bindgen_ty_3,
         },
-        helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_set_tunnel_key},
+        helpers::{
+            bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_set_tunnel_key,
+        },
         macros::{classifier, map},
-        maps::{HashMap, LpmTrie, lpm_trie::Key},
+        maps::{Array, HashMap, LpmTrie, lpm_trie::Key},
         programs::TcContext,
     };
     use loden_ebpf::{ethernet, ipv4};
@@ -38,6 +48,30 @@ mod programs {
     #[map]
     static PODS: HashMap<[u8; 4], [u32; 4]> = HashMap::with_max_entries(1024, 0);
 
+    /// Interface index of the link to the other node.
+    #[unsafe(no_mangle)]
+    static UPLINK: Global<u32> = Global::new(0);
+    /// The other node's address there, the network of its subnet, and that subnet's mask, as they stand in memory.
+    #[unsafe(no_mangle)]
+    static OTHER_NODE: Global<[u32; 3]> = Global::new([0; 3]);
+    /// The network of the own subnet, as it stands in memory; its mask is the same.
+    #[unsafe(no_mangle)]
+    static OWN_SUBNET: Global<u32> = Global::new(0);
+
+    /// What [`PODS`] has of each pod, by the last byte of its address.
+    #[map]
+    static PODS_BY_BYTE: Array<[u32; 4]> = Array::with_max_entries(256, 0);
+
+    #[classifier]
+    pub(crate) fn redirect_out(ctx: TcContext) -> i32 {
+        away(&ctx).unwrap_or(TC_ACT_UNSPEC)
+    }
+
+    #[classifier]
+    pub(crate) fn redirect_in(ctx: TcContext) -> i32 {
+        home(&ctx).unwrap_or(TC_ACT_UNSPEC)
+    }
+
     #[classifier]
     pub(crate) fn tunnel_out(ctx: TcContext) -> i32 {
         out(&ctx).unwrap_or(TC_ACT_UNSPEC)
@@ -54,6 +88,54 @@ mod programs {
             return None;
         }
         ctx.load(ethernet::LEN + 16).ok()
+    }
+
+    /// `AF_INET` of linux/socket.h.
+    const AF_INET: u32 = 2;
+
+    /// The headers of an IPv4 packet whose destination is in this network.
+    #[inline(always)]
+    fn headers_into(ctx: &TcContext, network: u32, mask: u32) -> Option<&mut Headers> {
+        let start = ctx.data();
+        if start + size_of::<Headers>() > ctx.data_end() {
+            return None;
+        }
+        // SAFETY: the comparison keeps the range inside the packet, the fields may be any bytes, and nothing moves them.
+        let headers = unsafe { &mut *(start as *mut Headers) };
+        let is_into = headers.ether_type == ethernet::IPV4.to_be_bytes()
+            && u32::from_ne_bytes(headers.destination) & mask == network;
+        if is_into { Some(headers) } else { None }
+    }
+
+    #[repr(C)]
+    struct Headers {
+        macs: [[u8; 4]; 3],
+        ether_type: [u8; 2],
+        others: [u8; 16],
+        destination: [u8; 4],
+    }
+
+    /// So aligned, the verifier takes the stores that the compiler makes of it.
+    #[repr(C, align(8))]
+    struct Params(bpf_redir_neigh);
+
+    fn away(ctx: &TcContext) -> Option<i32> {
+        let [address, network, mask] = OTHER_NODE.load();
+        headers_into(ctx, network, mask)?;
+        let next_hop = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [address, 0, 0, 0] };
+        let mut params = Params(bpf_redir_neigh { nh_family: AF_INET, __bindgen_anon_1: next_hop });
+        let len = size_of::<bpf_redir_neigh>() as i32;
+        // SAFETY: the parameters are on the stack for the length of the call, which copies them.
+        Some(unsafe { bpf_redirect_neigh(UPLINK.load(), &raw mut params.0, len, 0) } as i32)
+    }
+
+    fn home(ctx: &TcContext) -> Option<i32> {
+        let [_, _, mask] = OTHER_NODE.load();
+        let headers = headers_into(ctx, OWN_SUBNET.load(), mask)?;
+        let [ifindex, a, b, c] = *PODS_BY_BYTE.get(u32::from(headers.destination[3]))?;
+        headers.macs = [a, b, c].map(u32::to_ne_bytes);
+        // SAFETY: calls a helper that takes two numbers.
+        Some(unsafe { bpf_redirect_peer(ifindex, 0) } as i32)
     }
 
     fn out(ctx: &TcContext) -> Option<i32> {

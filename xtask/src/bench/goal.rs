@@ -71,6 +71,11 @@ impl Goal {
         (self.to == Mode::Host).then(|| Self { to: Mode::HostRules, ..*self }.measured(section))?
     }
 
+    /// The same of programs that only redirect: no program behind a veth gets more.
+    pub(super) fn bound(&self, section: &Section) -> Option<Median> {
+        Self { mode: Mode::Redirect, ..*self }.measured(section)
+    }
+
     /// What is compared.
     pub(super) fn title(&self) -> String {
         let name = self.work.metrics()[0].name;

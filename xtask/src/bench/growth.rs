@@ -5,7 +5,7 @@
 
 use std::{
     fmt::Write as _,
-    net::{Ipv4Addr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     thread,
     time::Duration,
 };
@@ -78,6 +78,8 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 const ENDPOINTS: [u32; 3] = [1, 100, 1000];
 /// The address in the subnet from which on the further endpoints are.
 const FIRST_OF_CROWD: u32 = 10;
+/// Addresses of one of the containers that have them: fewer than the agent finds of a port that the host never asked for.
+const OF_A_CONTAINER: usize = 60;
 /// Flows that take turns, a packet each way at a time.
 const FLOWS: [u32; 4] = [1, 1000, 10_000, 100_000];
 /// A network with as many subnets, each with room for [`ENDPOINTS`].
@@ -229,32 +231,37 @@ fn compared(
     Ok(Row { kind, size, rounds, millis, rate, to_small, fast, agent_mib, maps_mib })
 }
 
-/// Gives a further container on the first node addresses until the node has so many endpoints, and lets each speak. Not
+/// Gives further containers on the first node addresses until the node has so many endpoints, and lets each speak. Not
 /// a container each: that takes minutes, and to the programs it makes no difference.
 fn add_endpoints(site: &mut Site, all: u32) -> Result<()> {
-    if all == 1 {
-        return Ok(());
+    let to = Port::Silent.at(site.pods[1].address().into());
+    for (first, pod) in (1..all).step_by(OF_A_CONTAINER).zip(2..) {
+        if site.pods.len() == pod {
+            let container = site.cluster.nodes[0].run_container(FIRST_OF_CROWD + first)?;
+            site.pods.push(container);
+        }
+        give_addresses(&site.pods[pod], all.min(first + OF_A_CONTAINER as u32) - first, to)?;
     }
-    if site.pods.len() == 2 {
-        let crowd = site.cluster.nodes[0].run_container(FIRST_OF_CROWD)?;
-        site.pods.push(crowd);
-    }
-    let crowd = &site.pods[2];
-    let (first, to) = (crowd.address(), Port::Silent.at(site.pods[1].address().into()));
-    let addresses: Vec<Ipv4Addr> = (0..all - 1).map(|n| Ipv4Addr::from(u32::from(first) + n)).collect();
-    // Those of an earlier step are there already.
-    let list = addresses[1..].iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(" ");
-    let add = format!("for a in {list}; do ip address replace $a/32 dev eth0; done");
-    netns::output(crowd.netns().command("sh").args(["-c", &add]))?;
-    crowd.netns().run(|| {
-        addresses.iter().try_for_each(|address| UdpSocket::bind((*address, 0))?.send_to(b"x", to).map(drop))
-    })?;
     let node = &site.cluster.nodes[0];
     wait_for("the agent to know every endpoint", Duration::from_secs(60), || {
         let status = node.status().ok()?;
         let known = status["endpoints"].as_array().map_or(0, Vec::len);
         (known >= all as usize).then_some(())
     })
+}
+
+/// Gives a container so many addresses, its own being the first, and sends a datagram from each.
+fn give_addresses(container: &Container, addresses: u32, to: SocketAddr) -> Result<()> {
+    let first = u32::from(container.address());
+    let addresses: Vec<Ipv4Addr> = (first..first + addresses).map(Ipv4Addr::from).collect();
+    // Those of an earlier step are there already.
+    let list = addresses[1..].iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(" ");
+    let add = format!("for a in {list}; do ip address replace $a/32 dev eth0; done");
+    netns::output(container.netns().command("sh").args(["-c", &add]))?;
+    container.netns().run(|| {
+        addresses.iter().try_for_each(|address| UdpSocket::bind((*address, 0))?.send_to(b"x", to).map(drop))
+    })?;
+    Ok(())
 }
 
 /// Writes leases until there are so many peers besides the cluster's own, and waits until the first node's kernel has a

@@ -11,7 +11,9 @@ pub(crate) enum Mode {
     Host,
     /// Sockets in nodes with the same rules as those below: what a process of the host, or a pod in its network, gets
     HostRules,
-    /// Loden without encapsulation (host-gw, open gate): the bound for pods behind a veth
+    /// Programs that redirect and do nothing else: what none can be faster than for pods behind a veth
+    Redirect,
+    /// Loden without encapsulation (host-gw, open gate)
     Direct,
     /// Loden, `--gate=open`
     Open,
@@ -56,7 +58,9 @@ pub(super) enum Kind {
     Flannel,
     /// Made by hand as flanneld's host-gw backend makes it.
     Routes,
-    /// The programs that only the bench has, around a VXLAN device of the kernel's.
+    /// Programs that only the bench has, which redirect.
+    Redirect,
+    /// Programs that only the bench has, around a VXLAN device of the kernel's.
     Tunnel,
 }
 
@@ -79,6 +83,7 @@ impl Mode {
             Self::Kernel => loden("vxlan", &["--datapath=kernel"]),
             Self::Flannel | Self::Flannel0 | Self::Flannel1000 | Self::Flannel5000 => Kind::Flannel,
             Self::HostGw => Kind::Routes,
+            Self::Redirect => Kind::Redirect,
             Self::CiliumLike => Kind::Tunnel,
         }
     }
@@ -107,6 +112,6 @@ impl Mode {
 
     /// Whether it carries IPv6 as well.
     pub(super) fn has_ipv6(self) -> bool {
-        self != Self::CiliumLike
+        !matches!(self, Self::Redirect | Self::CiliumLike)
     }
 }

@@ -95,12 +95,12 @@ impl Block {
 
 impl Part {
     pub(super) fn block(self) -> Block {
-        use Mode::{CiliumLike, Direct, Flannel, Host, HostGw, HostRules, Kernel, Open, Strict};
+        use Mode::{CiliumLike, Direct, Flannel, Host, HostGw, HostRules, Kernel, Open, Redirect, Strict};
         use Work::{TcpCrr, TcpRr, TcpRr16, TcpStream, TcpStream4, UdpRr, VipTcpCrr, VipTcpRr};
         let one_cpu = |modes: &[Mode], works: &[Work]| Block::new(Family::V4, Variant::OneCpu, modes, works);
         match self {
             Self::Main => one_cpu(
-                &[Host, HostRules, Direct, Open, Strict, Kernel, Flannel, HostGw, CiliumLike],
+                &[Host, HostRules, Redirect, Direct, Open, Strict, Kernel, Flannel, HostGw, CiliumLike],
                 &[TcpRr, TcpCrr, UdpRr, TcpStream, VipTcpRr, VipTcpCrr],
             ),
             Self::More => one_cpu(

@@ -78,7 +78,7 @@ fn interval(Median { value, low, high }: Median) -> String {
 
 /// What must be reached and what was, where this section measured any of it.
 fn goals(section: &Section) -> Option<comfy_table::Table> {
-    let mut table = table(["", "least", "measured", ""], 1);
+    let mut table = table(["", "least", "measured", "", "redirect to the same"], 1);
     let mut any = false;
     for goal in GOALS {
         let Some(median) = goal.measured(section) else { continue };
@@ -88,6 +88,7 @@ fn goals(section: &Section) -> Option<comfy_table::Table> {
             format!("{:.2}", goal.least),
             interval(median),
             if median.value >= goal.least { "reached" } else { "missed" }.to_owned(),
+            goal.bound(section).map_or_else(String::new, interval),
         ]);
     }
     any.then_some(table)

@@ -4,8 +4,8 @@
 //! own, which the measured packets never touch.
 
 mod pair;
+mod programs;
 mod rules;
-mod tunnel;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -68,8 +68,8 @@ fn rates(section: &Section, machine: &str) -> String {
         let metric = work.metrics()[0];
         let _ = write!(
             text,
-            "\n| {} | {} | CPU, µs/{} | to host | to host-rules | to direct | to flannel | resent |\n\
-             | --- | ---: | ---: | --- | --- | --- | --- | ---: |\n",
+            "\n| {} | {} | CPU, µs/{} | to host | to host-rules | to redirect | to direct | to flannel | resent |\n\
+             | --- | ---: | ---: | --- | --- | --- | --- | --- | ---: |\n",
             metric.name,
             metric.unit,
             work.unit()
@@ -78,7 +78,8 @@ fn rates(section: &Section, machine: &str) -> String {
             let value = number(section.value(work, mode, 0).value);
             let cpu = section.cpu_micros(work, mode);
             let ratio = |to| section.ratio(work, mode, to, 0).map_or_else(String::new, interval);
-            let ratios = [Mode::Host, Mode::HostRules, Mode::Direct, Mode::Flannel].map(ratio).join(" | ");
+            let bases = [Mode::Host, Mode::HostRules, Mode::Redirect, Mode::Direct, Mode::Flannel];
+            let ratios = bases.map(ratio).join(" | ");
             let resent = section.resent(work, mode);
             let _ = writeln!(text, "| {} | {value} | {cpu:.2} | {ratios} | {resent} |", mode.name());
         }
@@ -89,7 +90,8 @@ fn rates(section: &Section, machine: &str) -> String {
 
 /// What a transaction takes, in words.
 fn times(section: &Section) -> String {
-    let modes = [Mode::Host, Mode::HostRules, Mode::Direct, Mode::Open, Mode::Strict, Mode::Flannel];
+    use Mode::{Direct, Flannel, Host, HostRules, Open, Redirect, Strict};
+    let modes = [Host, HostRules, Redirect, Direct, Open, Strict, Flannel];
     let micros = |mode: Mode| {
         let rate = section.value(Work::TcpRr, mode, 0).value;
         (rate > 0.0).then(|| format!("{:.1} µs {}", 1e6 / rate, mode.name()))
@@ -111,11 +113,12 @@ fn goals(sections: &[Section]) -> String {
         reached += usize::from(is_reached);
         let _ = writeln!(
             rows,
-            "| {} | {:.2} | {} | {} | {} |",
+            "| {} | {:.2} | {} | {} | {} | {} |",
             goal.title(),
             goal.least,
             interval(median),
             if is_reached { "reached" } else { "**missed**" },
+            goal.bound(section).map_or_else(String::new, interval),
             goal.beside_rules(section).map_or_else(String::new, interval),
         );
     }
@@ -124,7 +127,8 @@ fn goals(sections: &[Section]) -> String {
     }
     format!(
         "{reached} of {all} are reached:\n\n\
-         | | least | measured | | to host-rules |\n| --- | ---: | --- | --- | --- |\n{rows}"
+         | | least | measured | | redirect to the same | to host-rules |\n\
+         | --- | ---: | --- | --- | --- | --- |\n{rows}"
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
@@ -19,7 +19,11 @@ use loden_tests::{
     traffic::ping,
 };
 
-use super::{Management, host, host6, rules, soon, tunnel::Tunnel};
+use super::{
+    Management, host, host6,
+    programs::{Ends, Programs},
+    rules, soon,
+};
 use crate::bench::{
     generator::SERVED,
     mode::{Kind, Mode},
@@ -38,6 +42,8 @@ const NETWORK6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 
 const MTU6: u32 = 1430;
 /// Pods a node: the open gate watches the flows of a pod that uses services, so those work from pods of their own.
 const PODS: u32 = 2;
+/// A node's link to the other one.
+pub(super) const UPLINK: &str = "eth0";
 
 /// The service that work goes through.
 pub(in crate::bench) fn service(family: Family) -> IpAddr {
@@ -72,9 +78,9 @@ pub(in crate::bench) struct Pair {
 #[derive(Debug)]
 enum Nodes {
     Plain([Netns; 2]),
-    Tunnel {
-        /// Only held: the programs around the nodes' VXLAN devices.
-        _programs: Vec<Tunnel>,
+    Programs {
+        /// Only held: of each node.
+        _programs: Vec<Programs>,
         nodes: [Netns; 2],
     },
     Flannel([FlannelNode; 2]),
@@ -86,20 +92,21 @@ impl Pair {
     pub(super) fn create(mode: Mode, place: &Place, management: &mut Management) -> Result<Self> {
         let family = place.family;
         let wires = [wired(mode, 1)?, wired(mode, 2)?];
-        join(&wires[0], "eth0", &wires[1], "eth0")?;
+        join(&wires[0], UPLINK, &wires[1], UPLINK)?;
         for (netns, n) in wires.iter().zip(1..) {
-            netns.ip(&format!("address add {}/{} dev eth0", host(UNDERLAY, n), UNDERLAY.prefix_len()))?;
+            netns.ip(&format!("address add {}/{} dev {UPLINK}", host(UNDERLAY, n), UNDERLAY.prefix_len()))?;
             netns.exec("sysctl -qw net.ipv4.ip_forward=1")?;
             if place.family == Family::V6 {
                 let (address, length) = (host6(UNDERLAY6, n), UNDERLAY6.prefix_len());
-                netns.ip(&format!("-6 address add {address}/{length} dev eth0 nodad"))?;
+                netns.ip(&format!("-6 address add {address}/{length} dev {UPLINK} nodad"))?;
                 netns.exec("sysctl -qw net.ipv6.conf.all.forwarding=1")?;
             }
         }
         let mut pair = match mode.kind() {
             Kind::Sockets => Self { mode, family, pods: Vec::new(), nodes: Nodes::Plain(wires) },
             Kind::Routes => Self::routed(mode, wires, family)?,
-            Kind::Tunnel => Self::tunnel(mode, wires, place)?,
+            Kind::Redirect => Self::programs(mode, wires, 1500, place, Programs::redirect)?,
+            Kind::Tunnel => Self::programs(mode, wires, 1450, place, Programs::tunnel)?,
             Kind::Flannel => Self::flannel(mode, wires, family, management)?,
             Kind::Loden { backend, flags } => Self::loden(mode, wires, backend, flags, place, management)?,
         };
@@ -123,16 +130,24 @@ impl Pair {
         Ok(Self { mode, family, pods, nodes: Nodes::Plain(wires) })
     }
 
-    fn tunnel(mode: Mode, wires: [Netns; 2], place: &Place) -> Result<Self> {
-        let (mut pods, mut tunnels) = (Vec::new(), Vec::new());
-        for (netns, n) in wires.iter().zip(1..) {
-            let own_pods = bridged(netns, n, 1450)?;
-            let veths: Vec<_> = own_pods.iter().zip(0..).map(|(pod, index)| (veth(index), pod)).collect();
-            let other = (own(3 - n), host(UNDERLAY, 3 - n));
-            tunnels.push(Tunnel::create(netns, &place.programs, &veths, other)?);
+    /// Pods behind programs that only the bench has. The nodes have no route to each other's pods: without the programs
+    /// nothing arrives.
+    fn programs(
+        mode: Mode,
+        wires: [Netns; 2],
+        mtu: u32,
+        place: &Place,
+        attach: fn(&Path, &Ends<'_>) -> Result<Programs>,
+    ) -> Result<Self> {
+        let (mut pods, mut programs) = (Vec::new(), Vec::new());
+        for (node, n) in wires.iter().zip(1..) {
+            let own_pods = bridged(node, n, mtu)?;
+            let (other_subnet, other) = (own(3 - n), host(UNDERLAY, 3 - n));
+            let ends = Ends { node, subnet: own(n), pods: &own_pods, other_subnet, other };
+            programs.push(attach(&place.programs, &ends)?);
             pods.extend(own_pods);
         }
-        let nodes = Nodes::Tunnel { _programs: tunnels, nodes: wires };
+        let nodes = Nodes::Programs { _programs: programs, nodes: wires };
         Ok(Self { mode, family: place.family, pods, nodes })
     }
 
@@ -281,12 +296,12 @@ impl Pair {
         (end(0), end(1))
     }
 
-    /// Whether it has pods that a service of the host's rules can be in front of. Cilium-like programs take replies past
-    /// those rules: Cilium has its own services in their place.
+    /// Whether it has pods that a service of the host's rules can be in front of. Programs that only the bench has take
+    /// replies past those rules: Cilium has its own services in their place.
     pub(in crate::bench) fn has_services(&self) -> bool {
         !self.pods.is_empty()
             && self.mode.services().is_some_and(|services| services > 0)
-            && self.mode.kind() != Kind::Tunnel
+            && !matches!(self.nodes, Nodes::Programs { .. })
     }
 
     /// Loden's nodes and the pods on them, where it has any.
@@ -300,15 +315,15 @@ impl Pair {
     /// Makes the wire like that of NICs without offloads: segments on it, and GRO behind it.
     pub(in crate::bench) fn segment_wire(&self) -> Result<()> {
         for node in self.netns() {
-            nic::segment(node, "eth0")?;
-            nic::aggregate(node, "eth0")?;
+            nic::segment(node, UPLINK)?;
+            nic::aggregate(node, UPLINK)?;
         }
         Ok(())
     }
 
     fn netns(&self) -> Vec<&Netns> {
         match &self.nodes {
-            Nodes::Plain(nodes) | Nodes::Tunnel { nodes, .. } => nodes.iter().collect(),
+            Nodes::Plain(nodes) | Nodes::Programs { nodes, .. } => nodes.iter().collect(),
             Nodes::Flannel(nodes) => nodes.iter().map(FlannelNode::netns).collect(),
             Nodes::Loden(nodes) => nodes.iter().map(Node::netns).collect(),
         }
@@ -327,7 +342,7 @@ fn bridged(node: &Netns, n: u32, mtu: u32) -> Result<Vec<Container>> {
 }
 
 /// The host side of a pod's interface.
-fn veth(index: u32) -> String {
+pub(super) fn veth(index: u32) -> String {
     format!("veth{index}")
 }
 
