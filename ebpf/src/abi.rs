@@ -91,29 +91,29 @@ pub mod map {
 /// Names of the read-only globals that are set when the programs are loaded.
 pub mod global {
     /// `u32`: the network's address, host order.
-    pub const NETWORK: &str = "NETWORK";
+    pub const V4_NETWORK: &str = "V4_NETWORK";
     /// `u32`: the network's mask, host order.
-    pub const NETWORK_MASK: &str = "NETWORK_MASK";
+    pub const V4_NETWORK_MASK: &str = "V4_NETWORK_MASK";
     /// `u32`: 32 minus SubnetLen.
-    pub const GRID_SHIFT: &str = "GRID_SHIFT";
+    pub const V4_GRID_SHIFT: &str = "V4_GRID_SHIFT";
     /// `u32`: the own subnet's address, host order.
-    pub const SUBNET: &str = "SUBNET";
+    pub const V4_SUBNET: &str = "V4_SUBNET";
     /// `u32`: the own subnet's mask, host order.
-    pub const SUBNET_MASK: &str = "SUBNET_MASK";
+    pub const V4_SUBNET_MASK: &str = "V4_SUBNET_MASK";
     /// `u32`: the address at which this node receives VXLAN, host order.
-    pub const VTEP: &str = "VTEP";
+    pub const V4_VTEP: &str = "V4_VTEP";
     /// `[u8; 6]`: MAC of the VXLAN device.
-    pub const VTEP_MAC: &str = "VTEP_MAC";
+    pub const V4_VTEP_MAC: &str = "V4_VTEP_MAC";
     /// `u32`: VXLAN network identifier, 24 bits, host order.
-    pub const VNI: &str = "VNI";
+    pub const V4_VNI: &str = "V4_VNI";
     /// `u16`: UDP port of VXLAN, host order.
-    pub const PORT: &str = "PORT";
+    pub const V4_PORT: &str = "V4_PORT";
     /// `u16`: lowest UDP source port (`net.ipv4.ip_local_port_range`).
     pub const SOURCE_PORT_MIN: &str = "SOURCE_PORT_MIN";
     /// `u16`: highest UDP source port, as that sysctl says it.
     pub const SOURCE_PORT_MAX: &str = "SOURCE_PORT_MAX";
     /// `u8`: TTL of outer packets (`net.ipv4.ip_default_ttl`).
-    pub const OUTER_TTL: &str = "OUTER_TTL";
+    pub const V4_OUTER_TTL: &str = "V4_OUTER_TTL";
     /// `u8`: 1 where every flow must qualify (`--gate=strict`), 0 where only those of gated endpoints must.
     pub const STRICT: &str = "STRICT";
     /// `u8`: 1 where packets with a forged source are dropped, 0 where the kernel decides.

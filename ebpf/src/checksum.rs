@@ -29,11 +29,11 @@ pub const fn words(value: u32) -> u32 {
 #[inline(always)]
 #[must_use]
 pub const fn covers(bytes: &[u8; 20]) -> bool {
-    let mut sum = 0;
-    let mut at = 0;
-    while at < bytes.len() {
-        sum += u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as u64;
-        at += 4;
+    let (words_of, _) = bytes.as_chunks();
+    let (mut sum, mut n) = (0, 0);
+    while n < words_of.len() {
+        sum += u32::from_ne_bytes(words_of[n]) as u64;
+        n += 1;
     }
     // Five words: what is above 32 bits is at most 4.
     finish((sum >> 32) as u32 + words(sum as u32)) == 0

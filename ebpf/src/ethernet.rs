@@ -21,6 +21,21 @@ pub fn destination(header: &Header) -> [u8; 6] {
     [header[0], header[1], header[2], header[3], header[4], header[5]]
 }
 
+/// A MAC as two numbers, as it stands in memory: each is one load or store, where its bytes would be as many.
+#[inline(always)]
+#[must_use]
+pub const fn parts(mac: &[u8; 6]) -> (u32, u16) {
+    let [a, b, c, d, e, f] = *mac;
+    (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]))
+}
+
+/// Whether the frame is for this MAC.
+#[inline(always)]
+#[must_use]
+pub fn is_for(header: &Header, mac: &[u8; 6]) -> bool {
+    parts(&destination(header)) == parts(mac)
+}
+
 /// Source MAC.
 #[inline(always)]
 #[must_use]

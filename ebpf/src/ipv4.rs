@@ -11,67 +11,74 @@ const OFFSET: u16 = 0x1fff;
 /// A header as it stands in the packet.
 pub type Header = [u8; LEN];
 
+/// The `n`-th four bytes. Fields are cut out of such words: of one that others cut theirs out of as well the compiler makes
+/// one load, and of single bytes one for each.
+#[inline(always)]
+const fn word(header: &Header, n: usize) -> u32 {
+    u32::from_be_bytes(header.as_chunks().0[n])
+}
+
 /// Version 4 and no options.
 #[inline(always)]
 #[must_use]
 pub fn is_plain(header: &Header) -> bool {
-    header[0] == 0x45
+    word(header, 0) >> 24 == 0x45
 }
 
 /// Length of the header with its options, in bytes; a hostile header may say 0 to 60.
 #[inline(always)]
 #[must_use]
 pub fn header_len(header: &Header) -> usize {
-    usize::from(header[0] & 0xf) * 4
+    (word(header, 0) >> 24 & 0xf) as usize * 4
 }
 
 /// DSCP and ECN.
 #[inline(always)]
 #[must_use]
 pub fn tos(header: &Header) -> u8 {
-    header[1]
+    (word(header, 0) >> 16) as u8
 }
 
 /// Length of the packet, in bytes.
 #[inline(always)]
 #[must_use]
 pub fn total_len(header: &Header) -> u16 {
-    u16::from_be_bytes([header[2], header[3]])
+    word(header, 0) as u16
 }
 
 /// A fragment, first, last or between.
 #[inline(always)]
 #[must_use]
 pub fn is_fragment(header: &Header) -> bool {
-    u16::from_be_bytes([header[6], header[7]]) & MORE_FRAGMENTS_AND_OFFSET != 0
+    word(header, 1) as u16 & MORE_FRAGMENTS_AND_OFFSET != 0
 }
 
 /// A fragment that does not hold the next header.
 #[inline(always)]
 #[must_use]
 pub fn is_later_fragment(header: &Header) -> bool {
-    u16::from_be_bytes([header[6], header[7]]) & OFFSET != 0
+    word(header, 1) as u16 & OFFSET != 0
 }
 
 /// Hops that are left.
 #[inline(always)]
 #[must_use]
 pub fn ttl(header: &Header) -> u8 {
-    header[8]
+    (word(header, 2) >> 24) as u8
 }
 
 /// Number of the next header.
 #[inline(always)]
 #[must_use]
 pub fn protocol(header: &Header) -> u8 {
-    header[9]
+    (word(header, 2) >> 16) as u8
 }
 
 /// Source address, host order.
 #[inline(always)]
 #[must_use]
 pub fn source(header: &Header) -> u32 {
-    u32::from_be_bytes([header[12], header[13], header[14], header[15]])
+    word(header, 3)
 }
 
 /// Whether hosts take packets to an address (host order) without having it: a group's (224.0.0.0/4, RFC 5771), everybody's
@@ -86,7 +93,7 @@ pub fn is_for_many(address: u32) -> bool {
 #[inline(always)]
 #[must_use]
 pub fn destination(header: &Header) -> u32 {
-    u32::from_be_bytes([header[16], header[17], header[18], header[19]])
+    word(header, 4)
 }
 
 /// Whether the checksum covers the header as it stands (RFC 1071).

@@ -114,13 +114,11 @@ impl<A> Outer<A> {
         out[AT + 8..AT + 12].copy_from_slice(&FLAG_VNI.to_be_bytes());
         out[AT + 12..AT + 16].copy_from_slice(&(self.vni << 8).to_be_bytes());
 
-        // Byte by byte, which the compiler merges; as slices the addresses would go through the stack.
-        let [p0, p1, p2, p3, p4, p5] = self.peer_mac;
-        let [o0, o1, o2, o3, o4, o5] = self.own_mac;
-        [out[AT + 16], out[AT + 17], out[AT + 18], out[AT + 19], out[AT + 20], out[AT + 21]] =
-            [p0, p1, p2, p3, p4, p5];
-        [out[AT + 22], out[AT + 23], out[AT + 24], out[AT + 25], out[AT + 26], out[AT + 27]] =
-            [o0, o1, o2, o3, o4, o5];
+        for (at, mac) in [(AT + 16, &self.peer_mac), (AT + 22, &self.own_mac)] {
+            let (first, rest) = ethernet::parts(mac);
+            out[at..at + 4].copy_from_slice(&first.to_ne_bytes());
+            out[at + 4..at + 6].copy_from_slice(&rest.to_ne_bytes());
+        }
         out[AT + 28..AT + 30].copy_from_slice(&ether_type.to_be_bytes());
     }
 }
@@ -203,6 +201,12 @@ pub fn source_port(hash: u32, min: u16, max: u16) -> u16 {
 /// UDP and VXLAN headers as they stand in a received packet.
 pub type Headers = [u8; UDP_LEN + VXLAN_LEN];
 
+/// The `n`-th four bytes of UDP and VXLAN headers.
+#[inline(always)]
+const fn word(headers: &Headers, n: usize) -> u32 {
+    u32::from_be_bytes(headers.as_chunks().0[n])
+}
+
 /// UDP destination port, host order.
 #[inline(always)]
 #[must_use]
@@ -228,15 +232,14 @@ pub fn udp_len(headers: &Headers) -> u16 {
 #[inline(always)]
 #[must_use]
 pub fn vni_field(headers: &Headers) -> u32 {
-    u32::from_be_bytes([0, headers[12], headers[13], headers[14]])
+    word(headers, 3) >> 8
 }
 
 /// The VNI where the header has the I flag and nothing else, `None` where it says more than we know.
 #[inline(always)]
 #[must_use]
 pub fn vni(headers: &Headers) -> Option<u32> {
-    let flags = u32::from_be_bytes([headers[8], headers[9], headers[10], headers[11]]);
-    let vni = u32::from_be_bytes([headers[12], headers[13], headers[14], headers[15]]);
+    let (flags, vni) = (word(headers, 2), word(headers, 3));
     if flags == FLAG_VNI && vni & 0xff == 0 { Some(vni >> 8) } else { None }
 }
 

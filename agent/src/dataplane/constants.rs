@@ -9,16 +9,16 @@ use crate::family::{V4, V6};
 /// The values of the programs' globals, each as it stands in memory.
 #[derive(Default)]
 pub(super) struct Constants {
-    network: u32,
-    network_mask: u32,
-    grid_shift: u32,
-    subnet: u32,
-    subnet_mask: u32,
-    vtep: u32,
-    vtep_mac: [u8; 6],
-    vni: u32,
-    port: u16,
-    outer_ttl: u8,
+    v4_network: u32,
+    v4_network_mask: u32,
+    v4_grid_shift: u32,
+    v4_subnet: u32,
+    v4_subnet_mask: u32,
+    v4_vtep: u32,
+    v4_vtep_mac: [u8; 6],
+    v4_vni: u32,
+    v4_port: u16,
+    v4_outer_ttl: u8,
     has_v6: u8,
     v6_grid: [u8; 16],
     v6_grid_mask: [u8; 16],
@@ -47,10 +47,10 @@ impl Constants {
     pub(super) fn of(settings: &Settings) -> Result<Self, DataplaneError> {
         let mut constants = Self {
             // Of a family that the network has not, no packet's address is in it.
-            network: u32::MAX,
-            network_mask: u32::MAX,
-            subnet: u32::MAX,
-            subnet_mask: u32::MAX,
+            v4_network: u32::MAX,
+            v4_network_mask: u32::MAX,
+            v4_subnet: u32::MAX,
+            v4_subnet_mask: u32::MAX,
             v6_grid_mask: [0xff; 16],
             v6_subnet_mask: [0xff; 16],
             v6_subnet_len: 64,
@@ -67,14 +67,14 @@ impl Constants {
         if let Some(half) = &settings.v4 {
             let vxlan = half.vxlan.unwrap_or_default();
             let grid = V4::grid(half)?;
-            constants.network = grid.network().into();
-            constants.network_mask = grid.netmask().into();
-            constants.grid_shift = u32::from(32 - half.subnet_len);
-            constants.subnet = half.subnet.network().into();
-            constants.subnet_mask = half.subnet.netmask().into();
-            constants.vtep = half.vtep.into();
-            (constants.vtep_mac, constants.vni, constants.port) = (vxlan.mac, vxlan.vni, vxlan.port);
-            constants.outer_ttl = half.outer_ttl;
+            constants.v4_network = grid.network().into();
+            constants.v4_network_mask = grid.netmask().into();
+            constants.v4_grid_shift = u32::from(32 - half.subnet_len);
+            constants.v4_subnet = half.subnet.network().into();
+            constants.v4_subnet_mask = half.subnet.netmask().into();
+            constants.v4_vtep = half.vtep.into();
+            (constants.v4_vtep_mac, constants.v4_vni, constants.v4_port) = (vxlan.mac, vxlan.vni, vxlan.port);
+            constants.v4_outer_ttl = half.outer_ttl;
         }
         if let Some(half) = &settings.v6 {
             let vxlan = half.vxlan.unwrap_or_default();
@@ -95,16 +95,16 @@ impl Constants {
 
     pub(super) fn put_into<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
         loader
-            .override_global(global::NETWORK, &self.network, true)
-            .override_global(global::NETWORK_MASK, &self.network_mask, true)
-            .override_global(global::GRID_SHIFT, &self.grid_shift, true)
-            .override_global(global::SUBNET, &self.subnet, true)
-            .override_global(global::SUBNET_MASK, &self.subnet_mask, true)
-            .override_global(global::VTEP, &self.vtep, true)
-            .override_global(global::VTEP_MAC, &self.vtep_mac, true)
-            .override_global(global::VNI, &self.vni, true)
-            .override_global(global::PORT, &self.port, true)
-            .override_global(global::OUTER_TTL, &self.outer_ttl, true)
+            .override_global(global::V4_NETWORK, &self.v4_network, true)
+            .override_global(global::V4_NETWORK_MASK, &self.v4_network_mask, true)
+            .override_global(global::V4_GRID_SHIFT, &self.v4_grid_shift, true)
+            .override_global(global::V4_SUBNET, &self.v4_subnet, true)
+            .override_global(global::V4_SUBNET_MASK, &self.v4_subnet_mask, true)
+            .override_global(global::V4_VTEP, &self.v4_vtep, true)
+            .override_global(global::V4_VTEP_MAC, &self.v4_vtep_mac, true)
+            .override_global(global::V4_VNI, &self.v4_vni, true)
+            .override_global(global::V4_PORT, &self.v4_port, true)
+            .override_global(global::V4_OUTER_TTL, &self.v4_outer_ttl, true)
             .override_global(global::HAS_V6, &self.has_v6, true)
             .override_global(global::V6_GRID, &self.v6_grid, true)
             .override_global(global::V6_GRID_MASK, &self.v6_grid_mask, true)

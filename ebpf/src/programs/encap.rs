@@ -82,7 +82,7 @@ impl WriteOuter for V4 {
 
     #[inline(always)]
     fn outer_hops() -> u8 {
-        globals::OUTER_TTL.load()
+        globals::V4_OUTER_TTL.load()
     }
 
     #[inline(always)]

@@ -123,7 +123,7 @@ fn decide<F: Encapsulate>(skb: &mut Skb) -> Result<Departure<F::Octets>, Refused
         other => return Err(foreign_source::<F>(skb, frame, source, other.is_some()).into()),
     };
     // Not for the gateway as the agent knows it: a bridge changes its MAC as containers come and go.
-    let is_routed = ethernet::destination(frame) == from.gateway_mac;
+    let is_routed = ethernet::is_for(frame, &from.gateway_mac);
     let answer =
         if is_routed { may_be_fast::<F>(skb, ip, peer, from) } else { Err(Reason::PassPodNotForGateway) };
     match answer {
@@ -151,12 +151,11 @@ fn local<F: Encapsulate>(
         other => return Err(foreign_source::<F>(skb, frame, F::source(ip), other.is_some()).into()),
     };
     let Some((key, tcp_flags)) = flow_key::<F>(skb, ip) else { return Err(local_slow::<F>(skb, from, to)) };
-    let next_hop = ethernet::destination(frame);
     let one_segment = to.gateway_mac == from.gateway_mac;
     let may_cross = if one_segment {
-        next_hop == to.mac
+        ethernet::is_for(frame, &to.mac)
     } else {
-        next_hop == from.gateway_mac && F::hops(ip) > 1 && F::is_undamaged(ip)
+        ethernet::is_for(frame, &from.gateway_mac) && F::hops(ip) > 1 && F::is_undamaged(ip)
     };
     let may_cross = may_cross
         && to.ifindex != from.ifindex

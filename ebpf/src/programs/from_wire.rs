@@ -139,7 +139,7 @@ fn inner<F: CheckOuter>(
         return Err(cut);
     }
     let Some(frame) = skb.bytes::<ETH>(At::<F>::INNER_ETH) else { return Err(cut) };
-    if ethernet::ether_type(frame) != F::ETHER_TYPE || ethernet::destination(frame) != F::vtep_mac() {
+    if ethernet::ether_type(frame) != F::ETHER_TYPE || !ethernet::is_for(frame, &F::vtep_mac()) {
         return Err(Reason::PassWireInnerFrame.into());
     }
     let Some(ip) = skb.read::<F::Header>(At::<F>::INNER_IP) else { return Err(cut) };

@@ -13,18 +13,18 @@ macro_rules! globals {
 }
 
 globals! {
-    NETWORK: u32 = 0;
-    NETWORK_MASK: u32 = 0;
-    GRID_SHIFT: u32 = 0;
-    SUBNET: u32 = 0;
-    SUBNET_MASK: u32 = 0;
-    VTEP: u32 = 0;
-    VTEP_MAC: [u16; 3] = [0; 3];
-    VNI: u32 = 0;
-    PORT: u16 = 0;
+    V4_NETWORK: u32 = 0;
+    V4_NETWORK_MASK: u32 = 0;
+    V4_GRID_SHIFT: u32 = 0;
+    V4_SUBNET: u32 = 0;
+    V4_SUBNET_MASK: u32 = 0;
+    V4_VTEP: u32 = 0;
+    V4_VTEP_MAC: [u16; 3] = [0; 3];
+    V4_VNI: u32 = 0;
+    V4_PORT: u16 = 0;
     SOURCE_PORT_MIN: u16 = 0;
     SOURCE_PORT_MAX: u16 = 0;
-    OUTER_TTL: u8 = 64;
+    V4_OUTER_TTL: u8 = 64;
     STRICT: u8 = 1;
     DROP_FORGED: u8 = 1;
     COARSE_CLOCK: u8 = 1;

@@ -105,9 +105,9 @@ impl Half for V4 {
     #[inline(always)]
     fn grid() -> grid::Grid {
         grid::Grid {
-            network: globals::NETWORK.load(),
-            mask: globals::NETWORK_MASK.load(),
-            shift: globals::GRID_SHIFT.load(),
+            network: globals::V4_NETWORK.load(),
+            mask: globals::V4_NETWORK_MASK.load(),
+            shift: globals::V4_GRID_SHIFT.load(),
         }
     }
 
@@ -185,22 +185,22 @@ impl Half for V4 {
 
     #[inline(always)]
     fn vtep() -> u32 {
-        globals::VTEP.load()
+        globals::V4_VTEP.load()
     }
 
     #[inline(always)]
     fn vtep_mac() -> [u8; 6] {
-        mac(globals::VTEP_MAC.load())
+        mac(globals::V4_VTEP_MAC.load())
     }
 
     #[inline(always)]
     fn vni() -> u32 {
-        globals::VNI.load()
+        globals::V4_VNI.load()
     }
 
     #[inline(always)]
     fn port() -> u16 {
-        globals::PORT.load()
+        globals::V4_PORT.load()
     }
 
     #[inline(always)]
@@ -384,7 +384,7 @@ unsafe fn gate<A>(endpoint: *mut Endpoint<A>) {
 /// The offset of an IPv4 address in the own subnet.
 #[inline(always)]
 fn own_offset(address: u32) -> Option<u32> {
-    grid::offset(address, globals::SUBNET.load(), globals::SUBNET_MASK.load())
+    grid::offset(address, globals::V4_SUBNET.load(), globals::V4_SUBNET_MASK.load())
 }
 
 #[inline(always)]

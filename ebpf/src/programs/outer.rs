@@ -36,7 +36,7 @@ pub(super) trait CheckOuter: Half {
 impl CheckOuter for V4 {
     #[inline(always)]
     fn may_be_vxlan(outer: &ipv4::Header) -> bool {
-        ipv4::protocol(outer) == transport::UDP && ipv4::destination(outer) == globals::VTEP.load()
+        ipv4::protocol(outer) == transport::UDP && ipv4::destination(outer) == globals::V4_VTEP.load()
     }
 
     #[inline(always)]

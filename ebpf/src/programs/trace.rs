@@ -111,7 +111,7 @@ fn is_carrier(verdict: &Traced) -> bool {
     of_interest
         && verdict.protocol == u16::from(transport::UDP)
         && verdict.destination_port
-            == if verdict.family == 6 { globals::V6_PORT.load() } else { globals::PORT.load() }
+            == if verdict.family == 6 { globals::V6_PORT.load() } else { globals::V4_PORT.load() }
 }
 
 /// Puts the addresses of the packet in the frame at `frame` into the place of those of the packet around it.
