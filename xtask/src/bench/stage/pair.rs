@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -259,20 +260,19 @@ impl Pair {
 
     /// Waits until packets take the way that the mode is for.
     pub(super) fn settle(&self) -> Result<()> {
-        for through_service in [false, true] {
-            let (client, server) = self.ends(through_service, self.family);
-            let reach = || ping(client.0, server.1, 5);
-            let Nodes::Loden(nodes) = &self.nodes else {
-                wait_for("a ping to arrive", std::time::Duration::from_secs(5), || reach().ok())?;
-                continue;
-            };
-            let pods: Vec<&Container> = self.pods.iter().collect();
-            soon("packets to take the mode's way", || {
-                let ((), share) = Share::during(nodes, &pods, reach).ok()?;
-                (!self.mode.is_fast() || share.smaller() > 0.5).then_some(())
-            })?;
+        let ends = [false, true].map(|through_service| self.ends(through_service, self.family));
+        let reach = |((client, _), (_, server)): ((&Netns, IpAddr), (&Netns, IpAddr))| ping(client, server, 5);
+        // All first: an agent knows no pod before it has sent something, and a share is that of all pods.
+        for ends in ends {
+            wait_for("a ping to arrive", Duration::from_secs(5), || reach(ends).ok())?;
         }
-        Ok(())
+        let (true, Some((nodes, pods))) = (self.mode.is_fast(), self.loden_nodes()) else { return Ok(()) };
+        ends.into_iter().try_for_each(|ends| {
+            soon("packets to take the fast path", || {
+                let ((), share) = Share::during(nodes, &pods, || reach(ends)).ok()?;
+                (share.smaller() > 0.5).then_some(())
+            })
+        })
     }
 
     /// Client and server: where their sockets are, and the server's own address.
