@@ -131,17 +131,17 @@ pub mod global {
     pub const V6_GRID_MASK: &str = "V6_GRID_MASK";
     /// `u32`: SubnetLen of IPv6.
     pub const V6_SUBNET_LEN: &str = "V6_SUBNET_LEN";
-    /// `[u8; 16]`: [`SUBNET`] of IPv6.
+    /// `[u8; 16]`: [`V4_SUBNET`] of IPv6.
     pub const V6_SUBNET: &str = "V6_SUBNET";
-    /// `[u8; 16]`: [`SUBNET_MASK`] of IPv6.
+    /// `[u8; 16]`: [`V4_SUBNET_MASK`] of IPv6.
     pub const V6_SUBNET_MASK: &str = "V6_SUBNET_MASK";
-    /// `[u8; 16]`: [`VTEP`] of IPv6.
+    /// `[u8; 16]`: [`V4_VTEP`] of IPv6.
     pub const V6_VTEP: &str = "V6_VTEP";
-    /// `[u8; 6]`: [`VTEP_MAC`] of IPv6.
+    /// `[u8; 6]`: [`V4_VTEP_MAC`] of IPv6.
     pub const V6_VTEP_MAC: &str = "V6_VTEP_MAC";
-    /// `u32`: [`VNI`] of IPv6.
+    /// `u32`: [`V4_VNI`] of IPv6.
     pub const V6_VNI: &str = "V6_VNI";
-    /// `u16`: [`PORT`] of IPv6.
+    /// `u16`: [`V4_PORT`] of IPv6.
     pub const V6_PORT: &str = "V6_PORT";
     /// `u8`: hop limit of outer packets (`net.ipv6.conf.<uplink>.hop_limit`).
     pub const V6_OUTER_HOPS: &str = "V6_OUTER_HOPS";

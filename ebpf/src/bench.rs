@@ -63,13 +63,13 @@ mod programs {
     static PODS_BY_BYTE: Array<[u32; 4]> = Array::with_max_entries(256, 0);
 
     #[classifier]
-    pub(crate) fn redirect_out(ctx: TcContext) -> i32 {
-        away(&ctx).unwrap_or(TC_ACT_UNSPEC)
+    pub(crate) fn redirect_out(mut ctx: TcContext) -> i32 {
+        away(&mut ctx).unwrap_or(TC_ACT_UNSPEC)
     }
 
     #[classifier]
-    pub(crate) fn redirect_in(ctx: TcContext) -> i32 {
-        home(&ctx).unwrap_or(TC_ACT_UNSPEC)
+    pub(crate) fn redirect_in(mut ctx: TcContext) -> i32 {
+        home(&mut ctx).unwrap_or(TC_ACT_UNSPEC)
     }
 
     #[classifier]
@@ -95,12 +95,13 @@ mod programs {
 
     /// The headers of an IPv4 packet whose destination is in this network.
     #[inline(always)]
-    fn headers_into(ctx: &TcContext, network: u32, mask: u32) -> Option<&mut Headers> {
+    fn headers_into(ctx: &mut TcContext, network: u32, mask: u32) -> Option<&mut Headers> {
         let start = ctx.data();
         if start + size_of::<Headers>() > ctx.data_end() {
             return None;
         }
-        // SAFETY: the comparison keeps the range inside the packet, the fields may be any bytes, and nothing moves them.
+        // SAFETY: the comparison keeps the range inside the packet, the fields may be any bytes, and nothing moves them while
+        // the context is borrowed.
         let headers = unsafe { &mut *(start as *mut Headers) };
         let is_into = headers.ether_type == ethernet::IPV4.to_be_bytes()
             && u32::from_ne_bytes(headers.destination) & mask == network;
@@ -119,7 +120,7 @@ mod programs {
     #[repr(C, align(8))]
     struct Params(bpf_redir_neigh);
 
-    fn away(ctx: &TcContext) -> Option<i32> {
+    fn away(ctx: &mut TcContext) -> Option<i32> {
         let [address, network, mask] = OTHER_NODE.load();
         headers_into(ctx, network, mask)?;
         let next_hop = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [address, 0, 0, 0] };
@@ -129,7 +130,7 @@ mod programs {
         Some(unsafe { bpf_redirect_neigh(UPLINK.load(), &raw mut params.0, len, 0) } as i32)
     }
 
-    fn home(ctx: &TcContext) -> Option<i32> {
+    fn home(ctx: &mut TcContext) -> Option<i32> {
         let [_, _, mask] = OTHER_NODE.load();
         let headers = headers_into(ctx, OWN_SUBNET.load(), mask)?;
         let [ifindex, a, b, c] = *PODS_BY_BYTE.get(u32::from(headers.destination[3]))?;

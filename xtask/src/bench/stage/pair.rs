@@ -261,7 +261,8 @@ impl Pair {
     /// Waits until packets take the way that the mode is for.
     pub(super) fn settle(&self) -> Result<()> {
         let ends = [false, true].map(|through_service| self.ends(through_service, self.family));
-        let reach = |((client, _), (_, server)): ((&Netns, IpAddr), (&Netns, IpAddr))| ping(client, server, 5);
+        let reach =
+            |((client, _), (_, server)): ((&Netns, IpAddr), (&Netns, IpAddr))| ping(client, server, 5);
         // All first: an agent knows no pod before it has sent something, and a share is that of all pods.
         for ends in ends {
             wait_for("a ping to arrive", Duration::from_secs(5), || reach(ends).ok())?;
