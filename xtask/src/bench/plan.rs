@@ -154,7 +154,7 @@ impl Part {
 
 /// The short run: a pair of IPv6 beside what the goals are about.
 pub(super) fn quick() -> Vec<Block> {
-    let modes = [Mode::Host, Mode::Direct, Mode::Open, Mode::Strict, Mode::Flannel];
+    let modes = [Mode::Host, Mode::Redirect, Mode::Direct, Mode::Open, Mode::Strict, Mode::Flannel];
     let works = [Work::TcpRr, Work::TcpCrr, Work::UdpRr, Work::TcpStream, Work::VipTcpCrr];
     vec![
         Block::new(Family::V4, Variant::OneCpu, &modes, &works),
