@@ -29,10 +29,10 @@ pub const fn words(value: u32) -> u32 {
 #[inline(always)]
 #[must_use]
 pub const fn covers(bytes: &[u8; 20]) -> bool {
-    let (words_of, _) = bytes.as_chunks();
+    let (chunks, _) = bytes.as_chunks();
     let (mut sum, mut n) = (0, 0);
-    while n < words_of.len() {
-        sum += u32::from_ne_bytes(words_of[n]) as u64;
+    while n < chunks.len() {
+        sum += u32::from_ne_bytes(chunks[n]) as u64;
         n += 1;
     }
     // Five words: what is above 32 bits is at most 4.

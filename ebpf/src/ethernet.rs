@@ -66,3 +66,23 @@ pub fn set_macs(header: &mut Header, destination: [u8; 6], source: [u8; 6]) {
     [header[0], header[1], header[2], header[3], header[4], header[5]] = [d0, d1, d2, d3, d4, d5];
     [header[6], header[7], header[8], header[9], header[10], header[11]] = [s0, s1, s2, s3, s4, s5];
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_for_a_mac_of_which_every_byte_is_its_destinations() {
+        let mut header = [0xff; LEN];
+        let mac = [2, 0, 0, 0, 0, 0x12];
+        set_macs(&mut header, mac, [2, 0, 0, 0, 0, 0x11]);
+        assert!(is_for(&header, &mac));
+        for byte in 0..mac.len() {
+            for bit in 0..8 {
+                let mut other = mac;
+                other[byte] ^= 1 << bit;
+                assert!(!is_for(&header, &other), "{other:x?}");
+            }
+        }
+    }
+}
