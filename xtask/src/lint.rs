@@ -47,8 +47,10 @@ fn cargo(args: &[&str]) -> Command {
 
 fn clippy_bpf() -> Command {
     let mut command = cargo(&["clippy", "--package", "loden-ebpf", "--target", "bpfel-unknown-none"]);
-    // As the agent's build script does: the BPF target has no prebuilt core.
-    command.args(["-Zbuild-std=core", "--", "-D", "warnings"]).env("RUSTC_BOOTSTRAP", "1");
+    // As the agent's build script does: the BPF target has no prebuilt core. In a place of its own, since build scripts look
+    // at this variable: elsewhere cargo would build everything anew after it, and again after the next lint.
+    command.args(["-Zbuild-std=core", "--target-dir", "target/clippy-bpf", "--", "-D", "warnings"]);
+    command.env("RUSTC_BOOTSTRAP", "1");
     command
 }
 
