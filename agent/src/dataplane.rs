@@ -22,6 +22,8 @@ mod pinned_link;
 mod pins;
 mod reading;
 mod report;
+#[cfg(test)]
+mod stack;
 mod tables;
 mod traffic;
 mod trial;

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::family::{Family, V4, V6};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/loden-programs"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/loden-programs"));
 
 /// What is constant while the programs are loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
