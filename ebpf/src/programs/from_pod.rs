@@ -162,7 +162,8 @@ fn local<F: Encapsulate>(
         && !skb.has_vlan()
         && F::is_plain(ip)
         && !F::is_fragment(ip)
-        && F::packet_len(ip) + ETH as u32 == skb.len();
+        && F::packet_len(ip) + ETH as u32 == skb.len()
+        && !skb.is_cut(F::protocol(ip), IP + F::LEN);
     let gated = gate::is_gated(from) || gate::is_gated(to);
     if may_cross
         && (!gated || matches!(gate::ask::<F>(&key, Direction::Outbound, tcp_flags), gate::Answer::Fast))
@@ -214,9 +215,8 @@ fn may_be_fast<F: Encapsulate>(
         return Err(Reason::PassPodTooBig);
     }
     let Some(next) = skb.bytes::<8>(IP + F::LEN) else { return Err(Reason::PassPodMalformed) };
-    // The gate reads TCP's flags, and an outer checksum follows from its own: a header that has not both is not fast.
-    let is_cut = F::protocol(ip) == transport::TCP && skb.bytes::<20>(IP + F::LEN).is_none();
-    if !F::has_ports(ip, next) || is_cut {
+    // An outer checksum follows from TCP's own, too.
+    if !F::has_ports(ip, next) || skb.is_cut(F::protocol(ip), IP + F::LEN) {
         return Err(Reason::PassPodProtocol);
     }
     if F::OUTER_CHECKSUM && F::protocol(ip) == transport::UDP && transport::udp_checksum(next) == 0 {

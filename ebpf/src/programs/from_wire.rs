@@ -254,8 +254,7 @@ fn check_next_header<F: CheckOuter>(
     headers: &vxlan::Headers,
 ) -> Result<(), Reason> {
     let Some(next) = skb.bytes::<8>(At::<F>::INNER_NEXT) else { return Err(Reason::PassWireProtocol) };
-    let is_cut = F::protocol(ip) == transport::TCP && skb.bytes::<20>(At::<F>::INNER_NEXT).is_none();
-    if !F::has_ports(ip, next) || is_cut {
+    if !F::has_ports(ip, next) || skb.is_cut(F::protocol(ip), At::<F>::INNER_NEXT) {
         return Err(Reason::PassWireProtocol);
     }
     if !F::is_checksum_right(skb, ip, next, headers) {

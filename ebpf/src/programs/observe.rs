@@ -101,7 +101,8 @@ pub(super) fn forward<F: Half, const AT: usize>(
         && !skb.has_vlan()
         && !F::is_fragment(ip)
         && F::hops(ip) > 1
-        && F::packet_len(ip) + AT as u32 == skb.len();
+        && F::packet_len(ip) + AT as u32 == skb.len()
+        && !skb.is_cut(F::protocol(ip), AT + F::LEN);
     let is_fast = plain
         && skb.is_for_host()
         && (!gate::is_gated(endpoint)

@@ -251,6 +251,12 @@ impl Skb {
         self.read(offset)
     }
 
+    /// Whether the header at `next` is TCP's and not whole: the gate reads its flags, and nobody can follow a part of it.
+    #[inline(always)]
+    pub(super) fn is_cut(&self, protocol: u8, next: usize) -> bool {
+        protocol == transport::TCP && self.bytes::<20>(next).is_none()
+    }
+
     /// [`Self::write`] of `N` bytes.
     #[inline(always)]
     pub(super) fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
