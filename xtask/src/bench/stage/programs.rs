@@ -47,7 +47,7 @@ impl Programs {
         node.ip(&format!("link add {DEVICE} mtu 1450 type vxlan external dstport 8472"))?;
         node.ip(&format!("link set {DEVICE} up"))?;
         let object = read(object)?;
-        let pods = ends.macs()?;
+        let macs = ends.macs()?;
         // An interface is found in the namespace of the thread that asks.
         node.run(|| {
             let device = if_nametoindex(DEVICE)?;
@@ -62,8 +62,8 @@ impl Programs {
             nodes.insert(&prefix, u32::from(ends.other), 0)?;
             let mut map: HashMap<&mut MapData, [u8; 4], [u32; 4]> =
                 programs.map_mut("PODS").context("no map PODS")?.try_into()?;
-            for (index, (pod, [a, b, c])) in (0..).zip(ends.pods.iter().zip(&pods)) {
-                map.insert(pod.address().octets(), [if_nametoindex(&*veth(index))?, *a, *b, *c], 0)?;
+            for (address, pod) in ends.entries(&macs)? {
+                map.insert(address, pod, 0)?;
             }
             attach(&mut programs, "tunnel_in", &[DEVICE.to_owned()])?;
             attach(&mut programs, "tunnel_out", &ends.veths())?;
@@ -78,7 +78,7 @@ impl Programs {
     /// Where the kernel refuses.
     pub(super) fn redirect(object: &Path, ends: &Ends<'_>) -> Result<Self> {
         let object = read(object)?;
-        let pods = ends.macs()?;
+        let macs = ends.macs()?;
         let in_memory = |address: Ipv4Addr| u32::from_ne_bytes(address.octets());
         let subnet = ends.other_subnet;
         let other_node = [ends.other, subnet.network(), subnet.netmask()].map(in_memory);
@@ -92,9 +92,8 @@ impl Programs {
                 .load(&object)?;
             let mut map: Array<&mut MapData, [u32; 4]> =
                 programs.map_mut("PODS_BY_BYTE").context("no map PODS_BY_BYTE")?.try_into()?;
-            for (index, (pod, [a, b, c])) in (0..).zip(ends.pods.iter().zip(&pods)) {
-                let [.., last] = pod.address().octets();
-                map.set(last.into(), [if_nametoindex(&*veth(index))?, *a, *b, *c], 0)?;
+            for ([.., last], pod) in ends.entries(&macs)? {
+                map.set(last.into(), pod, 0)?;
             }
             attach(&mut programs, "redirect_in", &[UPLINK.to_owned()])?;
             attach(&mut programs, "redirect_out", &ends.veths())?;
@@ -118,6 +117,15 @@ impl Ends<'_> {
             Ok([word(0)?, word(4)?, word(8)?])
         };
         self.veths().iter().zip(self.pods).map(of_pod).collect()
+    }
+
+    /// Of each pod, its address and what the programs' maps have of it: interface index, then the MACs. To be asked in the
+    /// node's namespace.
+    fn entries(&self, macs: &[[u32; 3]]) -> Result<Vec<([u8; 4], [u32; 4])>> {
+        let entry = |((veth, pod), [a, b, c]): ((&String, &Container), &[u32; 3])| {
+            Ok((pod.address().octets(), [if_nametoindex(veth.as_str())?, *a, *b, *c]))
+        };
+        self.veths().iter().zip(self.pods).zip(macs).map(entry).collect()
     }
 }
 
